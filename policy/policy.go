@@ -1,0 +1,316 @@
+// Package policy holds the words that every other package shares: the request
+// that a door hands in, the verdict that comes out, and what a check is.
+//
+// A door (policyd, milter) translates its protocol into a [Request]; the
+// pipeline runs a chain of [Check] values over it; the [Decision] goes back to
+// the same door. Nothing here does I/O, and only the standard library is
+// imported, so that every package can import this one.
+package policy
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Stage is the point of the SMTP dialogue at which a request is made. The
+// order of the constants is the order of the dialogue.
+type Stage uint8
+
+// The stages, with the name that Postfix gives them as protocol_state
+// (SMTPD_POLICY_README). HELO and EHLO are one stage.
+const (
+	StageUnknown      Stage = iota
+	StageConnect            // CONNECT
+	StageHelo               // HELO, EHLO
+	StageMail               // MAIL
+	StageRcpt               // RCPT
+	StageData               // DATA (BDAT is shown as DATA)
+	StageEndOfMessage       // END-OF-MESSAGE
+	StageVrfy               // VRFY
+	StageEtrn               // ETRN
+	stageCount
+)
+
+var stageNames = [stageCount]string{
+	"unknown", "connect", "helo", "mail", "rcpt", "data", "end-of-message", "vrfy", "etrn",
+}
+
+// String returns the lower-case name used in configuration, logs and metrics.
+func (s Stage) String() string {
+	if s < stageCount {
+		return stageNames[s]
+	}
+	return stageNames[StageUnknown]
+}
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (s *Stage) UnmarshalText(text []byte) error {
+	for i, name := range stageNames {
+		if i > 0 && name == string(text) {
+			*s = Stage(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown stage %q (one of connect, helo, mail, rcpt, data, end-of-message, vrfy, etrn)", text)
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (s Stage) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// StageSet is a set of stages.
+type StageSet uint16
+
+// Stages returns the set of the given stages.
+func Stages(stages ...Stage) StageSet {
+	var set StageSet
+	for _, s := range stages {
+		set |= 1 << s
+	}
+	return set
+}
+
+// AllStages is the set of every stage that Postfix can ask at.
+const AllStages = StageSet(1<<stageCount - 2)
+
+// Has reports whether s is in the set.
+func (set StageSet) Has(s Stage) bool { return set&(1<<s) != 0 }
+
+// Address is an envelope address in the forms that checks compare.
+// The zero Address is the null sender, or no address at all.
+type Address struct {
+	// Raw is the address as the client gave it, in internal form: no angle
+	// brackets, local part unquoted, case kept.
+	Raw string
+	// Local is the part before the last @, case kept; all of Raw when there is no @.
+	Local string
+	// Domain is the part after the last @: lower case, A-labels, no trailing
+	// dot. Empty for the null sender and for a bare user name.
+	Domain string
+}
+
+// Client is who Postfix says is connected.
+type Client struct {
+	// Addr has no zone, and an IPv4-mapped address is IPv4 here. It is invalid
+	// when Postfix no longer knows the peer.
+	Addr netip.Addr
+	// Port is 0 when not known.
+	Port uint16
+	// Name is the reverse name that Postfix verified by a forward look-up:
+	// lower case, no trailing dot, empty when there is none.
+	Name string
+	// ReverseName is the reverse name as found, not verified; a stranger can
+	// put anything there. Empty when there is none.
+	ReverseName string
+}
+
+// SASL is what the client authenticated as. All fields are empty without AUTH.
+type SASL struct {
+	Method, Username string
+	// Sender is the MAIL FROM AUTH= parameter: the client's word, no identity.
+	Sender string
+}
+
+// TLS is the state of the client's connection. All fields are empty on plain text.
+type TLS struct {
+	Protocol, Cipher string
+	KeySize          int // bits in use
+	// CertSubject and CertIssuer are common names, decoded from xtext, and
+	// empty unless Postfix trusts the certificate.
+	CertSubject, CertIssuer string
+	// CertFingerprint and PubkeyFingerprint are hexadecimal with colons, and
+	// are given for untrusted certificates too.
+	CertFingerprint, PubkeyFingerprint string
+	SNI                                string // server name the client asked for, Postfix 3.12+
+}
+
+// Request is one question about one SMTP session. A door fills it, checks read
+// it and add to Facts. It belongs to the goroutine that runs the pipeline: a
+// check that hands work to another goroutine copies what it needs. Strings in
+// it stay valid after the request; the Request value itself is reused.
+type Request struct {
+	// Time is when the request arrived: the only clock of a decision.
+	Time time.Time
+	// Stage is the SMTP command being answered, whatever restriction list
+	// the question came from.
+	Stage Stage
+	// Door is "policy", "milter" or "explain"; Listener names the socket.
+	Door, Listener string
+	// Context is Postfix's policy_context, which picks a chain.
+	Context string
+
+	Client             Client
+	ServerAddr         netip.Addr
+	ServerPort         uint16
+	ESMTP              bool   // protocol_name is ESMTP
+	Helo               string // as given, empty if none
+	Sender             Address
+	Recipient          Address
+	RecipientCount     int    // accepted recipients, only at data and end-of-message
+	QueueID            string // empty until the first recipient is accepted
+	Instance           string // one per mail transaction, unique per host only
+	Size               int64  // bytes declared by SIZE=, or received at end-of-message
+	ETRNDomain         string
+	Stress             bool
+	SASL               SASL
+	TLS                TLS
+	CompatibilityLevel string // Postfix 3.8+
+	MailVersion        string // Postfix 3.8+
+
+	// Facts is what the checks before this one learned.
+	Facts Facts
+
+	// DryRun asks for the answer only: no check may change any state, count
+	// anything against the client or start background work that does.
+	DryRun bool
+	// Probe takes notes for `postern explain`. Nil on the request path, so
+	// look before building a note.
+	Probe *Probe
+}
+
+// NullSender reports whether the envelope sender was given and is <>.
+func (r *Request) NullSender() bool {
+	return r.Stage >= StageMail && r.Stage <= StageEndOfMessage && r.Sender.Raw == ""
+}
+
+// Facts is what checks learned about a request. Later checks and the doors
+// read it. The zero value knows nothing.
+type Facts struct {
+	SPF      SPF
+	Provider string    // name of the provider whose networks hold the client
+	Listings []Listing // DNSBL and DNSWL entries found
+	RBLScore int       // sum of the weights of Listings
+	// Marks are suspicions: stable slugs such as "rbl-score" or "helo-invalid".
+	Marks []string
+	// Missing names sources that could not be asked ("dnsbl zen.example: timeout").
+	Missing []string
+}
+
+// SPF is the outcome of an SPF check (RFC 7208). The zero value means that
+// none was made.
+type SPF struct {
+	Result string // "pass", "fail", "softfail", "neutral", "none", "temperror", "permerror"
+	Domain string // the domain that was checked, lower case
+}
+
+// Listing is one entry found on a DNS list.
+type Listing struct {
+	List   string // public name of the list, never its query key
+	What   string // the address or domain that is listed
+	Answer string // the A records, "127.0.0.2 127.0.0.4"
+	Weight int
+}
+
+// Mark adds a suspicion, once.
+func (f *Facts) Mark(slug string) {
+	for _, m := range f.Marks {
+		if m == slug {
+			return
+		}
+	}
+	f.Marks = append(f.Marks, slug)
+}
+
+// Suspicious reports whether any check left a mark.
+func (f *Facts) Suspicious() bool { return len(f.Marks) > 0 }
+
+// Reset forgets everything and keeps the memory.
+func (f *Facts) Reset() {
+	*f = Facts{Listings: f.Listings[:0], Marks: f.Marks[:0], Missing: f.Missing[:0]}
+}
+
+// Action is what a verdict asks for.
+type Action uint8
+
+// The actions. Their order carries no meaning.
+const (
+	Continue      Action = iota // no objection: ask the next check
+	Allow                       // let the request past the checks named in Verdict.Skip
+	Permit                      // accept for relaying; honoured only in a chain with purpose = "relay"
+	Reject                      // refuse for good, 5xx
+	Defer                       // refuse for now, 4xx, at once
+	DeferIfPermit               // refuse for now unless something else refuses for good
+	Hold                        // accept into the hold queue
+	Discard                     // accept and throw away
+	Redirect                    // deliver to Verdict.Arg instead
+	actionCount
+)
+
+var actionNames = [actionCount]string{
+	"continue", "allow", "permit", "reject", "defer", "defer-if-permit", "hold", "discard", "redirect",
+}
+
+// String returns the lower-case name used in configuration, logs and metrics.
+func (a Action) String() string {
+	if a < actionCount {
+		return actionNames[a]
+	}
+	return "unknown"
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (a *Action) UnmarshalText(text []byte) error {
+	for i, name := range actionNames {
+		if name == string(text) {
+			*a = Action(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown action %q", text)
+}
+
+// Refuses reports whether the remote client gets a 4xx or 5xx reply.
+func (a Action) Refuses() bool { return a == Reject || a == Defer || a == DeferIfPermit }
+
+// Header is one header field to put on top of an accepted message.
+type Header struct {
+	Name, Value string
+}
+
+// Verdict is what a check says. Its zero value is Continue: no opinion, ask the next.
+type Verdict struct {
+	Action Action
+	Reason string   // stable slug for logs and metrics, from a closed set: "rbl-listed"
+	Reply  Reply    // for the remote client; needed when Action.Refuses()
+	Detail string   // for our own log and trace only
+	Skip   []string // with Allow: names of the checks to pass over; not to be changed
+	Arg    string   // with Redirect: the address
+	Add    []Header // fields for the message if it is accepted; once per message
+}
+
+// Traits is what the pipeline must know of a check before it runs it.
+type Traits struct {
+	// Stages are those at which the check has the facts it needs. At other
+	// stages the pipeline passes it over. A chain that can never reach one of
+	// them is refused at load.
+	Stages StageSet
+	// Waits is set when Evaluate may wait for the network.
+	Waits bool
+	// Last is set when the check must be the last of its chain.
+	Last bool
+}
+
+// Check judges one request. It is safe for concurrent use.
+type Check interface {
+	// Name is the check's name in configuration, logs and metrics: "rbl".
+	Name() string
+	// Traits is constant for one value.
+	Traits() Traits
+	// Evaluate says what should happen to req. An error means "could not
+	// decide"; what an undecided check does is the pipeline's business. It
+	// returns soon after ctx is done. ctx has a deadline.
+	Evaluate(ctx context.Context, req *Request) (Verdict, error)
+}
+
+// Hinter is a check that can sometimes tell from memory that it would refuse.
+// The pipeline asks it before the first check of the chain that waits.
+type Hinter interface {
+	Check
+	// Hint returns the verdict and true when it is already certain. It does
+	// no I/O and changes no state.
+	Hint(req *Request) (Verdict, bool)
+}
