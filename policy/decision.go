@@ -112,14 +112,18 @@ type Step struct {
 // Decision is what a chain made of a request. It is reused by its owner; who
 // keeps one beyond the request calls Clone.
 type Decision struct {
-	Verdict   Verdict       `json:"verdict"`
-	Check     string        `json:"check,omitempty"`     // whose verdict it is, empty when nobody objected
-	Reference string        `json:"reference,omitempty"` // set when the client is refused
-	Chain     string        `json:"chain"`
-	Headers   []Header      `json:"headers,omitempty"` // from all checks, for an accepted message
-	Degraded  bool          `json:"degraded"`          // something could not be asked
-	Steps     []Step        `json:"steps"`
-	Took      time.Duration `json:"took"`
+	Verdict   Verdict  `json:"verdict"`
+	Check     string   `json:"check,omitempty"`     // whose verdict it is, empty when nobody objected
+	Reference string   `json:"reference,omitempty"` // set when the client is refused
+	Chain     string   `json:"chain"`
+	Headers   []Header `json:"headers,omitempty"` // from all checks, for an accepted message
+	Degraded  bool     `json:"degraded"`          // something could not be asked
+	// Would is the first verdict that shadow mode kept from counting, and
+	// WouldCheck whose it was. Empty WouldCheck: there was none.
+	Would      Verdict       `json:"would,omitzero"`
+	WouldCheck string        `json:"would_check,omitempty"`
+	Steps      []Step        `json:"steps"`
+	Took       time.Duration `json:"took"`
 }
 
 // Reset empties d and keeps its memory.
@@ -153,4 +157,20 @@ func (p *Probe) Add(what, value, source string, took time.Duration) {
 	if p != nil {
 		p.Notes = append(p.Notes, Note{what, value, source, took})
 	}
+}
+
+// Len returns the number of notes; 0 for a nil Probe.
+func (p *Probe) Len() int {
+	if p == nil {
+		return 0
+	}
+	return len(p.Notes)
+}
+
+// From returns a copy of the notes from index i on; nil for a nil Probe.
+func (p *Probe) From(i int) []Note {
+	if p == nil {
+		return nil
+	}
+	return append([]Note(nil), p.Notes[i:]...)
 }

@@ -137,8 +137,10 @@ type Request struct {
 	Stage Stage
 	// Door is "policy", "milter" or "explain"; Listener names the socket.
 	Door, Listener string
-	// Context is Postfix's policy_context, which picks a chain.
+	// Context is Postfix's policy_context: the name of the chain to use.
 	Context string
+	// Chain is the chain that the listener names; Context goes before it.
+	Chain string
 
 	Client             Client
 	ServerAddr         netip.Addr

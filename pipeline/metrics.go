@@ -1,0 +1,201 @@
+package pipeline
+
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/policy"
+)
+
+// Metrics are the counters of all pipelines of a daemon. They outlive a
+// reload, so they are made once.
+type Metrics struct {
+	decisions      *prometheus.CounterVec   // chain, stage, action
+	seconds        *prometheus.HistogramVec // chain
+	verdicts       *prometheus.CounterVec   // check, outcome, action, reason
+	stepSeconds    *prometheus.HistogramVec // check
+	degraded       *prometheus.CounterVec   // chain
+	shadowed       *prometheus.CounterVec   // check, action
+	unknownContext prometheus.Counter
+}
+
+// buckets reach from a warm answer to a spent budget.
+var buckets = []float64{20e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3, 100e-3, .5, 1, 2.5, 5, 10, 20}
+
+// NewMetrics makes the metrics and registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postern_decisions_total", Help: "Decisions by chain, SMTP stage and action.",
+		}, []string{"chain", "stage", "action"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "postern_decision_seconds", Help: "Time a decision took, by chain.", Buckets: buckets,
+		}, []string{"chain"}),
+		verdicts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postern_check_verdicts_total", Help: "Verdicts of single checks; outcome tells whether the verdict counted.",
+		}, []string{"check", "outcome", "action", "reason"}),
+		stepSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "postern_check_seconds", Help: "Time one check took.", Buckets: buckets,
+		}, []string{"check"}),
+		degraded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postern_decisions_degraded_total", Help: "Decisions in which a check could not be asked.",
+		}, []string{"chain"}),
+		shadowed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postern_shadow_total", Help: "What checks or chains in shadow mode would have done.",
+		}, []string{"check", "action"}),
+		unknownContext: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_unknown_context_total", Help: "Requests whose policy_context names no chain.",
+		}),
+	}
+	reg.MustRegister(m.decisions, m.seconds, m.verdicts, m.stepSeconds, m.degraded, m.shadowed, m.unknownContext)
+	return m
+}
+
+type chainMetrics struct {
+	seconds  prometheus.Observer
+	degraded prometheus.Counter
+	pass     [policy.StageEtrn + 1]prometheus.Counter // continue, by stage
+}
+
+func (m *Metrics) chain(name string) chainMetrics {
+	c := chainMetrics{seconds: m.seconds.WithLabelValues(name), degraded: m.degraded.WithLabelValues(name)}
+	for s := range c.pass {
+		c.pass[s] = m.decisions.WithLabelValues(name, policy.Stage(s).String(), policy.Continue.String())
+	}
+	return c
+}
+
+func (m *Metrics) observe(r *run) {
+	c, d := &r.chain.metrics, r.d
+	c.seconds.Observe(d.Took.Seconds())
+	if d.Degraded {
+		c.degraded.Inc()
+	}
+	if d.WouldCheck != "" {
+		m.shadowed.WithLabelValues(d.WouldCheck, d.Would.Action.String()).Inc()
+	}
+	if d.Verdict.Action == policy.Continue && int(r.req.Stage) < len(c.pass) {
+		c.pass[r.req.Stage].Inc()
+		return
+	}
+	m.decisions.WithLabelValues(r.chain.name, r.req.Stage.String(), d.Verdict.Action.String()).Inc()
+}
+
+type stepMetrics struct {
+	name     string
+	verdicts *prometheus.CounterVec
+	seconds  prometheus.Observer
+	// counters holds the children met so far. It is copied to grow, so the
+	// request path reads it without a lock.
+	counters *atomic.Pointer[map[verdictKey]prometheus.Counter]
+}
+
+type verdictKey struct {
+	outcome policy.Outcome
+	action  policy.Action
+	reason  string
+}
+
+func (m *Metrics) step(name string) stepMetrics {
+	s := stepMetrics{
+		name: name, verdicts: m.verdicts, seconds: m.stepSeconds.WithLabelValues(name),
+		counters: new(atomic.Pointer[map[verdictKey]prometheus.Counter]),
+	}
+	s.counters.Store(&map[verdictKey]prometheus.Counter{})
+	return s
+}
+
+func (s *stepMetrics) observe(line *policy.Step, took time.Duration) {
+	if line.Outcome != policy.Hinted {
+		s.seconds.Observe(took.Seconds())
+	}
+	key := verdictKey{line.Outcome, line.Verdict.Action, line.Verdict.Reason}
+	old := s.counters.Load()
+	c, ok := (*old)[key]
+	if !ok {
+		c = s.verdicts.WithLabelValues(s.name, key.outcome.String(), key.action.String(), key.reason)
+		grown := maps.Clone(*old)
+		grown[key] = c
+		s.counters.CompareAndSwap(old, &grown) // a lost race is made good by the next request
+	}
+	c.Inc()
+}
+
+// logDecision writes the one line of a decision. The names of its fields are
+// documented in docs/logging.md.
+func (p *Pipeline) logDecision(r *run) {
+	level := zap.InfoLevel
+	if r.d.Degraded {
+		level = zap.WarnLevel
+	}
+	ce := p.log.Check(level, "decision")
+	if ce == nil {
+		return
+	}
+	req, d := r.req, r.d
+	buf := fieldPool.Get().(*[]zap.Field)
+	f := append((*buf)[:0],
+		zap.String("action", d.Verdict.Action.String()),
+		zap.String("stage", req.Stage.String()),
+		zap.String("client", addrText(req)),
+		zap.String("client_name", req.Client.Name),
+		zap.String("helo", req.Helo),
+		zap.String("sender", senderText(req)),
+		zap.String("recipient", req.Recipient.Raw),
+		zap.String("chain", d.Chain),
+		zap.Duration("took", d.Took),
+	)
+	f = appendText(f, "queue_id", req.QueueID)
+	f = appendText(f, "instance", req.Instance)
+	f = appendText(f, "login", req.SASL.Username)
+	f = appendText(f, "check", d.Check)
+	if reason := d.Verdict.Reason; reason != "" {
+		f = append(f, zap.String("reason", reason))
+	} else if n := len(d.Steps); n > 0 {
+		f = appendText(f, "reason", d.Steps[n-1].Verdict.Reason)
+	}
+	f = appendText(f, "detail", d.Verdict.Detail)
+	if d.Verdict.Action.Refuses() {
+		f = append(f, zap.String("reply", d.Verdict.Reply.String()), zap.String("ref", d.Reference))
+	}
+	if d.WouldCheck != "" {
+		f = append(f, zap.String("shadow_check", d.WouldCheck), zap.String("shadow_action", d.Would.Action.String()),
+			zap.String("shadow_reason", d.Would.Reason))
+	}
+	if d.Degraded {
+		f = append(f, zap.Bool("degraded", true), zap.Error(r.err))
+	}
+	ce.Write(f...)
+	clear(f)
+	*buf = f
+	fieldPool.Put(buf)
+}
+
+// fieldPool spares the request path the array of a line's fields.
+var fieldPool = sync.Pool{New: func() any { f := make([]zap.Field, 0, 24); return &f }}
+
+func appendText(f []zap.Field, name, value string) []zap.Field {
+	if value == "" {
+		return f
+	}
+	return append(f, zap.String(name, value))
+}
+
+func senderText(req *policy.Request) string {
+	if req.NullSender() {
+		return "<>"
+	}
+	return req.Sender.Raw
+}
+
+func addrText(req *policy.Request) string {
+	if !req.Client.Addr.IsValid() {
+		return "unknown"
+	}
+	return req.Client.Addr.String()
+}

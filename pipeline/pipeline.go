@@ -1,0 +1,471 @@
+// Package pipeline runs a chain of checks over a request and says what comes
+// of it: the order, the time limits, what an undecided check does, shadow
+// mode, the guard against panics, the reference in a refusal, the log line and
+// the metrics. Checks know nothing of each other; doors know nothing of checks.
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"postern/internal/conf"
+	"postern/policy"
+)
+
+// Step is a check and how the operator wants it to be run.
+type Step struct {
+	Check policy.Check
+	conf.Step
+}
+
+// Journal keeps decisions so that a reference can be looked up.
+type Journal interface {
+	// Record may keep what it is given only as a copy.
+	Record(req *policy.Request, d *policy.Decision)
+}
+
+// Options is what a Pipeline is built from. All values have been validated.
+type Options struct {
+	Chains map[string]ChainConfig
+	// Default names the chain for requests that name none.
+	Default string
+	// Mode of the whole daemon.
+	Mode policy.Mode
+	// Steps holds every check that the chains name.
+	Steps   map[string]Step
+	Log     *zap.Logger
+	Metrics *Metrics
+	Journal Journal
+}
+
+// Pipeline decides requests. It does not change after New and is safe for
+// concurrent use; a reload makes a new one.
+type Pipeline struct {
+	chains   map[string]*chain
+	fallback *chain
+	log      *zap.Logger
+	metrics  *Metrics
+	journal  Journal
+}
+
+type chain struct {
+	name       string
+	relay      bool
+	mode       policy.Mode
+	stages     policy.StageSet
+	budget     time.Duration
+	errorReply *policy.Template
+	steps      []step
+	hintAt     int // index of the first step that waits; hints are asked before it
+	metrics    chainMetrics
+}
+
+type step struct {
+	Step
+	name    string
+	traits  policy.Traits
+	hinter  policy.Hinter // nil when the check has no hints
+	metrics stepMetrics
+}
+
+// New builds the chains. It fails on what ValidateOrder reports as well.
+func New(o Options) (*Pipeline, error) {
+	p := &Pipeline{
+		chains:  make(map[string]*chain, len(o.Chains)),
+		log:     o.Log,
+		metrics: o.Metrics,
+		journal: o.Journal,
+	}
+	describe := make(Describe, len(o.Steps))
+	for name, s := range o.Steps {
+		describe[name] = s.Check.Traits()
+	}
+	for name, cfg := range o.Chains {
+		var fs conf.Faults
+		cfg.Validate("chains."+name, &fs)
+		cfg.ValidateOrder("chains."+name, describe, func(string) string { return "" }, &fs)
+		if err := fs.Err(); err != nil {
+			return nil, err
+		}
+		reply, err := policy.ParseTemplate(cfg.ErrorReply, errorReply, "check")
+		if err != nil {
+			return nil, err
+		}
+		c := &chain{
+			name: name, relay: cfg.Purpose == PurposeRelay, mode: max(cfg.Mode, o.Mode),
+			stages: cfg.stageSet(), budget: cfg.Budget.D(), errorReply: reply,
+			hintAt: len(cfg.Checks), metrics: o.Metrics.chain(name),
+		}
+		for i, check := range cfg.Checks {
+			s := step{Step: o.Steps[check], name: check, metrics: o.Metrics.step(check)}
+			s.traits = s.Check.Traits()
+			s.hinter, _ = s.Check.(policy.Hinter)
+			if s.traits.Waits && i < c.hintAt {
+				c.hintAt = i
+			}
+			c.steps = append(c.steps, s)
+		}
+		p.chains[name] = c
+	}
+	if p.fallback = p.chains[o.Default]; p.fallback == nil {
+		return nil, fmt.Errorf("pipeline: there is no chain %q to use by default", o.Default)
+	}
+	return p, nil
+}
+
+// pick returns the chain for a request: by policy_context, by listener, or
+// the default one. A context that names no chain is counted, not refused:
+// Postfix sends whatever main.cf holds.
+func (p *Pipeline) pick(req *policy.Request) *chain {
+	if req.Context != "" {
+		if c := p.chains[req.Context]; c != nil {
+			return c
+		}
+		p.metrics.unknownContext.Inc()
+	}
+	if c := p.chains[req.Chain]; c != nil {
+		return c
+	}
+	return p.fallback
+}
+
+// run is the state of one decision.
+type run struct {
+	chain   *chain
+	req     *policy.Request
+	d       *policy.Decision
+	skip    uint64 // bit i: step i is passed over
+	pending int    // step whose DeferIfPermit waits for the end, -1 for none
+	sticky  int    // step whose Hold or Redirect waits for the end, -1 for none
+	err     error  // first error, for the log
+}
+
+// Decide runs the chain that req asks for and writes the outcome to d, which
+// the caller has Reset. It never fails and never panics: what could not be
+// asked is marked in d.Degraded. It returns by the chain's budget as long as
+// the checks keep to their context. Cancelling ctx ends it early.
+func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.Decision) {
+	start := time.Now()
+	r := run{chain: p.pick(req), req: req, d: d, pending: -1, sticky: -1}
+	d.Chain = r.chain.name
+	if r.chain.mode != policy.Off && r.chain.stages.Has(req.Stage) {
+		p.steps(ctx, start, &r)
+	}
+	p.settle(&r)
+	d.Took = time.Since(start)
+	if req.DryRun {
+		return
+	}
+	p.metrics.observe(&r)
+	if d.Reference != "" && p.journal != nil {
+		p.journal.Record(req, d)
+	}
+	p.logDecision(&r)
+}
+
+func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
+	steps := r.chain.steps
+	limit := start.Add(r.chain.budget)
+	contexts := make([]stepContext, len(steps))
+	for i := range steps {
+		if i == r.chain.hintAt && p.hints(r) {
+			return
+		}
+		s := &steps[i]
+		if why := r.skipWhy(i, s); why != "" {
+			r.d.Steps = append(r.d.Steps, policy.Step{Check: s.name, Outcome: policy.Skipped, Error: why})
+			continue
+		}
+		began := time.Now()
+		c := &contexts[i]
+		c.init(ctx, began, s.Timeout.D(), limit)
+
+		facts, notes := r.req.Facts, r.req.Probe.Len()
+		verdict, err := p.evaluate(c, s, r.req)
+		took := time.Since(began)
+		c.finish()
+
+		line := policy.Step{Check: s.name, Verdict: verdict, Took: took, Notes: r.req.Probe.From(notes)}
+		switch {
+		case err != nil:
+			line.Outcome, line.Error = outcomeOf(err, c), err.Error()
+		case s.Mode == policy.Shadow:
+			line.Outcome = policy.Shadowed
+		}
+		r.d.Steps = append(r.d.Steps, line)
+		if !r.req.DryRun {
+			s.metrics.observe(&r.d.Steps[len(r.d.Steps)-1], took)
+		}
+		if s.Mode == policy.Shadow {
+			// What it learned must not move the checks after it either.
+			r.req.Facts = facts
+			if err != nil {
+				r.failed(s, err, true)
+			} else {
+				r.would(s.name, verdict)
+			}
+			continue
+		}
+		if err != nil {
+			if r.failed(s, err, false) {
+				r.pend(len(r.d.Steps) - 1)
+			}
+			continue
+		}
+		if r.take(i, verdict) {
+			return
+		}
+	}
+}
+
+// skipWhy says why step i is passed over, "" when it is not.
+func (r *run) skipWhy(i int, s *step) string {
+	switch {
+	case s.Mode == policy.Off:
+		return "off"
+	case r.skip&(1<<i) != 0:
+		return "allowed past"
+	case !s.traits.Stages.Has(r.req.Stage):
+		return "stage"
+	case s.traits.Last && r.pending >= 0:
+		return "already refused"
+	}
+	return ""
+}
+
+// take applies a verdict that counts and reports whether it ends the chain.
+func (r *run) take(i int, v policy.Verdict) bool {
+	r.d.Headers = append(r.d.Headers, v.Add...)
+	switch v.Action {
+	case policy.Continue:
+	case policy.Allow:
+		for j := i + 1; j < len(r.chain.steps); j++ {
+			for _, name := range v.Skip {
+				if r.chain.steps[j].name == name {
+					r.skip |= 1 << j
+				}
+			}
+		}
+	case policy.Permit:
+		// Only a relay chain may say OK; elsewhere it is "no objection".
+		if r.chain.relay {
+			r.decide(len(r.d.Steps) - 1)
+			return true
+		}
+	case policy.Hold, policy.Redirect:
+		if r.sticky < 0 {
+			r.sticky = len(r.d.Steps) - 1
+		}
+	case policy.DeferIfPermit:
+		r.pend(len(r.d.Steps) - 1)
+	default: // Reject, Defer, Discard
+		r.decide(len(r.d.Steps) - 1)
+		return true
+	}
+	return false
+}
+
+// failed notes that a check could not decide. It reports whether the request
+// must be deferred for it, and then has put that verdict into the trace.
+func (r *run) failed(s *step, err error, shadow bool) bool {
+	r.d.Degraded = true
+	if r.err == nil {
+		r.err = fmt.Errorf("%s: %w", s.name, err)
+	}
+	if s.OnError != policy.ErrorDefer {
+		return false
+	}
+	v := policy.Verdict{
+		Action: policy.DeferIfPermit, Reason: "check-error",
+		Reply: r.chain.errorReply.Expand(func(string) string { return s.name }),
+	}
+	if shadow {
+		r.would(s.name, v)
+		return false
+	}
+	r.d.Steps[len(r.d.Steps)-1].Verdict = v
+	return true
+}
+
+func (r *run) pend(i int) {
+	if r.pending < 0 {
+		r.pending = i
+	}
+}
+
+func (r *run) would(check string, v policy.Verdict) {
+	if r.d.WouldCheck == "" && v.Action != policy.Continue {
+		r.d.Would, r.d.WouldCheck = v, check
+	}
+}
+
+// decide makes the verdict of trace line i the final one.
+func (r *run) decide(i int) {
+	r.d.Verdict, r.d.Check = r.d.Steps[i].Verdict, r.d.Steps[i].Check
+}
+
+// hints asks the checks that can tell from memory, and reports whether one did.
+func (p *Pipeline) hints(r *run) bool {
+	if r.pending >= 0 {
+		return false
+	}
+	for i := r.chain.hintAt; i < len(r.chain.steps); i++ {
+		s := &r.chain.steps[i]
+		if s.hinter == nil || s.Mode != policy.Enforce || r.skipWhy(i, s) != "" {
+			continue
+		}
+		began, notes := time.Now(), r.req.Probe.Len()
+		v, ok := p.hint(s, r.req)
+		if !ok || !v.Action.Refuses() {
+			continue
+		}
+		r.d.Steps = append(r.d.Steps, policy.Step{
+			Check: s.name, Outcome: policy.Hinted, Verdict: v, Took: time.Since(began), Notes: r.req.Probe.From(notes),
+		})
+		if !r.req.DryRun {
+			s.metrics.observe(&r.d.Steps[len(r.d.Steps)-1], 0)
+		}
+		r.decide(len(r.d.Steps) - 1)
+		return true
+	}
+	return false
+}
+
+// settle turns what waited into the verdict, guards the reply, applies the
+// chain's shadow mode and gives a refusal its reference.
+func (p *Pipeline) settle(r *run) {
+	d := r.d
+	if d.Check == "" {
+		switch {
+		case r.pending >= 0:
+			r.decide(r.pending)
+		case r.sticky >= 0:
+			r.decide(r.sticky)
+		}
+	}
+	if d.Verdict.Action.Refuses() {
+		fixReply(p.log, r.chain, &d.Verdict, d.Check)
+	}
+	if r.chain.mode == policy.Shadow {
+		if d.Check != "" {
+			d.Would, d.WouldCheck = d.Verdict, d.Check
+		}
+		d.Verdict, d.Check = policy.Verdict{}, ""
+		d.Headers = d.Headers[:0]
+	}
+	if d.Verdict.Action.Refuses() {
+		d.Headers = d.Headers[:0]
+		d.Reference = newReference()
+	}
+}
+
+// fixReply replaces a reply that Postfix would misread. Reaching it is a fault
+// in a check, but the client must not feel it as a permit.
+func fixReply(log *zap.Logger, c *chain, v *policy.Verdict, check string) {
+	class := 4
+	if v.Action == policy.Reject {
+		class = 5
+	}
+	if v.Reply.Code/100 == class && v.Reply.Text != "" && len(v.Reply.Enhanced) > 0 && int(v.Reply.Enhanced[0]-'0') == class {
+		return
+	}
+	log.Error("check gave an unusable reply", zap.String("check", check), zap.String("reply", v.Reply.String()))
+	if class == 5 {
+		v.Reply = policy.Reply{Code: 550, Enhanced: "5.7.1", Text: "Access denied"}
+		return
+	}
+	v.Reply = c.errorReply.Expand(func(string) string { return check })
+}
+
+// errPanic marks the error that a panic of a check was turned into.
+var errPanic = errors.New("panic")
+
+func (p *Pipeline) evaluate(ctx context.Context, s *step, req *policy.Request) (v policy.Verdict, err error) {
+	defer p.guard(s, req, &err)
+	v, err = s.Check.Evaluate(ctx, req)
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	return v, nil
+}
+
+func (p *Pipeline) hint(s *step, req *policy.Request) (v policy.Verdict, ok bool) {
+	var err error
+	defer func() { ok = ok && err == nil }()
+	defer p.guard(s, req, &err)
+	return s.hinter.Hint(req)
+}
+
+func (p *Pipeline) guard(s *step, req *policy.Request, err *error) {
+	if cause := recover(); cause != nil {
+		*err = fmt.Errorf("%w: %v", errPanic, cause)
+		p.log.Error("check panicked", zap.String("check", s.name), zap.Any("cause", cause),
+			zap.Stringer("client", req.Client.Addr), zap.ByteString("stack", debug.Stack()))
+	}
+}
+
+func outcomeOf(err error, c *stepContext) policy.Outcome {
+	switch {
+	case errors.Is(err, errPanic):
+		return policy.Panicked
+	case errors.Is(err, context.DeadlineExceeded) || c.Err() == context.DeadlineExceeded: //nolint:errorlint // the context's own error is never wrapped
+		return policy.TimedOut
+	}
+	return policy.Failed
+}
+
+// crockford is the alphabet of references: no I, L, O, U, so that a code read
+// over the telephone stays the same (Crockford's Base32).
+const crockford = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+// newReference returns a code such as "7K3QX-2MDAB": 50 random bits, so that
+// the references of a site do not meet within the life of its logs.
+func newReference() string {
+	bits := rand.Uint64()
+	var b [11]byte
+	for i := range b {
+		if i == 5 {
+			b[i] = '-'
+			continue
+		}
+		b[i] = crockford[bits&31]
+		bits >>= 5
+	}
+	return string(b[:])
+}
+
+// Chains returns the names of the chains and of the checks in each, in order.
+func (p *Pipeline) Chains() map[string][]string {
+	out := make(map[string][]string, len(p.chains))
+	for name, c := range p.chains {
+		list := make([]string, len(c.steps))
+		for i := range c.steps {
+			list[i] = c.steps[i].name
+		}
+		out[name] = list
+	}
+	return out
+}
+
+// Modes returns the mode in which each check runs in a chain, the chain's own
+// mode taken into account.
+func (p *Pipeline) Modes(name string) map[string]policy.Mode {
+	c := p.chains[name]
+	if c == nil {
+		return nil
+	}
+	out := make(map[string]policy.Mode, len(c.steps))
+	for i := range c.steps {
+		out[c.steps[i].name] = max(c.steps[i].Mode, c.mode)
+	}
+	return out
+}
+
+func index(key string, i int) string { return key + "[" + strconv.Itoa(i) + "]" }
