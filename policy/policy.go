@@ -48,7 +48,7 @@ func (s Stage) String() string {
 // UnmarshalText implements [encoding.TextUnmarshaler].
 func (s *Stage) UnmarshalText(text []byte) error {
 	for i, name := range stageNames {
-		if i > 0 && name == string(text) {
+		if name == string(text) && i > 0 {
 			*s = Stage(i)
 			return nil
 		}
@@ -270,18 +270,19 @@ func (a Action) Refuses() bool { return a == Reject || a == Defer || a == DeferI
 
 // Header is one header field to put on top of an accepted message.
 type Header struct {
-	Name, Value string
+	Name  string `json:"name"`
+	Value string `json:"value"`
 }
 
 // Verdict is what a check says. Its zero value is Continue: no opinion, ask the next.
 type Verdict struct {
-	Action Action
-	Reason string   // stable slug for logs and metrics, from a closed set: "rbl-listed"
-	Reply  Reply    // for the remote client; needed when Action.Refuses()
-	Detail string   // for our own log and trace only
-	Skip   []string // with Allow: names of the checks to pass over; not to be changed
-	Arg    string   // with Redirect: the address
-	Add    []Header // fields for the message if it is accepted; once per message
+	Action Action   `json:"action"`
+	Reason string   `json:"reason,omitempty"` // stable slug for logs and metrics, from a closed set: "rbl-listed"
+	Reply  Reply    `json:"reply,omitzero"`   // for the remote client; needed when Action.Refuses()
+	Detail string   `json:"detail,omitempty"` // for our own log and trace only
+	Skip   []string `json:"skip,omitempty"`   // with Allow: names of the checks to pass over; not to be changed
+	Arg    string   `json:"arg,omitempty"`    // with Redirect: the address
+	Add    []Header `json:"add,omitempty"`    // fields for the message if it is accepted; once per message
 }
 
 // Traits is what the pipeline must know of a check before it runs it.

@@ -14,9 +14,9 @@ const MaxReplyText = 320
 
 // Reply is what the remote client reads. The zero Reply is none.
 type Reply struct {
-	Code     int    // 4xx or 5xx
-	Enhanced string // "5.7.1", its first digit that of Code (RFC 3463)
-	Text     string // one line of printable ASCII
+	Code     int    `json:"code"`     // 4xx or 5xx
+	Enhanced string `json:"enhanced"` // "5.7.1", its first digit that of Code (RFC 3463)
+	Text     string `json:"text"`     // one line of printable ASCII
 }
 
 // String returns the reply as it stands on the wire, without the line end.
