@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"postern/app"
+	"postern/config"
+)
+
+func (c *cli) checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "check", Short: "read the configuration and every file it names, and report all faults",
+		Long: "Opens no socket and changes nothing. Exit status 0: the daemon would start with it; 1: there are\n" +
+			"faults, each printed as file:line:column.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, warnings, err := config.Load(c.config, config.Options{})
+			for _, w := range warnings {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+			}
+			if err == nil {
+				err = app.Check(cfg)
+			}
+			if err != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), err)
+				return errSaid
+			}
+			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, c.config, "is good") })
+		},
+	}
+}
+
+func (c *cli) configCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "the effective configuration", Args: cobra.NoArgs}
+	cmd.AddCommand(&cobra.Command{
+		Use: "dump", Short: "print every setting with its effective value and where it comes from; secrets are not shown", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, _, err := config.Load(c.config, config.Options{})
+			if err != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), err)
+				return errSaid
+			}
+			return cfg.Dump(cmd.OutOrStdout())
+		},
+	})
+	return cmd
+}
+
+func (c *cli) reloadCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "reload", Short: "let the running daemon read its configuration again, and say what is wrong with it", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			if err := cl.Reload(cmd.Context()); err != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), err)
+				fmt.Fprintln(cmd.ErrOrStderr(), "the daemon keeps the configuration it had")
+				return errSaid
+			}
+			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "reloaded") })
+		},
+	}
+}

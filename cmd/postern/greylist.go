@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/greylist"
+)
+
+func (c *cli) greylistCommand() *cobra.Command {
+	var f greylist.Filter
+	var all bool
+	cmd := &cobra.Command{
+		Use: "greylist", Short: "look at and change what greylisting remembers",
+		Long: "Entries are of three kinds: triplet (who, sender, recipient), client (how often a sending side\n" +
+			"has passed) and pair (how long a sender and recipient have waited, whoever delivers).\n" +
+			"The filters --who, --sender and --recipient match a part of the field, without regard to case.",
+		Args: cobra.NoArgs,
+	}
+	pf := cmd.PersistentFlags()
+	pf.StringVar(&f.Kind, "kind", "", "only triplet, client or pair")
+	pf.StringVar(&f.Who, "who", "", "part of the sending side: net:192.0.2.0/24, org:example.org, ...")
+	pf.StringVar(&f.Sender, "sender", "", "part of the sender")
+	pf.StringVar(&f.Recipient, "recipient", "", "part of the recipient")
+
+	list := func(cmd *cobra.Command, f greylist.Filter) (int, error) {
+		cl, err := c.client()
+		if err != nil {
+			return 0, err
+		}
+		w, n := cmd.OutOrStdout(), 0
+		if c.json {
+			err = cl.GreylistList(cmd.Context(), f, func(e greylist.Entry) bool {
+				n++
+				return writeJSON(w, e) == nil
+			})
+			return n, err
+		}
+		tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		now := time.Now()
+		err = cl.GreylistList(cmd.Context(), f, func(e greylist.Entry) bool {
+			if n == 0 {
+				fmt.Fprintln(tw, "KIND\tWHO\tSENDER\tRECIPIENT\tFIRST\tLAST\tDELAYED\tPASSED")
+			}
+			n++
+			_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", e.Kind, printable(e.Who), senderColumn(e), printable(e.Recipient),
+				ago(now, e.First), ago(now, e.Last), e.Attempts, e.Passes)
+			return err == nil
+		})
+		return n, errors.Join(err, tw.Flush())
+	}
+
+	ls := &cobra.Command{
+		Use: "list", Short: "list entries", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := list(cmd, f)
+			return err
+		},
+	}
+	ls.Flags().IntVar(&f.Limit, "limit", 1000, "most entries to list; 0: all")
+
+	show := &cobra.Command{
+		Use: "show TEXT", Short: "list the entries in which TEXT occurs as a sending side, sender or recipient", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			total := 0
+			for _, g := range []greylist.Filter{{Who: args[0]}, {Sender: args[0]}, {Recipient: args[0]}} {
+				g.Kind = f.Kind
+				n, err := list(cmd, g)
+				if err != nil {
+					return err
+				}
+				total += n
+			}
+			if total == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "no entry holds", printable(args[0]))
+				return errSaid
+			}
+			return nil
+		},
+	}
+
+	forget := &cobra.Command{
+		Use: "forget", Short: "remove entries: who is forgotten is delayed again", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			n, err := cl.GreylistForget(cmd.Context(), f, all)
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), map[string]int{"entries": n}, func(w io.Writer) { fmt.Fprintln(w, n, "entries forgotten") })
+		},
+	}
+	forget.Flags().BoolVar(&all, "all", false, "everything, when no filter is given")
+
+	stats := &cobra.Command{
+		Use: "stats", Short: "count entries", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			n, err := cl.GreylistStats(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), n, func(w io.Writer) {
+				fmt.Fprintf(w, "triplets  %d (%d have passed)\nclients   %d\npairs     %d\n", n.Triplets, n.Passed, n.Clients, n.Pairs)
+			})
+		},
+	}
+	cmd.AddCommand(ls, show, forget, stats)
+	return cmd
+}
+
+func senderColumn(e greylist.Entry) string {
+	if e.Kind == "client" {
+		return "-"
+	}
+	return printable(orNull(e.Sender))
+}
+
+// ago writes how long before now t was, in one or two units.
+func ago(now, t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := now.Sub(t)
+	switch {
+	case d < time.Second:
+		return "now"
+	case d < 2*time.Minute:
+		return d.Truncate(time.Second).String()
+	case d < 48*time.Hour:
+		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s")
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
