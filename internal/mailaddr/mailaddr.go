@@ -1,0 +1,97 @@
+// Package mailaddr brings envelope addresses and host names into the forms
+// that are compared: domains in lower case, as A-labels, without a trailing
+// dot; local parts as written (RFC 5321 section 2.4).
+package mailaddr
+
+import (
+	"net/netip"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/net/idna"
+	"golang.org/x/net/publicsuffix"
+
+	"postern/policy"
+)
+
+// profile maps as for a look-up but lets underscores and other odd ASCII
+// names through, which occur in mail.
+var profile = idna.New(idna.MapForLookup(), idna.Transitional(false), idna.StrictDomainName(false))
+
+// Parse splits an address in internal form (no angle brackets, local part
+// unquoted) at its last @. An address without @ has only a local part. A name
+// that IDNA refuses keeps its lower-case spelling, one that is not UTF-8 its
+// bytes. It never fails.
+func Parse(raw string) policy.Address {
+	at := strings.LastIndexByte(raw, '@')
+	if at < 0 {
+		return policy.Address{Raw: raw, Local: raw}
+	}
+	return policy.Address{Raw: raw, Local: raw[:at], Domain: Domain(raw[at+1:])}
+}
+
+// Domain returns a host or domain name in the compared form. Lower-case ASCII
+// costs no allocation.
+func Domain(name string) string {
+	name = strings.TrimSuffix(name, ".")
+	ascii, upper := true, false
+	for i := range len(name) {
+		c := name[i]
+		ascii = ascii && c < 0x80
+		upper = upper || 'A' <= c && c <= 'Z'
+	}
+	if ascii {
+		if upper {
+			return strings.ToLower(name)
+		}
+		return name
+	}
+	if !utf8.ValidString(name) {
+		return name
+	}
+	if a, err := profile.ToASCII(name); err == nil && a != "" {
+		return strings.TrimSuffix(strings.ToLower(a), ".")
+	}
+	return strings.ToLower(name)
+}
+
+// OrgDomain returns the organisational domain of a name in the compared form:
+// the public suffix and one label more (RFC 7489 section 3.2). It is "" for an
+// address, a public suffix itself and a name without one.
+func OrgDomain(name string) string {
+	if name == "" {
+		return ""
+	}
+	if c := name[len(name)-1]; c >= '0' && c <= '9' || c == ']' {
+		if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
+			return ""
+		}
+	}
+	org, err := publicsuffix.EffectiveTLDPlusOne(name)
+	if err != nil {
+		return ""
+	}
+	return org
+}
+
+// SplitExtension splits a local part at the first of the delimiter
+// characters, as Postfix's recipient_delimiter does: "user", "ext". There is
+// no extension when one of the two would be empty, and never one in
+// postmaster, mailer-daemon and double-bounce.
+func SplitExtension(local, delimiters string) (user, extension string) {
+	i := strings.IndexAny(local, delimiters)
+	if i <= 0 || i == len(local)-1 {
+		return local, ""
+	}
+	switch strings.ToLower(local) {
+	case "postmaster", "mailer-daemon", "double-bounce":
+		return local, ""
+	}
+	if local[i] == '-' {
+		lower := strings.ToLower(local)
+		if strings.HasPrefix(lower, "owner-") || strings.HasSuffix(lower, "-request") {
+			return local, ""
+		}
+	}
+	return local[:i], local[i+1:]
+}

@@ -1,0 +1,92 @@
+package mailaddr
+
+import (
+	"strings"
+	"testing"
+
+	"postern/policy"
+)
+
+func TestParse(t *testing.T) {
+	for _, tt := range []struct{ in, local, domain string }{
+		{"", "", ""},
+		{"postmaster", "postmaster", ""},
+		{"User@Example.ORG", "User", "example.org"},
+		{"a@b@example.org.", "a@b", "example.org"},
+		{"user@[192.0.2.1]", "user", "[192.0.2.1]"},
+		{"user@[IPv6:2001:db8::1]", "user", "[ipv6:2001:db8::1]"},
+		{"user@b\u00fccher.example", "user", "xn--bcher-kva.example"},
+		{"user@B\u00dcCHER.example", "user", "xn--bcher-kva.example"},
+		{"user@_x.example", "user", "_x.example"},
+		{"user@\xff\xfe", "user", "\xff\xfe"},
+		{"@example.org", "", "example.org"},
+		{"user@", "user", ""},
+		{"..@a..b", "..", "a..b"},
+	} {
+		if got := Parse(tt.in); got != (policy.Address{Raw: tt.in, Local: tt.local, Domain: tt.domain}) {
+			t.Errorf("Parse(%q) = %q, %q; want %q, %q", tt.in, got.Local, got.Domain, tt.local, tt.domain)
+		}
+	}
+}
+
+func TestOrgDomain(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                       "",
+		"mail.out.example.org":   "example.org",
+		"example.org":            "example.org",
+		"a.b.example.co.uk":      "example.co.uk",
+		"co.uk":                  "",
+		"com":                    "",
+		"192.0.2.1":              "",
+		"[192.0.2.1]":            "",
+		"2001:db8::1":            "",
+		"host-1-2-3.example.net": "example.net",
+		"..":                     "",
+	} {
+		if got := OrgDomain(in); got != want {
+			t.Errorf("OrgDomain(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestSplitExtension(t *testing.T) {
+	for _, tt := range []struct{ in, delimiters, user, ext string }{
+		{"user+ext", "+", "user", "ext"},
+		{"user+a+b", "+", "user", "a+b"},
+		{"user-a+b", "+-", "user", "a+b"},
+		{"user", "+", "user", ""},
+		{"+ext", "+", "+ext", ""},
+		{"user+", "+", "user+", ""},
+		{"double-bounce", "-", "double-bounce", ""},
+		{"owner-list", "-", "owner-list", ""},
+		{"list-request", "-", "list-request", ""},
+		{"user+ext", "", "user+ext", ""},
+	} {
+		if u, e := SplitExtension(tt.in, tt.delimiters); u != tt.user || e != tt.ext {
+			t.Errorf("SplitExtension(%q, %q) = %q, %q", tt.in, tt.delimiters, u, e)
+		}
+	}
+}
+
+func TestPlainNamesCostNothing(t *testing.T) {
+	if n := testing.AllocsPerRun(100, func() { Parse("User@mail.example.org") }); n != 0 {
+		t.Errorf("%v allocations for a lower-case address", n)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"a@b", "@", "a@\u00df.example", "a@XN--", "\x00@\xff", "a@" + strings.Repeat("x.", 200)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a := Parse(s)
+		if again := Domain(a.Domain); again != a.Domain && !strings.HasSuffix(a.Domain, ".") {
+			t.Errorf("%q: domain %q is not stable: %q", s, a.Domain, again)
+		}
+		if !strings.HasPrefix(s, a.Local) {
+			t.Errorf("%q: local part %q", s, a.Local)
+		}
+		OrgDomain(a.Domain)
+		SplitExtension(a.Local, "+-")
+	})
+}
