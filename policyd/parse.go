@@ -1,0 +1,239 @@
+package policyd
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"postern/internal/mailaddr"
+	"postern/policy"
+)
+
+// Limits bound one request.
+type Limits struct {
+	Line, Request int // bytes
+	Attributes    int
+}
+
+// Errors of a request. The connection cannot go on after one.
+var (
+	ErrTooLong   = errors.New("request exceeds a limit")
+	ErrMalformed = errors.New("malformed request")
+)
+
+// scanner finds the end of a request in a growing buffer, reading each byte once.
+type scanner struct {
+	at   int // bytes looked at
+	line int // start of the current line
+}
+
+// end returns the length of the request that buf begins with, its empty line
+// included, or 0 when it is not complete yet. buf must begin with what it
+// began with before.
+func (s *scanner) end(buf []byte, l Limits) (int, error) {
+	for ; s.at < len(buf); s.at++ {
+		if buf[s.at] != '\n' {
+			if s.at-s.line >= l.Line {
+				return 0, fmt.Errorf("%w: a line of more than %d bytes", ErrTooLong, l.Line)
+			}
+			continue
+		}
+		empty := s.at == s.line || s.at == s.line+1 && buf[s.line] == '\r'
+		s.line = s.at + 1
+		if empty {
+			n := s.at + 1
+			*s = scanner{}
+			if n > l.Request {
+				return 0, fmt.Errorf("%w: more than %d bytes", ErrTooLong, l.Request)
+			}
+			return n, nil
+		}
+	}
+	if len(buf) > l.Request {
+		return 0, fmt.Errorf("%w: more than %d bytes", ErrTooLong, l.Request)
+	}
+	return 0, nil
+}
+
+// Parse reads one whole request, its empty line included, into req, whose
+// protocol fields it overwrites; Time, Door, Listener, Chain and Facts are the
+// caller's. Unknown attributes are passed over, missing ones stay empty, of a
+// repeated one the last counts (SMTPD_POLICY_README). A line may end in CR LF,
+// as a person at a terminal sends it. The strings of req share text.
+func Parse(text string, maxAttributes int, req *policy.Request) error {
+	req.Stage, req.Context, req.Client = policy.StageUnknown, "", policy.Client{}
+	req.ServerAddr, req.ServerPort, req.ESMTP, req.Helo = netip.Addr{}, 0, false, ""
+	req.Sender, req.Recipient, req.RecipientCount = policy.Address{}, policy.Address{}, 0
+	req.QueueID, req.Instance, req.Size, req.ETRNDomain, req.Stress = "", "", 0, "", false
+	req.SASL, req.TLS, req.CompatibilityLevel, req.MailVersion = policy.SASL{}, policy.TLS{}, "", ""
+
+	kind := ""
+	for n := 0; ; n++ {
+		line, rest, ok := strings.Cut(text, "\n")
+		if !ok {
+			return fmt.Errorf("%w: no empty line at its end", ErrMalformed)
+		}
+		text = rest
+		line = strings.TrimSuffix(line, "\r")
+		if line == "" {
+			break
+		}
+		if n >= maxAttributes {
+			return fmt.Errorf("%w: more than %d attributes", ErrTooLong, maxAttributes)
+		}
+		name, value, ok := strings.Cut(line, "=")
+		if !ok {
+			return fmt.Errorf("%w: line %d has no '='", ErrMalformed, n+1)
+		}
+		if strings.IndexByte(value, 0) >= 0 {
+			return fmt.Errorf("%w: NUL in line %d", ErrMalformed, n+1)
+		}
+		switch name {
+		case "request":
+			kind = value
+		case "protocol_state":
+			req.Stage = stageOf(value)
+		case "protocol_name":
+			req.ESMTP = value == "ESMTP"
+		case "client_address":
+			req.Client.Addr = address(value)
+		case "client_name":
+			req.Client.Name = hostName(value)
+		case "client_port":
+			req.Client.Port = port(value)
+		case "reverse_client_name":
+			req.Client.ReverseName = hostName(value)
+		case "server_address":
+			req.ServerAddr = address(value)
+		case "server_port":
+			req.ServerPort = port(value)
+		case "helo_name":
+			req.Helo = value
+		case "sender":
+			req.Sender = mailaddr.Parse(value)
+		case "recipient":
+			req.Recipient = mailaddr.Parse(value)
+		case "recipient_count":
+			req.RecipientCount = int(number(value, 31))
+		case "queue_id":
+			req.QueueID = value
+		case "instance":
+			req.Instance = value
+		case "size":
+			req.Size = int64(number(value, 63))
+		case "etrn_domain":
+			req.ETRNDomain = value
+		case "stress":
+			req.Stress = value == "yes"
+		case "sasl_method":
+			req.SASL.Method = value
+		case "sasl_username":
+			req.SASL.Username = value
+		case "sasl_sender":
+			req.SASL.Sender = value
+		case "ccert_subject":
+			req.TLS.CertSubject = xtext(value)
+		case "ccert_issuer":
+			req.TLS.CertIssuer = xtext(value)
+		case "ccert_fingerprint":
+			req.TLS.CertFingerprint = value
+		case "ccert_pubkey_fingerprint":
+			req.TLS.PubkeyFingerprint = value
+		case "encryption_protocol":
+			req.TLS.Protocol = value
+		case "encryption_cipher":
+			req.TLS.Cipher = value
+		case "encryption_keysize":
+			req.TLS.KeySize = int(number(value, 31))
+		case "tls_sni":
+			req.TLS.SNI = value
+		case "policy_context":
+			req.Context = value
+		case "compatibility_level":
+			req.CompatibilityLevel = value
+		case "mail_version":
+			req.MailVersion = value
+		}
+	}
+	if kind != "smtpd_access_policy" {
+		return fmt.Errorf("%w: request type %.40q", ErrMalformed, kind)
+	}
+	return nil
+}
+
+func stageOf(state string) policy.Stage {
+	switch state {
+	case "CONNECT":
+		return policy.StageConnect
+	case "EHLO", "HELO":
+		return policy.StageHelo
+	case "MAIL":
+		return policy.StageMail
+	case "RCPT":
+		return policy.StageRcpt
+	case "DATA", "BDAT":
+		return policy.StageData
+	case "END-OF-MESSAGE":
+		return policy.StageEndOfMessage
+	case "VRFY":
+		return policy.StageVrfy
+	case "ETRN":
+		return policy.StageEtrn
+	}
+	return policy.StageUnknown
+}
+
+// address reads an IP address; what is none ("unknown") is the invalid one.
+func address(s string) netip.Addr {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Unmap().WithZone("")
+}
+
+// hostName returns a name in the compared form, "" for Postfix's "unknown".
+func hostName(s string) string {
+	if s == "" || s == "unknown" {
+		return ""
+	}
+	return mailaddr.Domain(s)
+}
+
+func port(s string) uint16 { return uint16(number(s, 16)) }
+
+// number reads an unsigned number; what is none, or too large, is 0.
+func number(s string, bits int) uint64 {
+	n, err := strconv.ParseUint(s, 10, bits)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// xtext decodes +XX (RFC 3461 section 4). A value that is no valid xtext is
+// returned as it is.
+func xtext(s string) string {
+	if strings.IndexByte(s, '+') < 0 {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] != '+' {
+			b.WriteByte(s[i])
+			continue
+		}
+		if i+2 >= len(s) {
+			return s
+		}
+		n, err := strconv.ParseUint(s[i+1:i+3], 16, 8)
+		if err != nil {
+			return s
+		}
+		b.WriteByte(byte(n))
+		i += 2
+	}
+	return b.String()
+}

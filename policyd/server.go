@@ -1,0 +1,406 @@
+// Package policyd is the policy delegation door: a server for the protocol
+// that Postfix's check_policy_service speaks (SMTPD_POLICY_README). It turns
+// attributes into a [policy.Request], has it decided, and answers with one
+// action. It knows nothing of checks.
+//
+// Postfix keeps a connection for many requests and closes it when idle; a
+// connection closed by the server in between costs Postfix a pause of one
+// second. So connections are kept open for as long as Postfix likes.
+package policyd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/internal/listen"
+	"postern/policy"
+)
+
+// Handler decides requests.
+type Handler interface {
+	// Decide writes its decision to d, which is empty. Both values belong to
+	// the caller again once it has returned. It is called concurrently.
+	Decide(ctx context.Context, req *policy.Request, d *policy.Decision)
+}
+
+// Server is the door. Its methods are safe for concurrent use.
+type Server struct {
+	handler  Handler
+	log      *zap.Logger
+	metrics  *metrics
+	messages messages
+	cfg      atomic.Pointer[Config]
+
+	ctx    context.Context // of decisions; ends when Stop's bound is reached
+	cancel context.CancelFunc
+
+	mu        sync.Mutex
+	listeners map[string]*opened // by address as written
+	conns     map[*conn]struct{}
+	stopping  bool
+	wg        sync.WaitGroup // connections and accept loops
+}
+
+type opened struct {
+	address listen.Address
+	l       net.Listener
+}
+
+// New returns a door that is not open yet.
+func New(cfg Config, h Handler, log *zap.Logger, reg prometheus.Registerer) *Server {
+	s := &Server{
+		handler: h, log: log.Named("policyd"), metrics: newMetrics(reg),
+		listeners: make(map[string]*opened), conns: make(map[*conn]struct{}),
+	}
+	s.cfg.Store(&cfg)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// Configure opens the addresses of cfg that are not open yet, closes those
+// that are no longer wanted, and applies the limits of cfg to what comes from
+// now on. When an address cannot be opened nothing changes.
+func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return errors.New("policyd: stopping")
+	}
+	wanted := make(map[string]bool, len(cfg.Listen))
+	var fresh []*opened
+	for _, a := range cfg.Listen {
+		text, _ := a.MarshalText()
+		wanted[string(text)] = true
+		if s.listeners[string(text)] != nil {
+			continue
+		}
+		l, err := s.open(a, in)
+		if err != nil {
+			for _, o := range fresh {
+				_ = o.l.Close() // err is what matters
+			}
+			return err
+		}
+		fresh = append(fresh, &opened{a, l})
+	}
+	for text, o := range s.listeners {
+		if !wanted[text] {
+			_ = o.l.Close() // nothing more comes from it either way
+			delete(s.listeners, text)
+			s.log.Info("no longer listening", zap.Stringer("address", o.address))
+		}
+	}
+	s.cfg.Store(&cfg)
+	for _, o := range fresh {
+		text, _ := o.address.MarshalText()
+		s.listeners[string(text)] = o
+		s.log.Info("listening", zap.Stringer("address", o.address))
+		s.wg.Go(func() { s.accept(o) })
+	}
+	return nil
+}
+
+// open opens a. An address whose options alone have changed is still open:
+// that listener is closed first, since two cannot have one name.
+func (s *Server) open(a listen.Address, in *listen.Inherited) (net.Listener, error) {
+	for text, o := range s.listeners {
+		if o.address.Network == a.Network && o.address.Target() == a.Target() && a.Port != "0" {
+			_ = o.l.Close() // it is replaced
+			delete(s.listeners, text)
+		}
+	}
+	return listen.Open(&a, in)
+}
+
+// Addresses returns where the door listens.
+func (s *Server) Addresses() []net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []net.Addr
+	for _, o := range s.listeners {
+		out = append(out, o.l.Addr())
+	}
+	return out
+}
+
+func (s *Server) accept(o *opened) {
+	for {
+		c, err := listen.Accept(o.l, func(err error) {
+			s.metrics.acceptErrors.Inc()
+			s.log.Warn("cannot accept a connection, trying again", zap.Error(err))
+		})
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				s.log.Error("no longer listening", zap.Stringer("address", o.address), zap.Error(err))
+			}
+			return
+		}
+		s.admit(o, c)
+	}
+}
+
+func (s *Server) admit(o *opened, nc net.Conn) {
+	c := &conn{Conn: nc, server: s, listener: o.address.String(), chain: o.address.Chain}
+	s.mu.Lock()
+	full := len(s.conns) >= s.cfg.Load().MaxConnections
+	if full || s.stopping {
+		s.mu.Unlock()
+		_ = nc.Close() // refused
+		if full {
+			s.metrics.refused.Inc()
+			s.log.Warn("too many connections, closing a new one: raise policy.max_connections", zap.Int("open", s.cfg.Load().MaxConnections))
+		}
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	s.metrics.open.Inc()
+	go func() {
+		defer s.wg.Done()
+		c.serve()
+		_ = nc.Close() // nobody is left to tell
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+		s.metrics.open.Dec()
+	}()
+}
+
+// settled is how long a connection must have been quiet before Stop closes
+// it: a transaction under way asks again within this time, and would feel the
+// closing as a pause of one second.
+const settled = 500 * time.Millisecond
+
+// Stop closes the listeners, lets requests under way finish, and closes each
+// connection once it has been quiet for half a second; at ctx's end it closes
+// the rest. It may be called more than once.
+func (s *Server) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopping = true
+	for text, o := range s.listeners {
+		_ = o.l.Close() // nothing more comes from it either way
+		delete(s.listeners, text)
+	}
+	s.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(done)
+	}()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		s.closeQuiet(time.Now().Add(-settled))
+		select {
+		case <-done:
+			s.cancel()
+			return nil
+		case <-ctx.Done():
+			s.cancel()
+			s.closeAll()
+			<-done
+			return fmt.Errorf("policyd: stop: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) closeQuiet(before time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.quietSince(before) {
+			_ = c.Conn.Close() // its goroutine ends quietly
+		}
+	}
+}
+
+func (s *Server) closeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		_ = c.Conn.Close() // as above
+	}
+}
+
+// Status is what `postern status` shows of the door.
+type Status struct {
+	Listen      []string `json:"listen"`
+	Connections int      `json:"connections"`
+	Max         int      `json:"max_connections"`
+	Requests    uint64   `json:"requests"`
+}
+
+// Status returns the present state.
+func (s *Server) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Status{Connections: len(s.conns), Max: s.cfg.Load().MaxConnections, Requests: s.metrics.total.Load()}
+	for _, a := range s.cfg.Load().Listen {
+		text, _ := a.MarshalText()
+		if s.listeners[string(text)] != nil {
+			st.Listen = append(st.Listen, string(text))
+		}
+	}
+	return st
+}
+
+// startBuffer holds a usual request; a connection that waits keeps no more.
+const startBuffer = 1 << 10
+
+// conn is one connection of one smtpd process.
+type conn struct {
+	net.Conn
+	server   *Server
+	listener string
+	chain    string
+
+	buf     []byte // received, not yet answered
+	out     []byte
+	scan    scanner
+	req     policy.Request
+	d       policy.Decision
+	asked   atomic.Int64 // Unix nanoseconds of the last answer
+	working atomic.Bool  // a request has begun to arrive
+}
+
+// quietSince reports whether no request is under way and none has been since t.
+func (c *conn) quietSince(t time.Time) bool {
+	return !c.working.Load() && c.asked.Load() < t.UnixNano()
+}
+
+func (c *conn) serve() {
+	s := c.server
+	c.buf = make([]byte, 0, startBuffer)
+	for {
+		cfg := s.cfg.Load()
+		n, err := c.receive(cfg)
+		if err != nil {
+			c.ended(err)
+			return
+		}
+		arrived := time.Now()
+		err = Parse(string(c.buf[:n]), cfg.MaxAttributes, &c.req)
+		c.consume(n)
+		if err != nil {
+			c.ended(err)
+			return
+		}
+		c.req.Time, c.req.Door, c.req.Listener, c.req.Chain = arrived, "policy", c.listener, c.chain
+		c.req.Facts.Reset()
+		c.d.Reset()
+		c.decide()
+
+		var header *policy.Header
+		if a := c.d.Verdict.Action; a == policy.Continue || a == policy.Allow {
+			header = s.messages.take(&c.req, c.d.Headers)
+		}
+		c.out = appendReply(c.out[:0], &c.d, header)
+		_ = c.SetWriteDeadline(time.Now().Add(cfg.WriteTimeout.D())) // a dead connection fails the write
+		_, err = c.Write(c.out)
+		s.metrics.answered(&c.req, &c.d, time.Since(arrived))
+		c.asked.Store(time.Now().UnixNano())
+		c.working.Store(len(c.buf) > 0)
+		if err != nil {
+			c.ended(err)
+			return
+		}
+	}
+}
+
+// decide runs the handler. A panic is answered as "no objection": mail is not
+// stopped by a fault of ours.
+func (c *conn) decide() {
+	defer func() {
+		if cause := recover(); cause != nil {
+			c.server.metrics.bad.panics.Inc()
+			c.server.log.Error("decision panicked", zap.Any("cause", cause), zap.ByteString("stack", debug.Stack()))
+			c.d.Reset()
+		}
+	}()
+	c.server.handler.Decide(c.server.ctx, &c.req, &c.d)
+}
+
+// receive reads until the buffer begins with a whole request and returns its length.
+func (c *conn) receive(cfg *Config) (int, error) {
+	limits := Limits{Line: cfg.MaxLine, Request: cfg.MaxRequest, Attributes: cfg.MaxAttributes}
+	var deadline time.Time
+	for {
+		n, err := c.scan.end(c.buf, limits)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if len(c.buf) > 0 && deadline.IsZero() {
+			deadline = time.Now().Add(cfg.RequestTimeout.D())
+			_ = c.SetReadDeadline(deadline) // a dead connection fails the read
+		} else if len(c.buf) == 0 {
+			var idle time.Time
+			if cfg.IdleTimeout > 0 {
+				idle = time.Now().Add(cfg.IdleTimeout.D())
+			}
+			_ = c.SetReadDeadline(idle) // as above
+		}
+		if len(c.buf) == cap(c.buf) {
+			grown := make([]byte, len(c.buf), 2*cap(c.buf))
+			copy(grown, c.buf)
+			c.buf = grown
+		}
+		m, err := c.Read(c.buf[len(c.buf):cap(c.buf)])
+		if m > 0 {
+			c.working.Store(true)
+			c.buf = c.buf[:len(c.buf)+m]
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// consume drops the request of n bytes. A large buffer is not kept.
+func (c *conn) consume(n int) {
+	rest := c.buf[n:]
+	if cap(c.buf) > 8*startBuffer && len(rest) < startBuffer {
+		c.buf = append(make([]byte, 0, startBuffer), rest...)
+		return
+	}
+	c.buf = c.buf[:copy(c.buf, rest)]
+}
+
+// ended counts and logs why a connection ends. Postfix closing it between two
+// requests is the normal end.
+func (c *conn) ended(err error) {
+	m, log := &c.server.metrics.bad, c.server.log
+	var timeout net.Error
+	switch {
+	case len(c.buf) == 0 && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)):
+		return
+	case errors.Is(err, ErrTooLong):
+		m.tooLong.Inc()
+	case errors.Is(err, ErrMalformed):
+		m.malformed.Inc()
+	case errors.As(err, &timeout) && timeout.Timeout():
+		if len(c.buf) == 0 {
+			return // idle_timeout
+		}
+		m.slow.Inc()
+	default:
+		m.broken.Inc()
+		log.Debug("connection broke", zap.String("listener", c.listener), zap.Error(err))
+		return
+	}
+	log.Warn("closing a connection after a bad request", zap.String("listener", c.listener),
+		zap.String("peer", c.RemoteAddr().String()), zap.Error(err))
+}
