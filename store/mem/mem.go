@@ -1,0 +1,100 @@
+// Package mem is a store that lives and dies with the process.
+package mem
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"postern/greylist"
+	"postern/store"
+	"postern/store/overlay"
+)
+
+// Store keeps everything in memory. It is safe for concurrent use.
+type Store struct {
+	engine *overlay.Engine
+	stop   chan struct{}
+	once   sync.Once
+	done   sync.WaitGroup
+}
+
+var _ store.Store = (*Store)(nil)
+
+// sweepEvery is how often a part of the store is searched for expired records.
+const sweepEvery = 5 * time.Second
+
+// New returns a store for at most maxEntries records and starts its sweeper,
+// which Close ends.
+func New(maxEntries int) *Store {
+	s := &Store{engine: overlay.New(overlay.Options{MaxEntries: maxEntries}), stop: make(chan struct{})}
+	s.done.Go(func() {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-s.stop:
+				return
+			case now := <-tick.C:
+				s.engine.SweepShard(n, now)
+			}
+		}
+	})
+	return s
+}
+
+// TouchGreylist implements greylist.Store.
+func (s *Store) TouchGreylist(_ context.Context, c *greylist.Contact) (greylist.Outcome, error) {
+	return s.engine.Touch(c)
+}
+
+// ListGreylist implements greylist.AdminStore.
+func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Time, yield func(greylist.Entry) bool) error {
+	n := 0
+	return s.engine.Range(ctx, func(key string, rec overlay.Record) bool {
+		e, live := overlay.Entry(key, rec, now)
+		if !live || !store.Matches(&f, &e) {
+			return true
+		}
+		n++
+		return yield(e) && (f.Limit == 0 || n < f.Limit)
+	})
+}
+
+// ForgetGreylist implements greylist.AdminStore.
+func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, error) {
+	n := 0
+	err := s.engine.Range(ctx, func(key string, rec overlay.Record) bool {
+		e, ok := store.SplitKey(key)
+		if ok && store.Matches(&f, &e) && s.engine.Delete([]byte(key), rec, func(overlay.Record) bool { return true }) {
+			n++
+		}
+		return true
+	})
+	return n, err
+}
+
+// CountGreylist implements greylist.AdminStore.
+func (s *Store) CountGreylist(ctx context.Context, now time.Time) (greylist.Counts, error) {
+	var n greylist.Counts
+	err := s.ListGreylist(ctx, greylist.Filter{}, now, func(e greylist.Entry) bool {
+		overlay.Tally(&n, &e)
+		return true
+	})
+	return n, err
+}
+
+// Status implements store.Store.
+func (s *Store) Status() store.Status {
+	return store.Status{Kind: store.Memory, Healthy: true, Entries: s.engine.Entries()}
+}
+
+// Ping implements store.Store.
+func (s *Store) Ping(context.Context) error { return nil }
+
+// Close implements store.Store.
+func (s *Store) Close(context.Context) error {
+	s.once.Do(func() { close(s.stop) })
+	s.done.Wait()
+	return nil
+}
