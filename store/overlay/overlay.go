@@ -52,7 +52,7 @@ const shardCount = 64
 
 type shard struct {
 	mu    sync.Mutex
-	slots map[string]slot
+	slots map[string]*slot // changed in place, so that a known key costs no allocation
 	dirty int
 	_     [24]byte // shards are locked by different cores: keep them on separate cache lines
 }
@@ -87,7 +87,7 @@ func New(o Options) *Engine {
 		maxEntries: o.MaxEntries, maxDirty: o.MaxDirty, maxCache: o.CacheSize / shardCount,
 	}
 	for i := range e.shards {
-		e.shards[i].slots = make(map[string]slot)
+		e.shards[i].slots = make(map[string]*slot)
 	}
 	e.entries.Store(int64(o.Entries))
 	return e
@@ -107,6 +107,10 @@ type scratch struct {
 	lock  [3]int    // shards in the order of locking
 	recs  [3]Record
 	found [3]bool
+
+	ask      [3][]byte // what the backing is asked for, and its answer
+	asked    [3]Record
+	answered [3]bool
 }
 
 var scratches = sync.Pool{New: func() any { return &scratch{buf: make([]byte, 0, 1024)} }}
@@ -205,7 +209,7 @@ func (e *Engine) unlockAll(s *scratch) {
 // load fills s.recs and s.found from the maps and, for what is not there,
 // from the backing. The shards are locked.
 func (e *Engine) load(s *scratch) error {
-	var ask [3][]byte
+	s.ask, s.asked, s.answered = [3][]byte{}, [3]Record{}, [3]bool{}
 	missing := false
 	for i, k := range s.keys {
 		s.recs[i], s.found[i] = Record{}, false
@@ -213,20 +217,18 @@ func (e *Engine) load(s *scratch) error {
 			s.recs[i], s.found[i] = sl.rec, !sl.gone
 			continue
 		}
-		ask[i], missing = k, true
+		s.ask[i], missing = k, true
 	}
 	if !missing || e.backing == nil {
 		return nil
 	}
-	var recs [3]Record
-	var found [3]bool
-	if err := e.backing.Load(&ask, &recs, &found); err != nil {
+	if err := e.backing.Load(&s.ask, &s.asked, &s.answered); err != nil {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
-	for i := range ask {
-		if found[i] {
-			s.recs[i], s.found[i] = recs[i], true
-			e.cache(&e.shards[s.at[i]], string(ask[i]), slot{rec: recs[i]})
+	for i := range s.ask {
+		if s.answered[i] {
+			s.recs[i], s.found[i] = s.asked[i], true
+			e.cache(&e.shards[s.at[i]], string(s.ask[i]), slot{rec: s.asked[i]})
 		}
 	}
 	return nil
@@ -242,19 +244,24 @@ func (e *Engine) put(at int, key []byte, sl slot, grown int64) {
 			delete(sh.slots, string(key))
 			return
 		}
-		sh.slots[string(key)] = sl
+		if old := sh.slots[string(key)]; old != nil {
+			*old = sl
+			return
+		}
+		fresh := sl // only what is kept goes to the heap
+		sh.slots[string(key)] = &fresh
 		return
 	}
-	old, ok := sh.slots[string(key)]
-	if !ok || old.state != dirty {
+	old := sh.slots[string(key)]
+	if old == nil || old.state != dirty {
 		sh.dirty++
-		if old.state == clean || !ok {
+		if old == nil || old.state == clean {
 			e.pending.Add(1)
 		}
 	}
 	sl.state = dirty
-	if ok {
-		sh.slots[string(key)] = sl
+	if old != nil {
+		*old = sl
 		return
 	}
 	e.cache(sh, string(key), sl)
@@ -274,7 +281,8 @@ func (e *Engine) cache(sh *shard, key string, sl slot) {
 			}
 		}
 	}
-	sh.slots[key] = sl
+	fresh := sl // as in put
+	sh.slots[key] = &fresh
 }
 
 // Change is one record to write, or to delete.
@@ -295,7 +303,6 @@ func (e *Engine) TakeDirty() []Change {
 			for k, sl := range sh.slots {
 				if sl.state == dirty {
 					sl.state = flushing
-					sh.slots[k] = sl
 					out = append(out, Change{k, sl.rec, sl.gone})
 				}
 			}
@@ -316,8 +323,6 @@ func (e *Engine) Written(changes []Change) {
 			sl.state = clean
 			if sl.gone || len(sh.slots) > e.maxCache {
 				delete(sh.slots, c.Key)
-			} else {
-				sh.slots[c.Key] = sl
 			}
 		}
 		sh.mu.Unlock()
@@ -332,7 +337,6 @@ func (e *Engine) Failed(changes []Change) {
 		sh.mu.Lock()
 		if sl, ok := sh.slots[c.Key]; ok && sl.state == flushing {
 			sl.state = dirty
-			sh.slots[c.Key] = sl
 			sh.dirty++
 		}
 		sh.mu.Unlock()
@@ -358,13 +362,15 @@ func (e *Engine) Delete(key []byte, rec Record, drop func(Record) bool) bool {
 	sh := &e.shards[at]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	sl, ok := sh.slots[string(key)]
-	if ok {
+	if sl := sh.slots[string(key)]; sl != nil {
 		rec = sl.rec
+		if sl.gone {
+			return false
+		}
 	} else if e.backing == nil {
 		return false
 	}
-	if sl.gone || !drop(rec) {
+	if !drop(rec) {
 		return false
 	}
 	e.put(at, key, slot{gone: true}, -1)

@@ -1,0 +1,390 @@
+package bolt
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/bbolt"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"postern/greylist"
+	"postern/internal/conf"
+	"postern/store"
+	"postern/store/storetest"
+)
+
+func config(path string) store.Config {
+	cfg := store.DefaultConfig()
+	cfg.Path = path
+	cfg.FlushInterval = conf.Duration(20 * time.Millisecond)
+	return cfg
+}
+
+func open(t testing.TB, cfg store.Config) *Store {
+	t.Helper()
+	s, err := Open(cfg, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(context.Background()) }) // the test closes what it examines
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	storetest.Run(t, func(t testing.TB) store.Store { return open(t, config(filepath.Join(t.TempDir(), "state.db"))) })
+}
+
+func contact(i int, at time.Time) *greylist.Contact {
+	return &greylist.Contact{Who: "net:192.0.2.0/24", Sender: fmt.Sprintf("sender%d@example.org", i), Recipient: "b@example.com", Time: at, Rule: storetest.Rule}
+}
+
+func TestStateSurvivesAClose(t *testing.T) {
+	cfg := config(filepath.Join(t.TempDir(), "state.db"))
+	cfg.FlushInterval = conf.Duration(time.Hour) // only Close writes
+	now := time.Now()
+	s := open(t, cfg)
+	for i := range 100 {
+		if _, err := s.TouchGreylist(t.Context(), contact(i, now)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.Status().Pending; n != 200 {
+		t.Errorf("%d changes pending, want 100 triplets and 100 pairs", n)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	if st := s.Status(); st.Entries != 200 || st.Pending != 0 {
+		t.Errorf("status after reopening: %+v", st)
+	}
+	for i := range 100 {
+		out, err := s.TouchGreylist(t.Context(), contact(i, now.Add(storetest.Rule.Delay)))
+		if err != nil || !out.State.Delays() && out.State != greylist.FirstPass && out.State != greylist.KnownClient {
+			t.Fatalf("entry %d: %v, %v", i, out.State, err)
+		}
+		if i == 0 && out.State != greylist.FirstPass {
+			t.Errorf("entry 0: %v, want first-pass", out.State)
+		}
+	}
+	st, err := os.Stat(cfg.Path)
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("file mode %v, %v", st.Mode(), err)
+	}
+}
+
+// TestKillNineLosesAtMostTheFlushInterval kills a process that writes all the
+// time, and looks for all that it had written long enough ago.
+func TestKillNineLosesAtMostTheFlushInterval(t *testing.T) {
+	if path := os.Getenv("POSTERN_BOLT_VICTIM"); path != "" {
+		victim(path)
+	}
+	path := filepath.Join(t.TempDir(), "state.db")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestKillNineLosesAtMostTheFlushInterval$")
+	cmd.Env = append(os.Environ(), "POSTERN_BOLT_VICTIM="+path)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	safe := -1 // everything up to here has seen two whole flushes
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if n, ok := strings.CutPrefix(lines.Text(), "safe "); ok {
+			safe, _ = strconv.Atoi(n)
+			if safe >= 2000 {
+				break
+			}
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	if safe < 0 {
+		t.Fatal("the writer told nothing")
+	}
+	s := open(t, config(path))
+	lost := 0
+	for i := range safe + 1 {
+		c := contact(i, time.Now())
+		c.DryRun = true
+		o, err := s.TouchGreylist(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.State == greylist.FirstContact {
+			lost++
+		}
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d entries that were older than the flush interval are lost", lost, safe+1)
+	}
+}
+
+// victim writes entries until it is killed. It calls an entry safe when a
+// flush has begun and ended after it was made.
+func victim(path string) {
+	s, err := Open(config(path), zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	var flushed time.Time
+	older, newer := -1, -1
+	for i := 0; ; i++ {
+		if _, err := s.TouchGreylist(context.Background(), contact(i, time.Now())); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		if f := s.Status().Flushed; f.After(flushed) {
+			flushed = f
+			if older >= 0 {
+				fmt.Println("safe", older)
+			}
+			older, newer = newer, i
+		}
+		time.Sleep(20 * time.Microsecond) // real time passes in the child
+	}
+}
+
+func TestDamagedFileIsMovedAside(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"garbage": func(p string) error { return os.WriteFile(p, []byte(strings.Repeat("garbage ", 4096)), 0o600) },
+		"short":   func(p string) error { return os.WriteFile(p, []byte("x"), 0o600) },
+		"both meta pages": func(p string) error {
+			b, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			for i := range 2 * os.Getpagesize() {
+				b[i] ^= 0x55
+			}
+			return os.WriteFile(p, b, 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state.db")
+			if err := open(t, config(path)).Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := damage(path); err != nil {
+				t.Fatal(err)
+			}
+			core, logs := observer.New(zapcore.ErrorLevel)
+			s, err := Open(config(path), zap.New(core), prometheus.NewRegistry())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close(t.Context()) //nolint:errcheck // not what is tested
+			if logs.FilterMessageSnippet("damaged").Len() != 1 {
+				t.Errorf("log: %v", logs.All())
+			}
+			if aside, _ := filepath.Glob(path + ".damaged-*"); len(aside) != 1 {
+				t.Errorf("moved aside: %v", aside)
+			}
+			if _, err := s.TouchGreylist(t.Context(), contact(1, time.Now())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestFilesThatAreNotOpened(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state.db")
+	first := open(t, config(path))
+	if _, err := Open(config(path), zap.NewNop(), prometheus.NewRegistry()); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+		t.Errorf("a file in use: %v", err)
+	}
+	if _, _, err := Compact(path); err == nil || !strings.Contains(err.Error(), "stop the daemon first") {
+		t.Errorf("compacting a file in use: %v", err)
+	}
+	if err := first.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keySchema, []byte{schema + 1}) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(config(path), zap.NewNop(), prometheus.NewRegistry()); !errors.Is(err, store.ErrNewer) {
+		t.Errorf("a newer file: %v", err)
+	}
+	if _, err := Open(config(filepath.Join(dir, "no", "state.db")), zap.NewNop(), prometheus.NewRegistry()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
+	}
+	if _, err := Open(config(dir), zap.NewNop(), prometheus.NewRegistry()); err == nil {
+		t.Error("a directory was opened")
+	}
+}
+
+func TestWriteErrorKeepsChangesAndHeals(t *testing.T) {
+	core, logs := observer.New(zapcore.InfoLevel)
+	cfg := config(filepath.Join(t.TempDir(), "state.db"))
+	cfg.FlushInterval = conf.Duration(time.Hour) // flushes are called by hand
+	s, err := Open(cfg, zap.New(core), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(t.Context()) //nolint:errcheck // not what is tested
+	tooLong := contact(0, time.Now())
+	if _, err := s.TouchGreylist(t.Context(), tooLong); err != nil {
+		t.Fatal(err)
+	}
+	// A read-only transaction mode stands for a disk that refuses writes.
+	good := s.db
+	bad, err := bbolt.Open(filepath.Join(t.TempDir(), "other.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bad.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.db = bad
+	if err := s.flush(); err == nil {
+		t.Fatal("a closed file took changes")
+	}
+	if st := s.Status(); st.Healthy || st.Pending != 2 || st.LastError == "" {
+		t.Errorf("status %+v", st)
+	}
+	if err := s.Ping(t.Context()); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Ping: %v", err)
+	}
+	s.db = good
+	if err := s.flush(); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.Status(); !st.Healthy || st.Pending != 0 {
+		t.Errorf("status after healing %+v", st)
+	}
+	if logs.FilterMessageSnippet("cannot write").Len() != 1 || logs.FilterMessageSnippet("can be written again").Len() != 1 {
+		t.Errorf("log: %v", logs.All())
+	}
+}
+
+func TestSweepDeletesFromTheFile(t *testing.T) {
+	cfg := config(filepath.Join(t.TempDir(), "state.db"))
+	cfg.FlushInterval = conf.Duration(time.Hour)
+	s := open(t, cfg)
+	old := time.Now().Add(-100 * 24 * time.Hour)
+	for i := range 5000 {
+		if _, err := s.TouchGreylist(t.Context(), contact(i, old)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.TouchGreylist(t.Context(), contact(0, time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.flush(); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 { // sweepKeys at a time
+		s.sweep(time.Now())
+	}
+	if err := s.flush(); err != nil {
+		t.Fatal(err)
+	}
+	keys := 0
+	if err := s.db.View(func(tx *bbolt.Tx) error { keys = tx.Bucket(bucketGrey).Stats().KeyN; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Status().Entries; keys != 2 || n != 2 {
+		t.Errorf("%d keys in the file, %d entries counted; want the live triplet and its pair", keys, n)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before, after, err := Compact(cfg.Path)
+	if err != nil || after >= before {
+		t.Errorf("compacted from %d to %d, %v", before, after, err)
+	}
+	if st := open(t, cfg).Status(); st.Entries != 2 {
+		t.Errorf("after compacting: %+v", st)
+	}
+}
+
+func BenchmarkTouch(b *testing.B) {
+	for _, size := range []int{10_000, 1_000_000} {
+		b.Run(fmt.Sprintf("entries=%d", size), func(b *testing.B) { benchmarkSize(b, size) })
+	}
+}
+
+// benchmarkSize measures a store of that many triplets: opening, a contact
+// from anywhere in it, a new contact, and what the process holds in memory.
+func benchmarkSize(b *testing.B, size int) {
+	cfg := config(filepath.Join(b.TempDir(), "state.db"))
+	cfg.FlushInterval = conf.Duration(time.Second)
+	s := open(b, cfg)
+	now := time.Now()
+	for i := range size {
+		c := contact(i, now)
+		c.Rule.Delay = 0 // passed at once: a triplet without a pair
+		c.Rule.KnownAfter = 0
+		if _, err := s.TouchGreylist(b.Context(), c); err != nil {
+			b.Fatal(err)
+		}
+		if i%100_000 == 99_999 {
+			if err := s.flush(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err := s.Close(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	start := time.Now()
+	s = open(b, cfg)
+	opened := time.Since(start)
+	touch := func(b *testing.B, next func(i int) *greylist.Contact) {
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			i++
+			if _, err := s.TouchGreylist(b.Context(), next(i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(opened.Milliseconds()), "ms-open")
+		runtime.GC()
+		b.ReportMetric(residentMB(), "MB-resident")
+	}
+	b.Run("known", func(b *testing.B) {
+		touch(b, func(i int) *greylist.Contact {
+			c := contact((i*7919)%size, now.Add(time.Minute))
+			c.Rule.KnownAfter = 0
+			return c
+		})
+	})
+	b.Run("new", func(b *testing.B) {
+		touch(b, func(i int) *greylist.Contact { return contact(size+i, now) })
+	})
+}
+
+// residentMB is the resident set of this process (proc(5), VmRSS).
+func residentMB() float64 {
+	data, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if kb, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n, _ := strconv.Atoi(strings.Fields(kb)[0])
+			return float64(n) / 1024
+		}
+	}
+	return 0
+}

@@ -1,0 +1,345 @@
+// Package storetest is the suite that every implementation of store.Store
+// must pass.
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"postern/greylist"
+	"postern/store"
+)
+
+// Run runs the suite. open returns an empty store; it is closed by the suite.
+func Run(t *testing.T, open func(t testing.TB) store.Store) {
+	for name, test := range map[string]func(*testing.T, store.Store){
+		"Life":        life,
+		"DryRun":      dryRun,
+		"Concurrent":  concurrent,
+		"Independent": independent,
+		"List":        list,
+		"Forget":      forget,
+		"OddNames":    oddNames,
+		"Expiry":      expiry,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			defer closeStore(t, s)
+			test(t, s)
+		})
+	}
+	t.Run("SameAsTheRule", func(t *testing.T) { sameAsTheRule(t, open) })
+}
+
+func closeStore(t testing.TB, s store.Store) {
+	for range 2 { // closing twice is fine
+		if err := s.Close(context.Background()); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+}
+
+// Rule is the rule that the suite uses unless it says otherwise.
+var Rule = greylist.Rule{
+	Delay: 2 * time.Minute, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour,
+	MaxDelay: 4 * time.Hour, KnownAfter: 5, CountEvery: time.Hour,
+}
+
+// base is a whole second near the present: a store may drop what has expired
+// by its own clock.
+var base = time.Now().Truncate(time.Second)
+
+func touch(t testing.TB, s store.Store, c greylist.Contact) greylist.Outcome {
+	t.Helper()
+	if c.Rule == (greylist.Rule{}) {
+		c.Rule = Rule
+	}
+	out, err := s.TouchGreylist(context.Background(), &c)
+	if err != nil {
+		t.Fatalf("TouchGreylist(%+v): %v", c, err)
+	}
+	return out
+}
+
+func life(t *testing.T, s store.Store) {
+	c := greylist.Contact{Who: "net:192.0.2.0/24", Sender: "a@example.org", Recipient: "b@example.com"}
+	for i, step := range []struct {
+		after time.Duration // since the first contact
+		want  greylist.State
+		wait  time.Duration
+	}{
+		{0, greylist.FirstContact, 2 * time.Minute},
+		{time.Second, greylist.EarlyRetry, 119 * time.Second},
+		{2*time.Minute - time.Millisecond, greylist.EarlyRetry, time.Millisecond},
+		{2 * time.Minute, greylist.FirstPass, 0},
+		{3 * time.Minute, greylist.KnownTriplet, 0},
+		{time.Minute, greylist.KnownTriplet, 0}, // the clock stepped back
+	} {
+		c.Time = base.Add(step.after)
+		out := touch(t, s, c)
+		if out.State != step.want || out.Wait != step.wait {
+			t.Errorf("step %d: %v wait %v, want %v wait %v", i, out.State, out.Wait, step.want, step.wait)
+		}
+		if out.State != greylist.KnownClient && !out.First.Equal(base) {
+			t.Errorf("step %d: first contact %v, want %v", i, out.First, base)
+		}
+	}
+	if st := s.Status(); st.Kind == "" || !st.Healthy {
+		t.Errorf("status %+v", st)
+	}
+	if err := s.Ping(context.Background()); err != nil {
+		t.Errorf("Ping: %v", err)
+	}
+}
+
+func dryRun(t *testing.T, s store.Store) {
+	c := greylist.Contact{Who: "w", Sender: "s", Recipient: "r", Time: base, DryRun: true}
+	for range 2 {
+		if out := touch(t, s, c); out.State != greylist.FirstContact {
+			t.Fatalf("a dry run left something behind: %v", out.State)
+		}
+	}
+	c.DryRun = false
+	touch(t, s, c)
+	c.DryRun, c.Time = true, base.Add(Rule.Delay)
+	for range 2 {
+		if out := touch(t, s, c); out.State != greylist.FirstPass {
+			t.Fatalf("dry run: %v, want first-pass each time", out.State)
+		}
+	}
+}
+
+func concurrent(t *testing.T, s store.Store) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	states := map[greylist.State]int{}
+	attempts := map[int]bool{}
+	for range 100 {
+		wg.Go(func() {
+			out, err := s.TouchGreylist(context.Background(), &greylist.Contact{Who: "w", Sender: "s", Recipient: "r", Time: base, Rule: Rule})
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			states[out.State]++
+			attempts[out.Attempts] = true
+		})
+	}
+	wg.Wait()
+	if states[greylist.FirstContact] != 1 || states[greylist.EarlyRetry] != 99 || len(attempts) != 100 {
+		t.Errorf("states %v, %d distinct attempts; want 1 first contact and attempts 1 to 100", states, len(attempts))
+	}
+}
+
+func independent(t *testing.T, s store.Store) {
+	for _, c := range []greylist.Contact{
+		{Who: "w", Sender: "s", Recipient: "r"},
+		{Who: "w", Sender: "s", Recipient: "r2"},
+		{Who: "w", Sender: "s2", Recipient: "r"},
+		{Who: "w2", Sender: "s", Recipient: "r"},
+		{Who: "w", Sender: "sr", Recipient: ""},
+		{Who: "ws", Sender: "", Recipient: "r"},
+		{Who: "w", Sender: "", Recipient: "r"},
+	} {
+		c.Time = base
+		if out := touch(t, s, c); out.State != greylist.FirstContact {
+			t.Errorf("%+v: %v, want first-contact", c, out.State)
+		}
+	}
+}
+
+// fill makes one passed triplet, one waiting triplet with its pair, and one client.
+func fill(t *testing.T, s store.Store) {
+	touch(t, s, greylist.Contact{Who: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base})
+	touch(t, s, greylist.Contact{Who: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(Rule.Delay)})
+	touch(t, s, greylist.Contact{Who: "net:192.0.2.0/24", Sender: "", Recipient: "c@example.com", Time: base})
+}
+
+func names(t *testing.T, s store.Store, f greylist.Filter) []string {
+	t.Helper()
+	var got []string
+	if err := s.ListGreylist(context.Background(), f, base.Add(Rule.Delay), func(e greylist.Entry) bool {
+		got = append(got, strings.Join([]string{e.Kind, e.Who, e.Sender, e.Recipient}, "|"))
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(got)
+	return got
+}
+
+func list(t *testing.T, s store.Store) {
+	fill(t, s)
+	const (
+		client  = "client|org:example.org||"
+		pair    = "pair|||c@example.com"
+		passed  = "triplet|org:example.org|A@example.org|b@example.com"
+		waiting = "triplet|net:192.0.2.0/24||c@example.com"
+	)
+	for _, tt := range []struct {
+		f    greylist.Filter
+		want []string
+	}{
+		{greylist.Filter{}, []string{client, pair, waiting, passed}},
+		{greylist.Filter{Kind: "triplet"}, []string{waiting, passed}},
+		{greylist.Filter{Who: "EXAMPLE.org"}, []string{client, passed}},
+		{greylist.Filter{Sender: "a@"}, []string{passed}},
+		{greylist.Filter{Recipient: "c@example"}, []string{pair, waiting}},
+		{greylist.Filter{Recipient: "nobody"}, nil},
+	} {
+		if got := names(t, s, tt.f); !slices.Equal(got, tt.want) {
+			t.Errorf("list %+v:\n got %q\nwant %q", tt.f, got, tt.want)
+		}
+	}
+	if got := names(t, s, greylist.Filter{Limit: 2}); len(got) != 2 {
+		t.Errorf("limit 2 gave %d entries", len(got))
+	}
+	n := 0
+	if err := s.ListGreylist(context.Background(), greylist.Filter{}, base, func(greylist.Entry) bool { n++; return false }); err != nil || n != 1 {
+		t.Errorf("a listing that was to stop gave %d entries, %v", n, err)
+	}
+	counts, err := s.CountGreylist(context.Background(), base.Add(Rule.Delay))
+	if want := (greylist.Counts{Triplets: 2, Passed: 1, Clients: 1, Pairs: 1}); err != nil || counts != want {
+		t.Errorf("counts %+v, %v; want %+v", counts, err, want)
+	}
+	if err := s.ListGreylist(context.Background(), greylist.Filter{Kind: "triplet", Sender: "A@"}, base.Add(Rule.Delay), func(e greylist.Entry) bool {
+		if !e.First.Equal(base) || !e.Last.Equal(base.Add(Rule.Delay)) || e.Attempts != 1 || e.Passes != 1 {
+			t.Errorf("entry %+v", e)
+		}
+		return true
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func forget(t *testing.T, s store.Store) {
+	fill(t, s)
+	n, err := s.ForgetGreylist(context.Background(), greylist.Filter{Who: "example.org"})
+	if err != nil || n != 2 {
+		t.Errorf("forgot %d, %v; want triplet and client", n, err)
+	}
+	if got := names(t, s, greylist.Filter{}); len(got) != 2 {
+		t.Errorf("left over: %q", got)
+	}
+	if out := touch(t, s, greylist.Contact{Who: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(time.Hour)}); out.State != greylist.FirstContact {
+		t.Errorf("a forgotten triplet: %v", out.State)
+	}
+	if n, err := s.ForgetGreylist(context.Background(), greylist.Filter{}); err != nil || n != 4 {
+		t.Errorf("forgot %d, %v; want all 4", n, err)
+	}
+	if n, err := s.ForgetGreylist(context.Background(), greylist.Filter{}); err != nil || n != 0 {
+		t.Errorf("forgot %d, %v; want none", n, err)
+	}
+}
+
+func oddNames(t *testing.T, s store.Store) {
+	long := strings.Repeat("x", 3000)
+	for i, c := range []greylist.Contact{
+		{Who: "w", Sender: "a\x00b", Recipient: "r"},
+		{Who: "w", Sender: "a", Recipient: "\x00br"},
+		{Who: "w", Sender: "a|b", Recipient: "r{}*?[]"},
+		{Who: "w", Sender: "\xff\xfe", Recipient: "r\n\r"},
+		{Who: "w", Sender: long + "1", Recipient: "r"},
+		{Who: "w", Sender: long + "2", Recipient: "r"},
+		{Who: "", Sender: "", Recipient: ""},
+	} {
+		c.Time = base
+		if out := touch(t, s, c); out.State != greylist.FirstContact {
+			t.Errorf("contact %d: %v, want first-contact", i, out.State)
+		}
+		if out := touch(t, s, c); out.State != greylist.EarlyRetry {
+			t.Errorf("contact %d again: %v, want early-retry", i, out.State)
+		}
+	}
+	if got := names(t, s, greylist.Filter{Kind: "triplet"}); len(got) != 7 {
+		t.Errorf("%d triplets listed, want 7", len(got))
+	}
+	if got := names(t, s, greylist.Filter{Kind: "triplet", Sender: "a\x00B"}); len(got) != 1 {
+		t.Errorf("%d triplets with a NUL found, want 1", len(got))
+	}
+}
+
+func expiry(t *testing.T, s store.Store) {
+	rule := Rule
+	rule.Window, rule.Keep = time.Hour, 10*time.Hour
+	c := greylist.Contact{Who: "w", Sender: "s", Recipient: "r", Rule: rule, Time: base}
+	touch(t, s, c)
+	c.Time = base.Add(rule.Window + time.Millisecond)
+	if out := touch(t, s, c); out.State != greylist.FirstContact {
+		t.Errorf("after the window: %v, want first-contact", out.State)
+	}
+	c.Time = c.Time.Add(rule.Delay)
+	if out := touch(t, s, c); out.State != greylist.FirstPass {
+		t.Errorf("%v, want first-pass", out.State)
+	}
+	c.Time = c.Time.Add(rule.Keep)
+	if out := touch(t, s, c); out.State != greylist.KnownTriplet {
+		t.Errorf("at the end of keep: %v, want known-triplet", out.State)
+	}
+	c.Time = c.Time.Add(rule.Keep + time.Millisecond)
+	if out := touch(t, s, c); out.State != greylist.FirstContact {
+		t.Errorf("after keep: %v, want first-contact", out.State)
+	}
+}
+
+// model is the plainest store there is.
+type model struct {
+	triplets map[[3]string]greylist.Triplet
+	clients  map[string]greylist.Client
+	pairs    map[[2]string]greylist.Pair
+}
+
+func (m *model) touch(c greylist.Contact) greylist.Outcome {
+	tk, pk := [3]string{c.Who, c.Sender, c.Recipient}, [2]string{c.Sender, c.Recipient}
+	t, cl, p := m.triplets[tk], m.clients[c.Who], m.pairs[pk]
+	out := greylist.Advance(&c, &t, &cl, &p)
+	if !c.DryRun {
+		m.triplets[tk], m.clients[c.Who], m.pairs[pk] = t, cl, p
+	}
+	return out
+}
+
+// sameAsTheRule plays random sequences of contacts against the store and the
+// model and compares every outcome.
+func sameAsTheRule(t *testing.T, open func(t testing.TB) store.Store) {
+	s := open(t)
+	defer closeStore(t, s)
+	run := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		run++
+		m := &model{map[[3]string]greylist.Triplet{}, map[string]greylist.Client{}, map[[2]string]greylist.Pair{}}
+		at := base
+		for range rapid.IntRange(1, 40).Draw(rt, "contacts") {
+			at = at.Add(time.Duration(rapid.Int64Range(-int64(10*time.Minute), int64(3*time.Hour)).Draw(rt, "step")))
+			if rapid.IntRange(0, 30).Draw(rt, "long pause") == 0 {
+				at = at.Add(time.Duration(rapid.IntRange(1, 60).Draw(rt, "days")) * 24 * time.Hour)
+			}
+			rule := Rule
+			rule.Delay = rapid.SampledFrom([]time.Duration{0, time.Minute, 2 * time.Minute, time.Hour}).Draw(rt, "delay")
+			rule.KnownAfter = rapid.SampledFrom([]int{0, 1, 3, 5}).Draw(rt, "known after")
+			c := greylist.Contact{
+				Who:       fmt.Sprintf("run%d:%s", run, rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "who")),
+				Sender:    fmt.Sprintf("run%d:%s", run, rapid.SampledFrom([]string{"", "s"}).Draw(rt, "sender")),
+				Recipient: rapid.SampledFrom([]string{"r", "q"}).Draw(rt, "recipient"),
+				Time:      at, Rule: rule, DryRun: rapid.IntRange(0, 9).Draw(rt, "dry run") == 0,
+			}
+			want := m.touch(c)
+			got, err := s.TouchGreylist(context.Background(), &c)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			if got.State != want.State || !got.First.Equal(want.First) || got.Wait != want.Wait || got.Attempts != want.Attempts || got.Passes != want.Passes {
+				rt.Fatalf("at %v, %+v:\n got %+v\nwant %+v", at, c, got, want)
+			}
+		}
+	})
+}
