@@ -1,6 +1,7 @@
 package policyd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -33,22 +34,28 @@ type scanner struct {
 // included, or 0 when it is not complete yet. buf must begin with what it
 // began with before.
 func (s *scanner) end(buf []byte, l Limits) (int, error) {
-	for ; s.at < len(buf); s.at++ {
-		if buf[s.at] != '\n' {
-			if s.at-s.line >= l.Line {
+	for {
+		i := bytes.IndexByte(buf[s.at:], '\n')
+		if i < 0 {
+			s.at = len(buf)
+			if s.at-s.line > l.Line {
 				return 0, fmt.Errorf("%w: a line of more than %d bytes", ErrTooLong, l.Line)
 			}
-			continue
+			break
 		}
-		empty := s.at == s.line || s.at == s.line+1 && buf[s.line] == '\r'
-		s.line = s.at + 1
+		end := s.at + i
+		length := end - s.line
+		if length > l.Line {
+			return 0, fmt.Errorf("%w: a line of more than %d bytes", ErrTooLong, l.Line)
+		}
+		empty := length == 0 || length == 1 && buf[s.line] == '\r'
+		s.at, s.line = end+1, end+1
+		if end >= l.Request {
+			return 0, fmt.Errorf("%w: more than %d bytes", ErrTooLong, l.Request)
+		}
 		if empty {
-			n := s.at + 1
 			*s = scanner{}
-			if n > l.Request {
-				return 0, fmt.Errorf("%w: more than %d bytes", ErrTooLong, l.Request)
-			}
-			return n, nil
+			return end + 1, nil
 		}
 	}
 	if len(buf) > l.Request {
@@ -69,26 +76,33 @@ func Parse(text string, maxAttributes int, req *policy.Request) error {
 	req.QueueID, req.Instance, req.Size, req.ETRNDomain, req.Stress = "", "", 0, "", false
 	req.SASL, req.TLS, req.CompatibilityLevel, req.MailVersion = policy.SASL{}, policy.TLS{}, "", ""
 
+	if strings.IndexByte(text, 0) >= 0 {
+		return fmt.Errorf("%w: it holds a NUL", ErrMalformed)
+	}
 	kind := ""
 	for n := 0; ; n++ {
-		line, rest, ok := strings.Cut(text, "\n")
-		if !ok {
+		end := strings.IndexByte(text, '\n')
+		if end < 0 {
 			return fmt.Errorf("%w: no empty line at its end", ErrMalformed)
 		}
-		text = rest
-		line = strings.TrimSuffix(line, "\r")
+		line := text[:end]
+		text = text[end+1:]
+		if end > 0 && line[end-1] == '\r' {
+			line = line[:end-1]
+		}
 		if line == "" {
 			break
 		}
 		if n >= maxAttributes {
 			return fmt.Errorf("%w: more than %d attributes", ErrTooLong, maxAttributes)
 		}
-		name, value, ok := strings.Cut(line, "=")
-		if !ok {
+		eq := strings.IndexByte(line, '=')
+		if eq < 0 {
 			return fmt.Errorf("%w: line %d has no '='", ErrMalformed, n+1)
 		}
-		if strings.IndexByte(value, 0) >= 0 {
-			return fmt.Errorf("%w: NUL in line %d", ErrMalformed, n+1)
+		name, value := line[:eq], line[eq+1:]
+		if value == "" && name != "request" {
+			continue // as if it were not there
 		}
 		switch name {
 		case "request":

@@ -9,6 +9,7 @@
 package policyd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,10 @@ type Server struct {
 	conns     map[*conn]struct{}
 	stopping  bool
 	wg        sync.WaitGroup // connections and accept loops
+	watching  bool
+	watcher   sync.WaitGroup
+	done      chan struct{} // ends the watcher
+	once      sync.Once
 }
 
 type opened struct {
@@ -60,7 +65,7 @@ type opened struct {
 func New(cfg Config, h Handler, log *zap.Logger, reg prometheus.Registerer) *Server {
 	s := &Server{
 		handler: h, log: log.Named("policyd"), metrics: newMetrics(reg),
-		listeners: make(map[string]*opened), conns: make(map[*conn]struct{}),
+		listeners: make(map[string]*opened), conns: make(map[*conn]struct{}), done: make(chan struct{}),
 	}
 	s.cfg.Store(&cfg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -101,6 +106,10 @@ func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
 		}
 	}
 	s.cfg.Store(&cfg)
+	if !s.watching {
+		s.watching = true
+		s.watcher.Go(s.watch)
+	}
 	for _, o := range fresh {
 		text, _ := o.address.MarshalText()
 		s.listeners[string(text)] = o
@@ -177,6 +186,28 @@ func (s *Server) admit(o *opened, nc net.Conn) {
 	}()
 }
 
+// watch closes the connections that have been too long in their phase. It
+// looks often enough to be at most a quarter of a limit late.
+func (s *Server) watch() {
+	for {
+		cfg := s.cfg.Load()
+		every := min(cfg.RequestTimeout.D(), cfg.WriteTimeout.D()) / 4
+		select {
+		case <-s.done:
+			return
+		case now := <-time.After(min(every, time.Second)):
+			s.mu.Lock()
+			for c := range s.conns {
+				if c.expired(cfg, now) {
+					c.late.Store(true)
+					_ = c.Conn.Close() // its goroutine ends
+				}
+			}
+			s.mu.Unlock()
+		}
+	}
+}
+
 // settled is how long a connection must have been quiet before Stop closes
 // it: a transaction under way asks again within this time, and would feel the
 // closing as a pause of one second.
@@ -197,6 +228,8 @@ func (s *Server) Stop(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		s.wg.Wait()
+		s.once.Do(func() { close(s.done) })
+		s.watcher.Wait()
 		close(done)
 	}()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -257,6 +290,8 @@ func (s *Server) Status() Status {
 	return st
 }
 
+var endOfRequest = []byte("\n\n")
+
 // startBuffer holds a usual request; a connection that waits keeps no more.
 const startBuffer = 1 << 10
 
@@ -267,31 +302,64 @@ type conn struct {
 	listener string
 	chain    string
 
-	buf     []byte // received, not yet answered
-	out     []byte
-	scan    scanner
-	req     policy.Request
-	d       policy.Decision
-	asked   atomic.Int64 // Unix nanoseconds of the last answer
-	working atomic.Bool  // a request has begun to arrive
+	buf  []byte // received, not yet answered
+	out  []byte
+	scan scanner
+	req  policy.Request
+	d    policy.Decision
+
+	// phase and since are what the watcher reads. They take the place of
+	// deadlines on the socket, which cost more than the rest of the door.
+	phase atomic.Int32
+	since atomic.Int64 // Unix nanoseconds; when the phase began
+	late  atomic.Bool  // closed by the watcher
+}
+
+// The phases of a connection.
+const (
+	waiting  = iota // for a request to begin
+	reading         // a request has begun to arrive
+	deciding        // bounded by the handler
+	writing
+)
+
+func (c *conn) enter(phase int32, now time.Time) {
+	c.since.Store(now.UnixNano())
+	c.phase.Store(phase)
+}
+
+// expired reports whether the connection has been too long in its phase.
+func (c *conn) expired(cfg *Config, now time.Time) bool {
+	limit := time.Duration(0)
+	switch c.phase.Load() {
+	case waiting:
+		limit = cfg.IdleTimeout.D()
+	case reading:
+		limit = cfg.RequestTimeout.D()
+	case writing:
+		limit = cfg.WriteTimeout.D()
+	}
+	return limit > 0 && now.UnixNano()-c.since.Load() > int64(limit)
 }
 
 // quietSince reports whether no request is under way and none has been since t.
 func (c *conn) quietSince(t time.Time) bool {
-	return !c.working.Load() && c.asked.Load() < t.UnixNano()
+	return c.phase.Load() == waiting && c.since.Load() < t.UnixNano()
 }
 
 func (c *conn) serve() {
 	s := c.server
 	c.buf = make([]byte, 0, startBuffer)
+	now := time.Now()
 	for {
 		cfg := s.cfg.Load()
-		n, err := c.receive(cfg)
+		n, err := c.receive(cfg, now)
 		if err != nil {
 			c.ended(err)
 			return
 		}
 		arrived := time.Now()
+		c.enter(deciding, arrived)
 		err = Parse(string(c.buf[:n]), cfg.MaxAttributes, &c.req)
 		c.consume(n)
 		if err != nil {
@@ -308,11 +376,10 @@ func (c *conn) serve() {
 			header = s.messages.take(&c.req, c.d.Headers)
 		}
 		c.out = appendReply(c.out[:0], &c.d, header)
-		_ = c.SetWriteDeadline(time.Now().Add(cfg.WriteTimeout.D())) // a dead connection fails the write
+		now = time.Now()
+		c.enter(writing, now)
 		_, err = c.Write(c.out)
-		s.metrics.answered(&c.req, &c.d, time.Since(arrived))
-		c.asked.Store(time.Now().UnixNano())
-		c.working.Store(len(c.buf) > 0)
+		s.metrics.answered(&c.req, &c.d, now.Sub(arrived))
 		if err != nil {
 			c.ended(err)
 			return
@@ -333,24 +400,19 @@ func (c *conn) decide() {
 	c.server.handler.Decide(c.server.ctx, &c.req, &c.d)
 }
 
-// receive reads until the buffer begins with a whole request and returns its length.
-func (c *conn) receive(cfg *Config) (int, error) {
+// receive reads until the buffer begins with a whole request and returns its
+// length. now is the time at which the connection became free.
+func (c *conn) receive(cfg *Config, now time.Time) (int, error) {
 	limits := Limits{Line: cfg.MaxLine, Request: cfg.MaxRequest, Attributes: cfg.MaxAttributes}
-	var deadline time.Time
+	if len(c.buf) == 0 {
+		c.enter(waiting, now)
+	} else {
+		c.enter(reading, now)
+	}
 	for {
 		n, err := c.scan.end(c.buf, limits)
 		if n > 0 || err != nil {
 			return n, err
-		}
-		if len(c.buf) > 0 && deadline.IsZero() {
-			deadline = time.Now().Add(cfg.RequestTimeout.D())
-			_ = c.SetReadDeadline(deadline) // a dead connection fails the read
-		} else if len(c.buf) == 0 {
-			var idle time.Time
-			if cfg.IdleTimeout > 0 {
-				idle = time.Now().Add(cfg.IdleTimeout.D())
-			}
-			_ = c.SetReadDeadline(idle) // as above
 		}
 		if len(c.buf) == cap(c.buf) {
 			grown := make([]byte, len(c.buf), 2*cap(c.buf))
@@ -359,8 +421,11 @@ func (c *conn) receive(cfg *Config) (int, error) {
 		}
 		m, err := c.Read(c.buf[len(c.buf):cap(c.buf)])
 		if m > 0 {
-			c.working.Store(true)
+			first := len(c.buf) == 0
 			c.buf = c.buf[:len(c.buf)+m]
+			if first && !bytes.HasSuffix(c.buf, endOfRequest) {
+				c.enter(reading, time.Now()) // it takes another read
+			}
 			continue
 		}
 		if err != nil {
@@ -383,19 +448,19 @@ func (c *conn) consume(n int) {
 // requests is the normal end.
 func (c *conn) ended(err error) {
 	m, log := &c.server.metrics.bad, c.server.log
-	var timeout net.Error
 	switch {
+	case c.late.Load():
+		if c.phase.Load() == waiting {
+			return // idle_timeout
+		}
+		m.slow.Inc()
+		err = errors.New("it took too long")
 	case len(c.buf) == 0 && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)):
 		return
 	case errors.Is(err, ErrTooLong):
 		m.tooLong.Inc()
 	case errors.Is(err, ErrMalformed):
 		m.malformed.Inc()
-	case errors.As(err, &timeout) && timeout.Timeout():
-		if len(c.buf) == 0 {
-			return // idle_timeout
-		}
-		m.slow.Inc()
 	default:
 		m.broken.Inc()
 		log.Debug("connection broke", zap.String("listener", c.listener), zap.Error(err))
