@@ -1,0 +1,415 @@
+// Package greylist is the check that defers the first contact of a sender
+// with a recipient (RFC 6647). Who comes back after a while passes, and is
+// known from then on; most that only ever try once do not.
+//
+// It must be the last check of its chain: the first contact is remembered
+// when nothing else has refused.
+package greylist
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/internal/conf"
+	"postern/list"
+	"postern/policy"
+)
+
+// Check greylists. It is safe for concurrent use.
+type Check struct {
+	cfg      Config
+	rule     Rule
+	reply    *policy.Template
+	hostname string
+	store    Store
+	lists    *list.Live
+	callouts map[string]bool // senders treated as the null sender, normalised
+	hints    *otter.Cache[hintKey, hint]
+	metrics  *metrics
+}
+
+var _ policy.Hinter = (*Check)(nil)
+
+type hintKey struct {
+	client            netip.Addr
+	sender, recipient string
+	delay             time.Duration
+}
+
+// hint is a contact that has been delayed.
+type hint struct {
+	until time.Time // passes from here on
+	first time.Time
+	tries int
+}
+
+// New returns a check on validated settings. hostname is written into
+// headers. prev, which may be nil, is the check that this one takes the place
+// of after a reload: hit counts and hints move over.
+func New(cfg Config, hostname string, store Store, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*Check, error) {
+	reply, err := policy.ParseTemplate(cfg.Reply, defaultReply, replyVars...)
+	if err != nil {
+		return nil, fmt.Errorf("greylist: reply: %w", err)
+	}
+	log = log.Named("greylist")
+	lists, faults := list.NewLive(cfg.sources(), listOptions("greylist", cfg.MaxDelay.D()), log, list.NewMetrics(reg, "greylist"))
+	if err := faults.Err(); err != nil {
+		return nil, err
+	}
+	c := &Check{
+		cfg: cfg, reply: reply, hostname: hostname, store: store, lists: lists,
+		rule: Rule{
+			Delay: cfg.Delay.D(), Window: cfg.Window.D(), Keep: cfg.Keep.D(), MaxDelay: cfg.MaxDelay.D(),
+			KnownAfter: cfg.KnownAfter, CountEvery: cfg.CountEvery.D(),
+		},
+		callouts: make(map[string]bool, len(cfg.CalloutSenders)),
+	}
+	for _, s := range cfg.CalloutSenders {
+		c.callouts[strings.ToLower(s)] = true
+	}
+	if prev != nil {
+		c.metrics = prev.metrics
+		lists.Adopt(prev.lists)
+	} else {
+		c.metrics = newMetrics(reg)
+	}
+	if prev != nil && prev.cfg.Hints == cfg.Hints {
+		c.hints = prev.hints
+	} else if cfg.Hints > 0 {
+		c.hints = otter.Must(&otter.Options[hintKey, hint]{
+			MaximumSize:      cfg.Hints,
+			ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[hintKey, hint]) time.Duration { return time.Until(e.Value.until) }),
+		})
+	}
+	return c, nil
+}
+
+// Start begins to watch the files of exceptions.
+func (c *Check) Start() { c.lists.Start(c.cfg.ReloadInterval.D()) }
+
+// Stop ends what Start began. It can be called twice.
+func (c *Check) Stop() { c.lists.Stop() }
+
+// Reload reads the files of exceptions again, changed or not.
+func (c *Check) Reload() conf.Faults { return c.lists.Reload() }
+
+// Name implements [policy.Check].
+func (c *Check) Name() string { return "greylist" }
+
+// Traits implements [policy.Check].
+func (c *Check) Traits() policy.Traits { return Traits }
+
+// Traits are those of every greylist check.
+var Traits = policy.Traits{Stages: policy.Stages(policy.StageRcpt, policy.StageData), Waits: true, Last: true}
+
+// Reasons for letting a request past without looking at the store.
+const (
+	skipStage         = "greylist-other-stage"
+	skipNull          = "greylist-null-sender"
+	skipAuthenticated = "greylist-authenticated"
+	skipException     = "greylist-exception"
+	skipSPF           = "greylist-spf-pass"
+	skipTrusted       = "greylist-not-suspicious"
+	skipUnknown       = "greylist-unknown-client"
+)
+
+// passOver says why a request is not greylisted, "" when it is, and the delay
+// that holds for it. An exception counts as hit unless peek is set.
+func (c *Check) passOver(req *policy.Request, peek bool) (why, detail string, delay time.Duration) {
+	delay = c.rule.Delay
+	callout := req.NullSender() || len(c.callouts) > 0 && c.calloutSender(req.Sender)
+	switch {
+	case callout && c.cfg.NullSender == Never:
+		return skipNull, "", 0
+	case callout && c.cfg.NullSender == AtData && req.Stage != policy.StageData:
+		return skipNull, "judged at DATA", 0
+	case req.Stage == policy.StageData && !(callout && c.cfg.NullSender == AtData):
+		return skipStage, "", 0 // has been judged at RCPT
+	case c.cfg.SkipAuthenticated && req.SASL.Username != "":
+		return skipAuthenticated, "login " + req.SASL.Username, 0
+	case c.cfg.SkipAuthenticated && req.TLS.CertSubject != "":
+		return skipAuthenticated, "certificate " + req.TLS.CertSubject, 0
+	case c.cfg.SkipSPFPass && req.Facts.SPF.Result == "pass":
+		return skipSPF, req.Facts.SPF.Domain, 0
+	}
+	set := c.lists.Set()
+	entry := set.Find(req)
+	if entry != nil {
+		if !peek && !req.DryRun {
+			entry.Hit(req.Time)
+		}
+		if d, ok := entryDelay(entry); ok {
+			delay = d
+		} else if entry.Action == policy.Allow {
+			return skipException, entry.Place(), 0
+		}
+	}
+	if c.cfg.When == Suspicious && !req.Facts.Suspicious() {
+		return skipTrusted, "", 0
+	}
+	return "", "", delay
+}
+
+func (c *Check) calloutSender(a policy.Address) bool {
+	local := strings.ToLower(a.Local)
+	return c.callouts[local+"@"] || c.callouts[local+"@"+a.Domain]
+}
+
+// Evaluate implements [policy.Check].
+func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdict, error) {
+	why, detail, delay := c.passOver(req, false)
+	var who string
+	if why == "" {
+		var ok bool
+		if who, ok = identity(req, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix); !ok {
+			why = skipUnknown
+		}
+	}
+	if why != "" {
+		if req.Probe != nil {
+			req.Probe.Add("passed over", strings.TrimPrefix(why, "greylist-")+" "+detail, "", 0)
+		}
+		if !req.DryRun {
+			c.metrics.passedOver.Inc()
+		}
+		return policy.Verdict{Reason: why, Detail: detail}, nil
+	}
+	contact := Contact{
+		Who: who, Sender: normalise(req.Sender, c.cfg.Delimiters), Recipient: recipient(req.Recipient),
+		Time: req.Time, Rule: c.rule, DryRun: req.DryRun,
+	}
+	contact.Rule.Delay = delay
+	contact.Rule.MaxDelay = max(contact.Rule.MaxDelay, delay)
+	began := time.Now()
+	out, err := c.store.TouchGreylist(ctx, &contact)
+	if req.Probe != nil {
+		c.explain(req, &contact, &out, err, time.Since(began))
+	}
+	if err != nil {
+		return policy.Verdict{}, fmt.Errorf("greylist: %w", err)
+	}
+	if !req.DryRun {
+		c.metrics.states[out.State].Inc()
+		c.remember(req, &contact, &out)
+	}
+	return c.decide(req, who, &out), nil
+}
+
+// decide turns an outcome into a verdict.
+func (c *Check) decide(req *policy.Request, who string, out *Outcome) policy.Verdict {
+	v := policy.Verdict{Reason: reasons[out.State]}
+	if out.State.Delays() {
+		v.Action = policy.DeferIfPermit
+		v.Reply = c.reply.Expand(func(name string) string { return placeholder(name, req, out.Wait) })
+		v.Detail = who + ", attempt " + strconv.Itoa(out.Attempts)
+		return v
+	}
+	if c.cfg.Header && (out.State == FirstPass || out.State == Overdue) && out.Attempts > 0 {
+		waited := int(req.Time.Sub(out.First).Round(time.Second).Seconds())
+		v.Detail = who + ", delayed " + strconv.Itoa(waited) + " s"
+		v.Add = []policy.Header{{Name: "X-Greylist", Value: fmt.Sprintf("delayed %d seconds by postern at %s; %s",
+			waited, c.hostname, req.Time.Format("Mon, 2 Jan 2006 15:04:05 -0700"))}}
+	}
+	return v
+}
+
+// reasons are the states as they stand in logs and metrics, made once.
+var reasons = func() (r [Overdue + 1]string) {
+	for s := range r {
+		r[s] = "greylist-" + State(s).String()
+	}
+	return r
+}()
+
+func placeholder(name string, req *policy.Request, wait time.Duration) string {
+	switch name {
+	case "wait":
+		return strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10)
+	case "client":
+		return req.Client.Addr.String()
+	case "helo":
+		return req.Helo
+	case "sender":
+		return req.Sender.Raw
+	case "recipient":
+		return req.Recipient.Raw
+	}
+	return ""
+}
+
+// recipient returns the stored form of a recipient: greylisting compares it
+// without case.
+func recipient(a policy.Address) string {
+	if a.Domain == "" {
+		return strings.ToLower(a.Local)
+	}
+	if lower := strings.ToLower(a.Local); lower != a.Local || len(a.Raw) != len(a.Local)+1+len(a.Domain) {
+		return lower + "@" + a.Domain
+	}
+	if strings.HasSuffix(a.Raw, a.Domain) {
+		return a.Raw // as it came
+	}
+	return a.Local + "@" + a.Domain
+}
+
+func (c *Check) hintKey(req *policy.Request, delay time.Duration) hintKey {
+	return hintKey{req.Client.Addr, normalise(req.Sender, c.cfg.Delimiters), recipient(req.Recipient), delay}
+}
+
+// remember keeps a delayed contact for Hint, and forgets one that passes.
+func (c *Check) remember(req *policy.Request, contact *Contact, out *Outcome) {
+	if c.hints == nil {
+		return
+	}
+	key := hintKey{req.Client.Addr, contact.Sender, contact.Recipient, contact.Rule.Delay}
+	if out.State.Delays() {
+		// The request's text is larger than the parts that the key needs.
+		key.sender, key.recipient = strings.Clone(key.sender), strings.Clone(key.recipient)
+		c.hints.Set(key, hint{until: req.Time.Add(out.Wait), first: out.First, tries: out.Attempts})
+		return
+	}
+	if out.State == FirstPass || out.State == Overdue {
+		c.hints.Invalidate(key)
+	}
+}
+
+// Hint implements [policy.Hinter]: a contact from the very same client that
+// this process has delayed is still too early. The attempt is not counted in
+// the store: nothing but the log would ever show it.
+func (c *Check) Hint(req *policy.Request) (policy.Verdict, bool) {
+	if c.hints == nil || c.hints.EstimatedSize() == 0 {
+		return policy.Verdict{}, false
+	}
+	if c.cfg.When == Suspicious {
+		return policy.Verdict{}, false // the marks are not known yet
+	}
+	why, _, delay := c.passOver(req, true)
+	if why != "" {
+		return policy.Verdict{}, false
+	}
+	h, ok := c.hints.GetIfPresent(c.hintKey(req, delay))
+	if !ok || !req.Time.Before(h.until) || req.Time.Before(h.first) {
+		return policy.Verdict{}, false
+	}
+	if !req.DryRun {
+		c.metrics.hinted.Inc()
+	}
+	if req.Probe != nil {
+		req.Probe.Add("retry too early", "first contact "+req.Time.Sub(h.first).Round(time.Second).String()+" ago", "memory", 0)
+	}
+	return policy.Verdict{
+		Action: policy.DeferIfPermit, Reason: reasons[EarlyRetry], Detail: "answered from memory",
+		Reply: c.reply.Expand(func(name string) string { return placeholder(name, req, h.until.Sub(req.Time)) }),
+	}, true
+}
+
+func (c *Check) explain(req *policy.Request, contact *Contact, out *Outcome, err error, took time.Duration) {
+	p := req.Probe
+	sender := contact.Sender
+	if sender == "" {
+		sender = "<>"
+	}
+	p.Add("who", contact.Who, "", 0)
+	p.Add("sender", sender, "", 0)
+	p.Add("recipient", contact.Recipient, "", 0)
+	if err != nil {
+		p.Add("store", err.Error(), "store", took)
+		return
+	}
+	text := out.State.String()
+	if !out.First.IsZero() && out.State != FirstContact {
+		text += ", first contact " + req.Time.Sub(out.First).Round(time.Second).String() + " ago"
+	}
+	if out.State.Delays() {
+		text += ", would pass in " + out.Wait.Round(time.Second).String()
+	}
+	p.Add("state", text, "store", took)
+	p.Add("passes of the client", strconv.Itoa(out.Passes)+" of "+strconv.Itoa(c.rule.KnownAfter), "store", 0)
+}
+
+// Status is what `postern status` shows of greylisting.
+type Status struct {
+	Delay    conf.Duration `json:"delay"`
+	When     string        `json:"when"`
+	Hints    int           `json:"hints"`
+	Skipping []list.Status `json:"exceptions"`
+}
+
+// Status returns the present state.
+func (c *Check) Status() Status {
+	st := Status{Delay: c.cfg.Delay, When: c.cfg.When, Skipping: c.lists.Status()}
+	if c.hints != nil {
+		st.Hints = c.hints.EstimatedSize()
+	}
+	return st
+}
+
+// Lists returns the exceptions, for listings of their entries and hits.
+func (c *Check) Lists() *list.Live { return c.lists }
+
+// listOptions says how exceptions are read: an entry lets past unless it says
+// "on" (greylist after all) or gives a delay of its own.
+func listOptions(prefix string, most time.Duration) list.Options {
+	return list.Options{
+		Key: prefix + ".exceptions", Default: policy.Allow,
+		Params: map[string]func(string) error{
+			"delay": func(v string) error {
+				d, err := conf.ParseDuration(v)
+				if err == nil && d > most {
+					err = fmt.Errorf("%s is more than max_delay (%v)", v, conf.Duration(most))
+				}
+				return err
+			},
+		},
+		Delimiters: "+",
+	}
+}
+
+// entryDelay returns the delay that an exception asks for.
+func entryDelay(e *list.Entry) (time.Duration, bool) {
+	if e.Params == nil {
+		return 0, false
+	}
+	v, ok := e.Params["delay"]
+	if !ok {
+		return 0, false
+	}
+	d, err := conf.ParseDuration(v)
+	return d, err == nil
+}
+
+func indexed(key string, i int) string { return key + "[" + strconv.Itoa(i) + "]" }
+
+
+type metrics struct {
+	states     [Overdue + 1]prometheus.Counter
+	passedOver prometheus.Counter
+	hinted     prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	states := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postern_greylist_contacts_total", Help: "Contacts by what the store knew of them.",
+	}, []string{"state"})
+	m := &metrics{
+		passedOver: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_greylist_passed_over_total", Help: "Requests that are not greylisted: exceptions, logins, other stages.",
+		}),
+		hinted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_greylist_hints_total", Help: "Retries that came too early and were answered from memory.",
+		}),
+	}
+	for s := range m.states {
+		m.states[s] = states.WithLabelValues(State(s).String())
+	}
+	reg.MustRegister(states, m.passedOver, m.hinted)
+	return m
+}
