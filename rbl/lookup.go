@@ -124,7 +124,7 @@ func (c *Check) join(l *list, s subject, wake chan struct{}, counted bool) *flig
 		k.domain = strings.Clone(k.domain)
 		f = &flight{key: k}
 		sh.flights[k] = f
-		c.tasks.run(func() { c.fly(l, f) })
+		defer c.tasks.run(func() { c.fly(l, f) }) // when f is complete
 	}
 	if wake != nil {
 		f.waiters = append(f.waiters, wake)

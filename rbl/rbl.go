@@ -12,7 +12,6 @@ package rbl
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -298,28 +297,24 @@ func (c *Check) forgetOthers() {
 
 // tester tests a list whenever a test is due.
 func (c *Check) tester(ctx context.Context, l *list) {
-	for {
+	for ctx.Err() == nil {
 		l.mu.Lock()
 		wait := time.Until(l.next)
 		l.mu.Unlock()
-		if wait > 0 {
-			// Many installations must not ask in the same second.
-			wait += rand.N(wait/10 + 1)
-		}
-		timer := time.NewTimer(max(wait, 0))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-l.kick:
-			timer.Stop()
-		case <-timer.C:
+		if wait <= 0 {
 			select {
 			case <-l.startTest(c.tasks.run):
 			case <-ctx.Done():
-				return
 			}
+			continue
 		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-l.kick:
+		case <-ctx.Done():
+		}
+		timer.Stop()
 	}
 }
 

@@ -2,6 +2,7 @@ package rbl
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"sync"
@@ -415,6 +416,8 @@ func (l *list) apply(found [aspectCount]finding) {
 		pause = min(pause<<min(l.retries, 16), l.testEvery)
 		l.retries++
 	}
+	// Many installations must not ask in the same second.
+	pause += rand.N(pause/10 + 1)
 	l.next = now.Add(pause)
 	first := l.retries == 1
 	why := l.faults()
