@@ -388,7 +388,6 @@ func entryDelay(e *list.Entry) (time.Duration, bool) {
 
 func indexed(key string, i int) string { return key + "[" + strconv.Itoa(i) + "]" }
 
-
 type metrics struct {
 	states     [Overdue + 1]prometheus.Counter
 	passedOver prometheus.Counter

@@ -14,6 +14,9 @@ const (
 	PurposeRelay   = "relay" // may answer OK, which ends Postfix's restriction list
 )
 
+// DefaultName is the chain for requests that name none.
+const DefaultName = "inbound"
+
 // ChainConfig is one [chains.NAME] section: the checks that a request goes
 // through and the order in which it does.
 type ChainConfig struct {
@@ -52,7 +55,7 @@ func DefaultChain() ChainConfig {
 func DefaultChains() map[string]ChainConfig {
 	c := DefaultChain()
 	c.Checks = []string{"access", "rbl", "greylist"}
-	return map[string]ChainConfig{"inbound": c}
+	return map[string]ChainConfig{DefaultName: c}
 }
 
 // Validate reports what is wrong with the chain by itself; prefix is its full

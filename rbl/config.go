@@ -44,7 +44,8 @@ type Config struct {
 	// listed by {list}; {reason}".
 	DeferReply string `toml:"defer_reply"`
 	// ListTimeout is the most time one query of a list may take; shorter than
-	// timeout, so that a dead list leaves time for the rest. Default "2s".
+	// timeout, so that a dead list leaves time for the rest, and longer than
+	// dns.timeout, so that a lost packet is sent again. Default "3s".
 	ListTimeout conf.Duration `toml:"list_timeout"`
 	// ReasonTimeout is the most time spent on the list's words for a reply,
 	// after the decision to refuse. Default "1s".
@@ -139,7 +140,7 @@ func DefaultConfig() Config {
 		DefaultWeight: 1,
 		Reply:         "554 5.7.1 Service unavailable; {class} [{what}] blocked using {list}; {reason}",
 		DeferReply:    "450 4.7.1 Service temporarily unavailable; {class} [{what}] listed by {list}; {reason}",
-		ListTimeout:   conf.Duration(2 * time.Second),
+		ListTimeout:   conf.Duration(3 * time.Second),
 		ReasonTimeout: conf.Duration(time.Second),
 		MinTTL:        conf.Duration(time.Minute),
 		MaxTTL:        conf.Duration(time.Hour),

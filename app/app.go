@@ -1,0 +1,339 @@
+// Package app builds the daemon out of its parts, starts it, reloads it and
+// stops it. It is the only package that knows all others.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+
+	"postern/admin"
+	"postern/config"
+	"postern/internal/listen"
+	"postern/internal/mailaddr"
+	"postern/journal"
+	"postern/pipeline"
+	"postern/policy"
+	"postern/policyd"
+	"postern/rbl"
+	"postern/store"
+	"postern/store/bolt"
+	"postern/store/mem"
+	"postern/store/redis"
+)
+
+// Options is what App needs beside the configuration.
+type Options struct {
+	Version string
+	Log     *zap.Logger
+	// Load reads the configuration again, for a reload.
+	Load func() (*config.Config, error)
+	// Inherited are the sockets that systemd handed over; nil: none.
+	Inherited *listen.Inherited
+	// Reloaded is called with each configuration that has come into force by
+	// a reload; nil: nobody wants to know.
+	Reloaded func(*config.Config)
+}
+
+// App is one daemon. Start and Stop are called once each, in this order; the
+// other methods are safe for concurrent use in between.
+type App struct {
+	o        Options
+	log      *zap.Logger
+	registry *prometheus.Registry
+	metrics  *metrics
+	parts    parts
+	journal  *journal.Journal
+	door     *policyd.Server
+	started  time.Time
+
+	admin     *admin.Server
+	adminDone chan error
+
+	reload  sync.Mutex // one reload at a time
+	current atomic.Pointer[generation]
+	state   atomic.Pointer[admin.ConfigStatus]
+	retired sync.WaitGroup // generations that wait for their last decisions
+}
+
+// New builds a daemon that is not started. It opens the store, nothing else.
+func New(cfg *config.Config, o Options) (a *App, err error) {
+	a = &App{o: o, log: o.Log, registry: prometheus.NewRegistry(), started: time.Now()}
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.metrics = newMetrics(a.registry, o.Version)
+	a.journal = journal.New(cfg.Admin.Journal)
+	st, err := openStore(cfg, o.Log, a.registry)
+	if err != nil {
+		return nil, err
+	}
+	a.parts = parts{
+		log: o.Log, reg: a.registry, store: st, journal: a.journal, metrics: pipeline.NewMetrics(a.registry),
+	}
+	g, err := build(cfg, a.parts, nil)
+	if err != nil {
+		return nil, errors.Join(err, st.Close(context.Background()))
+	}
+	a.current.Store(g)
+	a.state.Store(&admin.ConfigStatus{Path: cfg.Path, Loaded: a.started})
+	a.door = policyd.New(cfg.Policy, a, o.Log, a.registry)
+	return a, nil
+}
+
+func openStore(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (store.Store, error) {
+	switch cfg.Store.Kind {
+	case store.Memory:
+		return mem.New(cfg.Store.MaxEntries), nil
+	case store.Redis:
+		password, err := cfg.Secret(cfg.Store.Redis.PasswordFile)
+		if err != nil {
+			return nil, err
+		}
+		return redis.Open(cfg.Store.Redis, password, log, reg)
+	}
+	return bolt.Open(cfg.Store, log, reg)
+}
+
+// Start starts the checks' timers and opens the doors. When it fails, what it
+// had started is stopped again.
+func (a *App) Start() (err error) {
+	g := a.current.Load()
+	g.start()
+	defer func() {
+		if err != nil {
+			a.Stop(context.Background())
+		}
+	}()
+	if err := a.startAdmin(g.cfg); err != nil {
+		return err
+	}
+	if err := a.door.Configure(g.cfg.Policy, a.o.Inherited); err != nil {
+		return err
+	}
+	for _, s := range a.o.Inherited.Unused() {
+		a.log.Warn("a socket from systemd is for no address of the configuration", zap.String("socket", s))
+	}
+	a.metrics.reloaded(true, a.started)
+	return nil
+}
+
+func (a *App) startAdmin(cfg *config.Config) error {
+	if cfg.Admin.Listen == "" {
+		return nil
+	}
+	var addr listen.Address
+	if err := addr.UnmarshalText([]byte(cfg.Admin.Listen)); err != nil {
+		return err
+	}
+	token, err := cfg.Secret(cfg.Admin.TokenFile)
+	if err != nil {
+		return err
+	}
+	if addr.Network == "unix" {
+		addr.Mode = adminMode(cfg.Admin.Listen, addr)
+	}
+	l, err := listen.Open(&addr, a.o.Inherited)
+	if err != nil {
+		return err
+	}
+	a.admin = admin.NewServer(a, token, a.registry, a.log.Named("admin"))
+	a.adminDone = make(chan error, 1)
+	go func() { a.adminDone <- a.admin.Serve(l) }()
+	return nil
+}
+
+// Stop closes the doors, lets decisions under way finish, and writes the
+// state; it takes no longer than ctx. What it could not do in that time it logs.
+func (a *App) Stop(ctx context.Context) {
+	if err := a.door.Stop(ctx); err != nil {
+		a.log.Warn("some connections were cut off", zap.Error(err))
+	}
+	if a.admin != nil {
+		if err := errors.Join(a.admin.Stop(ctx), <-a.adminDone); err != nil {
+			a.log.Warn("admin door", zap.Error(err))
+		}
+	}
+	a.reload.Lock()
+	defer a.reload.Unlock()
+	a.retired.Wait()
+	g := a.current.Load()
+	g.stop()
+	g.resolver.Close()
+	if err := a.parts.store.Close(ctx); err != nil {
+		a.log.Error("the state could not be saved", zap.Error(err))
+	}
+}
+
+// Decide implements policyd.Handler.
+func (a *App) Decide(ctx context.Context, req *policy.Request, d *policy.Decision) {
+	g := a.current.Load()
+	g.users.Add(1)
+	defer g.users.Add(-1)
+	g.pipeline.Decide(ctx, req, d)
+}
+
+// Reload reads the configuration again and, if nothing is wrong with it,
+// decides by it from the next request on. Otherwise everything stays as it
+// is, and the error says why.
+func (a *App) Reload(context.Context) error {
+	a.reload.Lock()
+	defer a.reload.Unlock()
+	old := a.current.Load()
+	err := a.reloadLocked(old)
+	now := time.Now()
+	if err != nil {
+		st := *a.state.Load()
+		st.Fault, st.FaultAt = err.Error(), now
+		a.state.Store(&st)
+		a.metrics.reloaded(false, now)
+		a.log.Error("reload refused, the old configuration stays in force", zap.Error(err))
+		return err
+	}
+	g := a.current.Load()
+	st := &admin.ConfigStatus{Path: g.cfg.Path, Loaded: now, Restarts: restarts(old.cfg, g.cfg)}
+	a.state.Store(st)
+	a.metrics.reloaded(true, now)
+	a.log.Info("configuration reloaded", zap.Strings("waits_for_restart", st.Restarts))
+	if a.o.Reloaded != nil {
+		a.o.Reloaded(g.cfg)
+	}
+	return nil
+}
+
+func (a *App) reloadLocked(old *generation) error {
+	cfg, err := a.o.Load()
+	if err != nil {
+		return err
+	}
+	g, err := build(cfg, a.parts, old)
+	if err != nil {
+		return err
+	}
+	g.start()
+	if err := a.door.Configure(cfg.Policy, nil); err != nil {
+		g.stop()
+		if g.resolver != old.resolver {
+			g.resolver.Close()
+		}
+		return err
+	}
+	a.current.Store(g)
+	a.retired.Go(func() {
+		old.drain()
+		old.stop()
+		if g.resolver != old.resolver {
+			old.resolver.Close()
+		}
+	})
+	return nil
+}
+
+// restarts names the settings that differ and are only read at start.
+func restarts(old, cfg *config.Config) []string {
+	var out []string
+	if old.Store.Kind != cfg.Store.Kind || old.Store.Path != cfg.Store.Path || old.Store.FlushInterval != cfg.Store.FlushInterval ||
+		old.Store.MaxEntries != cfg.Store.MaxEntries || fmt.Sprint(old.Store.Redis) != fmt.Sprint(cfg.Store.Redis) {
+		out = append(out, "store")
+	}
+	if old.Admin != cfg.Admin {
+		out = append(out, "admin")
+	}
+	return out
+}
+
+// Alive makes a decision that touches nothing outside the process, and says
+// whether it came in time: the watchdog is fed by it.
+func (a *App) Alive(ctx context.Context) error {
+	var d policy.Decision
+	req := &policy.Request{
+		Time: time.Now(), Stage: policy.StageConnect, Door: "watchdog", DryRun: true,
+		Client: policy.Client{Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1})},
+	}
+	a.Decide(ctx, req, &d)
+	return ctx.Err()
+}
+
+// Ready implements admin.Backend.
+func (a *App) Ready(ctx context.Context) error {
+	if len(a.door.Addresses()) == 0 {
+		return errors.New("no address is open")
+	}
+	return a.Alive(ctx)
+}
+
+// Decision implements admin.Backend.
+func (a *App) Decision(reference string) (journal.Record, bool) { return a.journal.Find(reference) }
+
+// Decisions implements admin.Backend.
+func (a *App) Decisions(n int) []journal.Record { return a.journal.Recent(n) }
+
+// Store returns the state, for the administrator's commands.
+func (a *App) Store() store.Store { return a.parts.store }
+
+// TestLists implements admin.Backend.
+func (a *App) TestLists(ctx context.Context, addr netip.Addr) (rbl.TestReport, error) {
+	return a.current.Load().rbl.TestIP(ctx, addr), nil
+}
+
+// Addresses returns where the policy door listens.
+func (a *App) Addresses() []net.Addr { return a.door.Addresses() }
+
+// Explain implements admin.Backend. The client's names are looked up as
+// Postfix does when the question does not give them.
+func (a *App) Explain(ctx context.Context, q admin.Question) (*policy.Decision, error) {
+	addr, err := netip.ParseAddr(q.Client)
+	if err != nil {
+		return nil, fmt.Errorf("client %q is not an IP address", q.Client)
+	}
+	stage := policy.StageRcpt
+	if q.Stage != "" {
+		if err := stage.UnmarshalText([]byte(q.Stage)); err != nil {
+			return nil, err
+		}
+	}
+	g := a.current.Load()
+	if _, ok := g.cfg.Chains[q.Context]; q.Context != "" && !ok {
+		return nil, fmt.Errorf("there is no chain %q", q.Context)
+	}
+	req := &policy.Request{
+		Time: time.Now(), Stage: stage, Door: "explain", Context: q.Context, ESMTP: true,
+		Client: policy.Client{Addr: addr.Unmap().WithZone(""), Name: mailaddr.Domain(q.ClientName), ReverseName: mailaddr.Domain(q.Reverse)},
+		Helo:   q.Helo, Sender: mailaddr.Parse(q.Sender), Recipient: mailaddr.Parse(q.Recipient),
+		SASL: policy.SASL{Username: q.Login}, DryRun: true, Probe: new(policy.Probe),
+	}
+	if q.ClientName == "" && q.Reverse == "" {
+		req.Client.Name, req.Client.ReverseName = g.names(ctx, req.Client.Addr)
+	}
+	d := new(policy.Decision)
+	a.Decide(ctx, req, d)
+	return d, nil
+}
+
+// Status implements admin.Backend.
+func (a *App) Status(context.Context) admin.Status {
+	g := a.current.Load()
+	st := admin.Status{
+		Version: a.o.Version, Hostname: g.cfg.Hostname, Started: a.started, Mode: g.cfg.Mode,
+		Config: *a.state.Load(), Chains: map[string][]admin.CheckMode{},
+		Policy: a.door.Status(), Store: a.parts.store.Status(),
+		DNS: admin.DNSStatus{Servers: g.resolver.Status(), Stats: g.resolver.Stats()},
+		RBL: g.rbl.Status(), Access: g.access.Status(), Greylist: g.greylist.Status(),
+		Goroutines: runtime.NumGoroutine(),
+	}
+	for name, checks := range g.pipeline.Chains() {
+		modes := g.pipeline.Modes(name)
+		for _, c := range checks {
+			st.Chains[name] = append(st.Chains[name], admin.CheckMode{Check: c, Mode: modes[c]})
+		}
+	}
+	return st
+}

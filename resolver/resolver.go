@@ -1,0 +1,163 @@
+// Package resolver is the one DNS client of the daemon: a stub resolver that
+// asks recursive servers over UDP, and TCP where an answer does not fit, and
+// remembers what they said.
+//
+// It keeps to RFC 1035 and 2181 (messages, TTLs), 2308 (negative answers),
+// 5452 (what makes an answer hard to forge), 6891 (EDNS), 8767 (stale
+// answers) and 9520 (failures are remembered, briefly).
+//
+// All look-ups of one name and type at one time share one query. What waits
+// for a server is bounded, and so are the cache and the number of goroutines.
+package resolver
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+)
+
+// Resolver looks names up. Its methods are safe for concurrent use.
+//
+// A name is given as text, with or without the trailing dot; letters outside
+// ASCII become A-labels. Slices that look-ups return are shared: they must
+// not be changed. A name that does not exist, or has no records of the type,
+// is an answer: an empty slice, a nil error and the time for which that holds.
+// The ttl is how long the answer may be kept; cached says that nobody was
+// asked for it. Errors are those of this package.
+type Resolver struct {
+	cfg     Config
+	log     *zap.Logger
+	metrics *metrics
+	cache   *otter.Cache[key, *answer]
+	flights flights
+	servers serverList
+
+	hits, misses, stale atomic.Uint64
+
+	ctx    context.Context // ends with Close; look-ups outlive their callers
+	cancel context.CancelFunc
+	closed sync.Once
+	wg     sync.WaitGroup // look-ups and probes under way
+}
+
+// New returns a resolver. cfg has been validated. It reads /etc/resolv.conf
+// when cfg names no servers, and sends nothing. Metrics of an earlier resolver
+// on the same registry are continued. The caller calls Close.
+func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Resolver, error) {
+	return newResolver(cfg, log, reg, "/etc/resolv.conf")
+}
+
+func newResolver(cfg Config, log *zap.Logger, reg prometheus.Registerer, resolvConf string) (*Resolver, error) {
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, err
+	}
+	r := &Resolver{cfg: cfg, log: log.Named("resolver"), metrics: m}
+	if err := r.servers.init(cfg, resolvConf, r.log, m); err != nil {
+		return nil, err
+	}
+	r.cache, err = newCache(cfg)
+	if err != nil {
+		return nil, err
+	}
+	r.flights.init(cfg.MaxInFlight)
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r, nil
+}
+
+// Close ends the look-ups under way and waits for them. Later ones fail with
+// [ErrClosed], except those that the cache can answer. It may be called twice.
+func (r *Resolver) Close() {
+	r.closed.Do(func() {
+		r.cancel()
+		r.flights.close()
+		r.wg.Wait()
+		r.servers.close()
+		r.cache.StopAllGoroutines()
+	})
+}
+
+// LookupA returns the IPv4 addresses of a name.
+func (r *Resolver) LookupA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
+	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeA)
+	return a.addrs, ttl, cached, err
+}
+
+// LookupAAAA returns the IPv6 addresses of a name.
+func (r *Resolver) LookupAAAA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
+	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeAAAA)
+	return a.addrs, ttl, cached, err
+}
+
+// LookupTXT returns the texts of a name, one for each record: the strings of
+// a record are joined without anything between them (RFC 7208 section 3.3).
+// They are octets as they came, not checked for anything.
+func (r *Resolver) LookupTXT(ctx context.Context, name string) (texts []string, ttl time.Duration, cached bool, err error) {
+	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeTXT)
+	return a.texts, ttl, cached, err
+}
+
+// LookupPTR returns the names that an address claims, in lower case and
+// without trailing dot. Nobody has verified them.
+func (r *Resolver) LookupPTR(ctx context.Context, addr netip.Addr) (names []string, ttl time.Duration, cached bool, err error) {
+	a, ttl, cached, err := r.lookup(ctx, reverseName(addr), dns.TypePTR)
+	return a.texts, ttl, cached, err
+}
+
+// LookupMX returns the mail exchangers of a domain, the preferred first.
+func (r *Resolver) LookupMX(ctx context.Context, name string) (mx []MX, ttl time.Duration, cached bool, err error) {
+	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeMX)
+	return a.mx, ttl, cached, err
+}
+
+// Flush forgets what is known of a name, or of an address its reverse name;
+// "" forgets everything. A look-up under way is not affected.
+func (r *Resolver) Flush(name string) {
+	if name == "" {
+		r.cache.InvalidateAll()
+		return
+	}
+	names := []string{name}
+	if addr, err := netip.ParseAddr(name); err == nil {
+		names = append(names, reverseName(addr))
+	}
+	for _, n := range names {
+		n, err := normalize(n)
+		if err != nil {
+			continue // nothing is cached under it
+		}
+		for _, qtype := range lookupTypes {
+			r.cache.Invalidate(key{n, qtype})
+		}
+	}
+}
+
+// Status returns what is known of each server, in the order of preference.
+func (r *Resolver) Status() []ServerStatus {
+	servers := r.servers.list()
+	out := make([]ServerStatus, len(servers))
+	for i, s := range servers {
+		out[i] = s.status()
+	}
+	return out
+}
+
+// Stats returns counts since the start.
+func (r *Resolver) Stats() Stats {
+	inFlight, queued := r.flights.counts()
+	return Stats{
+		Entries:  r.cache.EstimatedSize(),
+		Hits:     r.hits.Load(),
+		Misses:   r.misses.Load(),
+		Stale:    r.stale.Load(),
+		InFlight: inFlight,
+		Queued:   queued,
+	}
+}
