@@ -43,6 +43,9 @@ type Options struct {
 	// Key is the configuration key of the sources, "access.deny": faults in
 	// the list of sources itself carry it.
 	Key string
+	// KeyAt returns the configuration key of a source by its index; nil: Key
+	// and the index.
+	KeyAt func(i int) string
 	// Field is what patterns without a prefix and the keys of Postfix tables
 	// are looked up by. A source may set its own: "sender=texthash:PATH".
 	Field Field
@@ -90,10 +93,11 @@ type Entry struct {
 	Owner  string
 	Params map[string]string // nil when there are none
 
-	rank    rank
-	order   int // place among all entries of the set: the first wins a tie
-	grouped bool
-	hits    *counter
+	rank     rank
+	order    int    // place among all entries of the set: the first wins a tie
+	next     *Entry // with the same key
+	extended bool   // matches extensions whatever Options.Delimiters says
+	hits     *counter
 }
 
 // counter survives the entry when the list is read again.

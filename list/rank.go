@@ -2,6 +2,7 @@ package list
 
 import (
 	"cmp"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -12,11 +13,36 @@ type rank struct {
 	width uint8 // within a level: prefix length, or number of labels
 }
 
+// The levels, from the least specific.
+const (
+	levelRegexp  uint8 = iota + 1
+	levelSuffix        // .example.org
+	levelUser          // user@
+	levelDomain        // the domain of an address
+	levelName          // a host name: of the client, or HELO
+	levelNetwork       // client address
+	levelAddress       // a whole envelope address
+)
+
 func (r rank) compare(o rank) int {
 	if c := cmp.Compare(o.level, r.level); c != 0 {
 		return c
 	}
 	return cmp.Compare(o.width, r.width)
+}
+
+// networkRank makes a host of either family equally specific, and networks of
+// both comparable: IPv4 counts as the last 32 of 128 bits.
+func networkRank(p netip.Prefix) rank {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return rank{levelNetwork, uint8(bits)}
+}
+
+func nameRank(level uint8, name string) rank {
+	return rank{level, uint8(min(strings.Count(name, ".")+1, 255))}
 }
 
 func writeInt(b *strings.Builder, n int) {
