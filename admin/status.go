@@ -49,4 +49,3 @@ type DNSStatus struct {
 	Servers []resolver.ServerStatus `json:"servers"`
 	Stats   resolver.Stats          `json:"stats"`
 }
-
