@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"postern/access"
 	"postern/greylist"
 	"postern/journal"
 	"postern/policy"
@@ -150,19 +151,33 @@ func (c *Client) GreylistList(ctx context.Context, f greylist.Filter, yield func
 	if err != nil {
 		return err
 	}
+	return eachLine(res, yield)
+}
+
+// eachLine reads JSON values one by one until yield returns false.
+func eachLine[T any](res *http.Response, yield func(T) bool) error {
 	defer res.Body.Close() //nolint:errcheck // an early end is wanted
 	dec := json.NewDecoder(res.Body)
 	for {
-		var e greylist.Entry
-		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
+		var v T
+		if err := dec.Decode(&v); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("admin: the listing broke off: %w", err)
 		}
-		if !yield(e) {
+		if !yield(v) {
 			return nil
 		}
 	}
+}
+
+// AccessList calls yield for each entry of the access lists until it returns false.
+func (c *Client) AccessList(ctx context.Context, yield func(access.Entry) bool) error {
+	res, err := c.do(ctx, http.MethodGet, "/v1/access", nil)
+	if err != nil {
+		return err
+	}
+	return eachLine(res, yield)
 }
 
 // GreylistForget removes entries and returns how many. all must be set for an
@@ -187,6 +202,14 @@ func (c *Client) GreylistStats(ctx context.Context) (out greylist.Counts, err er
 func (c *Client) TestLists(ctx context.Context, addr netip.Addr) (out rbl.TestReport, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/rbl/"+url.PathEscape(addr.String()), nil, &out)
 	return out, err
+}
+
+// ResetList lets a DNS list count again that the volume guard holds in
+// shadow, and reports whether it was held.
+func (c *Client) ResetList(ctx context.Context, name string) (bool, error) {
+	var out WasHeld
+	err := c.call(ctx, http.MethodPost, "/v1/rbl/"+url.PathEscape(name)+"/reset", nil, &out)
+	return out.Held, err
 }
 
 // Metrics returns the text of /metrics.

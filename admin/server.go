@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
 
+	"postern/access"
 	"postern/greylist"
 	"postern/internal/conf"
 	"postern/internal/listen"
@@ -78,8 +79,14 @@ type Backend interface {
 	Decision(reference string) (journal.Record, bool)
 	Decisions(n int) []journal.Record
 	Greylist() greylist.AdminStore
+	// AccessEntries calls yield for each entry of the access lists until it
+	// returns false.
+	AccessEntries(yield func(access.Entry) bool)
 	// TestLists asks every DNS list about an address.
 	TestLists(ctx context.Context, addr netip.Addr) (rbl.TestReport, error)
+	// ResetList ends the shadow into which the volume guard has put a DNS
+	// list: whether there is such a list, and whether it was held.
+	ResetList(name string) (known, held bool)
 }
 
 // Question is a request as the administrator writes it for `postern explain`.
@@ -120,7 +127,9 @@ func NewServer(b Backend, token string, gather prometheus.Gatherer, log *zap.Log
 	mux.HandleFunc("GET /v1/greylist", h.greylistList)
 	mux.HandleFunc("DELETE /v1/greylist", h.greylistForget)
 	mux.HandleFunc("GET /v1/greylist/stats", h.greylistStats)
+	mux.HandleFunc("GET /v1/access", h.accessList)
 	mux.HandleFunc("GET /v1/rbl/{addr}", h.rblTest)
+	mux.HandleFunc("POST /v1/rbl/{list}/reset", h.rblReset)
 	return &Server{log: log, http: &http.Server{
 		Handler:           withToken(token, mux),
 		ReadHeaderTimeout: 5 * time.Second,
@@ -306,6 +315,13 @@ func (h *handler) greylistStats(w http.ResponseWriter, r *http.Request) {
 	reply(w, c)
 }
 
+// accessList writes one JSON value a line.
+func (h *handler) accessList(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/jsonl")
+	enc := json.NewEncoder(w)
+	h.b.AccessEntries(func(e access.Entry) bool { return enc.Encode(e) == nil })
+}
+
 func (h *handler) rblTest(w http.ResponseWriter, r *http.Request) {
 	addr, err := netip.ParseAddr(r.PathValue("addr"))
 	if err != nil {
@@ -318,6 +334,22 @@ func (h *handler) rblTest(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, report)
+}
+
+func (h *handler) rblReset(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("list")
+	known, held := h.b.ResetList(name)
+	if !known {
+		fail(w, http.StatusNotFound, fmt.Errorf("there is no list %q", name))
+		return
+	}
+	h.log.Info("a DNS list was reset on request", zap.String("list", name), zap.Bool("was_held", held))
+	reply(w, WasHeld{held})
+}
+
+// WasHeld is the answer to a reset call.
+type WasHeld struct {
+	Held bool `json:"held"`
 }
 
 func reply(w http.ResponseWriter, v any) {

@@ -26,7 +26,9 @@ type Status struct {
 	RBL      []rbl.Status           `json:"rbl"`
 	Access   access.Status          `json:"access"`
 	Greylist greylist.Status        `json:"greylist"`
-	Warnings []string               `json:"warnings,omitempty"`
+	// Goroutines tells a leak.
+	Goroutines int      `json:"goroutines"`
+	Warnings   []string `json:"warnings,omitempty"`
 }
 
 // ConfigStatus tells which configuration runs.

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,8 +19,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 
+	"postern/access"
 	"postern/admin"
 	"postern/config"
+	"postern/greylist"
 	"postern/internal/listen"
 	"postern/internal/mailaddr"
 	"postern/journal"
@@ -138,8 +142,8 @@ func (a *App) startAdmin(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	if addr.Network == "unix" {
-		addr.Mode = adminMode(cfg.Admin.Listen, addr)
+	if addr.Network == "unix" && !strings.Contains(cfg.Admin.Listen, ",mode=") {
+		addr.Mode = adminMode
 	}
 	l, err := listen.Open(&addr, a.o.Inherited)
 	if err != nil {
@@ -150,6 +154,10 @@ func (a *App) startAdmin(cfg *config.Config) error {
 	go func() { a.adminDone <- a.admin.Serve(l) }()
 	return nil
 }
+
+// adminMode is the mode of the administrator's socket when none is set: who
+// can open it can forget greylist entries and see addresses of mail.
+const adminMode = 0o660
 
 // Stop closes the doors, lets decisions under way finish, and writes the
 // state; it takes no longer than ctx. What it could not do in that time it logs.
@@ -175,10 +183,22 @@ func (a *App) Stop(ctx context.Context) {
 
 // Decide implements policyd.Handler.
 func (a *App) Decide(ctx context.Context, req *policy.Request, d *policy.Decision) {
-	g := a.current.Load()
-	g.users.Add(1)
+	g := a.use()
 	defer g.users.Add(-1)
 	g.pipeline.Decide(ctx, req, d)
+}
+
+// use returns the current generation with one more user, which keeps it
+// running until the user is gone.
+func (a *App) use() *generation {
+	for {
+		g := a.current.Load()
+		g.users.Add(1)
+		if g == a.current.Load() {
+			return g
+		}
+		g.users.Add(-1) // a reload came between; g may be stopping
+	}
 }
 
 // Reload reads the configuration again and, if nothing is wrong with it,
@@ -240,9 +260,11 @@ func (a *App) reloadLocked(old *generation) error {
 // restarts names the settings that differ and are only read at start.
 func restarts(old, cfg *config.Config) []string {
 	var out []string
-	if old.Store.Kind != cfg.Store.Kind || old.Store.Path != cfg.Store.Path || old.Store.FlushInterval != cfg.Store.FlushInterval ||
-		old.Store.MaxEntries != cfg.Store.MaxEntries || fmt.Sprint(old.Store.Redis) != fmt.Sprint(cfg.Store.Redis) {
+	if !reflect.DeepEqual(old.Store, cfg.Store) {
 		out = append(out, "store")
+	}
+	if old.Log.Output != cfg.Log.Output || old.Log.Format != cfg.Log.Format {
+		out = append(out, "log.output and log.format")
 	}
 	if old.Admin != cfg.Admin {
 		out = append(out, "admin")
@@ -276,13 +298,23 @@ func (a *App) Decision(reference string) (journal.Record, bool) { return a.journ
 // Decisions implements admin.Backend.
 func (a *App) Decisions(n int) []journal.Record { return a.journal.Recent(n) }
 
-// Store returns the state, for the administrator's commands.
-func (a *App) Store() store.Store { return a.parts.store }
+// Greylist implements admin.Backend.
+func (a *App) Greylist() greylist.AdminStore { return a.parts.store }
+
+// AccessEntries implements admin.Backend.
+func (a *App) AccessEntries(yield func(access.Entry) bool) {
+	a.current.Load().access.Entries(time.Now(), yield)
+}
 
 // TestLists implements admin.Backend.
 func (a *App) TestLists(ctx context.Context, addr netip.Addr) (rbl.TestReport, error) {
-	return a.current.Load().rbl.TestIP(ctx, addr), nil
+	g := a.use()
+	defer g.users.Add(-1)
+	return g.rbl.TestIP(ctx, addr), nil
 }
+
+// ResetList implements admin.Backend.
+func (a *App) ResetList(name string) (known, held bool) { return a.current.Load().rbl.Reset(name) }
 
 // Addresses returns where the policy door listens.
 func (a *App) Addresses() []net.Addr { return a.door.Addresses() }
@@ -300,7 +332,8 @@ func (a *App) Explain(ctx context.Context, q admin.Question) (*policy.Decision, 
 			return nil, err
 		}
 	}
-	g := a.current.Load()
+	g := a.use()
+	defer g.users.Add(-1)
 	if _, ok := g.cfg.Chains[q.Context]; q.Context != "" && !ok {
 		return nil, fmt.Errorf("there is no chain %q", q.Context)
 	}
@@ -314,7 +347,7 @@ func (a *App) Explain(ctx context.Context, q admin.Question) (*policy.Decision, 
 		req.Client.Name, req.Client.ReverseName = g.names(ctx, req.Client.Addr)
 	}
 	d := new(policy.Decision)
-	a.Decide(ctx, req, d)
+	g.pipeline.Decide(ctx, req, d)
 	return d, nil
 }
 

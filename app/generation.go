@@ -2,8 +2,11 @@ package app
 
 import (
 	"context"
-	"fmt"
-	"strings"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -11,8 +14,8 @@ import (
 	"postern/access"
 	"postern/config"
 	"postern/greylist"
+	"postern/internal/mailaddr"
 	"postern/pipeline"
-	"postern/policy"
 	"postern/rbl"
 	"postern/resolver"
 	"postern/store"
@@ -28,18 +31,65 @@ type generation struct {
 	rbl      *rbl.Check
 	greylist *greylist.Check
 	pipeline *pipeline.Pipeline
+
+	users atomic.Int64 // decisions under way
 }
 
-// traits are what a chain must know of each check before it is built.
-var traits = pipeline.Describe{
-	"access":   access.Traits,
-	"rbl":      rbl.Traits,
-	"greylist": greylist.Traits,
+// resolver returns the one of prev when nothing about it has changed: what is
+// in its cache stays.
+func (p *parts) resolver(cfg *config.Config, prev *generation) (*resolver.Resolver, error) {
+	if prev.resolver != nil && reflect.DeepEqual(prev.cfg.DNS, cfg.DNS) {
+		return prev.resolver, nil
+	}
+	return resolver.New(cfg.DNS, p.log, p.reg)
 }
 
-// Check reports faults of a configuration that only show when its parts are
-// seen together. It opens nothing.
-func Check(cfg *config.Config) error { return nil }
+// start begins what the checks do by themselves: watching lists, testing
+// DNS lists.
+func (g *generation) start() {
+	g.access.Start()
+	g.greylist.Start()
+	g.rbl.Start(context.Background())
+}
+
+// stop undoes start and waits for it.
+func (g *generation) stop() {
+	g.rbl.Stop()
+	g.greylist.Stop()
+	g.access.Stop()
+}
+
+// drain waits until no decision uses g any more; none begins once another
+// generation is current. Decisions end by their budgets.
+func (g *generation) drain() {
+	for g.users.Load() > 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// namesTimeout bounds the look-ups of a client's names for an explanation.
+const namesTimeout = 5 * time.Second
+
+// names looks up the names of a client as Postfix's smtpd does: the reverse
+// name, and the same as verified name if it leads back to the address.
+func (g *generation) names(ctx context.Context, addr netip.Addr) (verified, reverse string) {
+	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
+	defer cancel()
+	names, _, _, err := g.resolver.LookupPTR(ctx, addr)
+	if err != nil || len(names) == 0 {
+		return "", ""
+	}
+	reverse = mailaddr.Domain(names[0])
+	look := g.resolver.LookupA
+	if addr.Is6() {
+		look = g.resolver.LookupAAAA
+	}
+	addrs, _, _, err := look(ctx, reverse)
+	if err == nil && slices.Contains(addrs, addr) {
+		verified = reverse
+	}
+	return verified, reverse
+}
 
 // parts is what generations share.
 type parts struct {
@@ -75,7 +125,7 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 		return nil, err
 	}
 	g.pipeline, err = pipeline.New(pipeline.Options{
-		Chains: cfg.Chains, Default: config.DefaultChain, Mode: cfg.Mode,
+		Chains: cfg.Chains, Default: pipeline.DefaultName, Mode: cfg.Mode,
 		Steps: map[string]pipeline.Step{
 			"access":   {Check: g.access, Step: cfg.Access.Step},
 			"rbl":      {Check: g.rbl, Step: cfg.RBL.Step},

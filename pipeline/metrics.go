@@ -127,7 +127,7 @@ func (s *stepMetrics) observe(line *policy.Step, took time.Duration) {
 }
 
 // logDecision writes the one line of a decision. The names of its fields are
-// documented in docs/logging.md.
+// documented in docs/observability.md.
 func (p *Pipeline) logDecision(r *run) {
 	level := zap.InfoLevel
 	if r.d.Degraded {

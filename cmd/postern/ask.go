@@ -88,7 +88,7 @@ func (c *cli) dialPolicy(to string) (net.Conn, error) {
 			return nil, fmt.Errorf("--to: %w", err)
 		}
 	} else {
-		cfg, _, err := config.Load(c.config, config.Options{})
+		cfg, _, err := config.Load(c.config)
 		if err != nil {
 			return nil, err
 		}

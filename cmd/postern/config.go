@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/app"
 	"postern/config"
 )
 
@@ -17,12 +16,9 @@ func (c *cli) checkCommand() *cobra.Command {
 			"faults, each printed as file:line:column.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, warnings, err := config.Load(c.config, config.Options{})
+			_, warnings, err := config.Load(c.config)
 			for _, w := range warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
-			}
-			if err == nil {
-				err = app.Check(cfg)
 			}
 			if err != nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), err)
@@ -38,7 +34,7 @@ func (c *cli) configCommand() *cobra.Command {
 	cmd.AddCommand(&cobra.Command{
 		Use: "dump", Short: "print every setting with its effective value and where it comes from; secrets are not shown", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, _, err := config.Load(c.config, config.Options{})
+			cfg, _, err := config.Load(c.config)
 			if err != nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), err)
 				return errSaid

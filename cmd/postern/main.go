@@ -81,7 +81,7 @@ func (c *cli) root() *cobra.Command {
 // where the configuration says, or at the default place when the
 // configuration cannot be read by this user.
 func (c *cli) client() (*admin.Client, error) {
-	cfg, _, err := config.Load(c.config, config.Options{})
+	cfg, _, err := config.Load(c.config)
 	if c.socket != "" {
 		token := ""
 		if err == nil {
