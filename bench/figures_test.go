@@ -1,0 +1,398 @@
+package bench
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/greylist"
+	"postern/internal/dnstest"
+	"postern/internal/policytest"
+	"postern/internal/redistest"
+	"postern/store"
+	"postern/store/bolt"
+	"postern/store/redis"
+)
+
+var figures = flag.Bool("figures", false, "measure and print the figures (takes minutes)")
+
+const (
+	rounds    = 5               // of each measurement; the median counts
+	roundTime = 2 * time.Second // of one load
+	conns     = 10
+	prefixes  = 100_000
+	triplets  = 1000 // known ones
+)
+
+// TestFigures prints what docs/performance.md holds.
+func TestFigures(t *testing.T) {
+	if !*figures {
+		t.Skip("measures for minutes; make bench asks for it")
+	}
+	dir := t.TempDir()
+	dns := dnstest.Start(t)
+	dns.KeepLog(false)
+	fl := filepath.Join(dir, "floor.sock")
+	start(t, "floor", fl)
+	t.Logf("%s, %d processors, %s", runtime.Version(), runtime.NumCPU(), processor())
+
+	embedded := writeConfig(t, dir, "embedded", dns.Addr(), fmt.Sprintf("[store]\npath = %q\n", filepath.Join(dir, "state.db")))
+	d := start(t, "daemon", embedded.config)
+	warm(t, embedded.socket)
+	compare(t, "embedded store, known triplets", fl, embedded.socket, d, known)
+	compare(t, "embedded store, unique triplets", fl, embedded.socket, d, unique(0))
+	t.Logf("resident after that: %d MiB", d.resident(t))
+	d.stop()
+
+	t.Run("redis", func(t *testing.T) { redisFigures(t, dir, dns.Addr(), fl) })
+	t.Run("million", func(t *testing.T) { million(t, dir, dns.Addr(), fl) })
+	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
+}
+
+func processor() string {
+	b, _ := os.ReadFile("/proc/cpuinfo") // only a remark
+	for line := range strings.Lines(string(b)) {
+		if name, ok := strings.CutPrefix(line, "model name\t: "); ok {
+			return strings.TrimSpace(name)
+		}
+	}
+	return "unknown processor"
+}
+
+// place is a daemon's configuration and the socket in it.
+type place struct{ config, socket string }
+
+func writeConfig(t *testing.T, dir, name, dns, more string) place {
+	t.Helper()
+	list := filepath.Join(dir, "deny.list")
+	if _, err := os.Stat(list); err != nil {
+		var b strings.Builder
+		for i := range prefixes {
+			fmt.Fprintf(&b, "%d.%d.%d.0/24\n", 1+i>>16, i>>8&255, i&255)
+		}
+		write(t, list, b.String())
+	}
+	p := place{filepath.Join(dir, name+".toml"), filepath.Join(dir, name+".sock")}
+	write(t, p.config, fmt.Sprintf(`
+[policy]
+listen = ["unix:%s"]
+[admin]
+listen = ""
+[log]
+output = "file:%s"
+[dns]
+servers = [%q]
+[access]
+deny = [%q]
+[greylist]
+delay = "10ms"
+[rbl]
+lists = ["one.example*2", "two.example*2", "three.example*2"]
+test = false
+%s`, p.socket, filepath.Join(dir, name+".log"), dns, list, more))
+	return p
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// source makes the requests of one connection.
+type source func(conn int) func() []byte
+
+// request i is one of a set of triplets, from one of 256 clients.
+func request(sender, recipient string, client int) []byte {
+	return policytest.Sample().With("client_address", fmt.Sprintf("198.51.100.%d", client&255), "sender", sender, "recipient", recipient).Bytes()
+}
+
+func known(conn int) func() []byte {
+	all := make([][]byte, triplets)
+	for i := range all {
+		all[i] = request(fmt.Sprintf("sender%d@example.org", i), fmt.Sprintf("user%d@example.com", i%100), i)
+	}
+	n := conn * triplets / conns
+	return func() []byte {
+		n++
+		return all[n%triplets]
+	}
+}
+
+var serial atomic.Int64
+
+// unique makes triplets that nobody has seen; run keeps runs apart.
+func unique(run int) source {
+	return func(conn int) func() []byte {
+		base := serial.Add(1)
+		template := string(request("sNNNNNNNNNNNNNNNN@example.org", "user@example.com", conn))
+		at := strings.Index(template, "NNNNNNNNNNNNNNNN")
+		buf := []byte(template)
+		n := 0
+		return func() []byte {
+			n++
+			copy(buf[at:], fmt.Sprintf("%02d%06d%08d", run, base, n))
+			return buf
+		}
+	}
+}
+
+// warm has every known triplet pass.
+func warm(t *testing.T, socket string) {
+	t.Helper()
+	c := dial(t, socket)
+	defer c.Close() //nolint:errcheck // only a client
+	for range 2 {
+		next := known(0)
+		for range triplets {
+			if err := ask(c, next()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(20 * time.Millisecond) // the delay is 10 ms
+	}
+}
+
+func dial(t *testing.T, socket string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func ask(c net.Conn, req []byte) error {
+	if _, err := c.Write(req); err != nil {
+		return err
+	}
+	var buf [1024]byte
+	n := 0
+	for {
+		m, err := c.Read(buf[n:])
+		if err != nil {
+			return err
+		}
+		n += m
+		if n >= 2 && buf[n-1] == '\n' && buf[n-2] == '\n' {
+			if string(buf[:7]) != "action=" {
+				return fmt.Errorf("answer %q", buf[:n])
+			}
+			return nil
+		}
+	}
+}
+
+// load asks over n connections for a while and returns requests a second.
+func load(t *testing.T, socket string, n int, src source) float64 {
+	t.Helper()
+	var wg sync.WaitGroup
+	var total atomic.Int64
+	var failed atomic.Pointer[error]
+	begin := time.Now()
+	for i := range n {
+		c := dial(t, socket)
+		next := src(i)
+		wg.Go(func() {
+			defer c.Close() //nolint:errcheck // only a client
+			count := int64(0)
+			for time.Since(begin) < roundTime {
+				for range 16 {
+					if err := ask(c, next()); err != nil {
+						failed.Store(&err)
+						return
+					}
+				}
+				count += 16
+			}
+			total.Add(count)
+		})
+	}
+	wg.Wait()
+	if err := failed.Load(); err != nil {
+		t.Fatal(*err)
+	}
+	return float64(total.Load()) / time.Since(begin).Seconds()
+}
+
+// compare loads the floor and the daemon in turn.
+func compare(t *testing.T, what, floor, socket string, d *child, src source) {
+	t.Helper()
+	var ratios, rates, floors, cpus []float64
+	for range rounds {
+		f := load(t, floor, conns, known)
+		used := d.cpu(t)
+		r := load(t, socket, conns, src)
+		cpus = append(cpus, float64((d.cpu(t)-used).Microseconds())/(r*roundTime.Seconds()))
+		ratios, rates, floors = append(ratios, r/f), append(rates, r), append(floors, f)
+	}
+	t.Logf("%-40s %.2f of the floor (%.0f of %.0f requests/s; %.1f µs of the daemon's processor time each)",
+		what, median(ratios), median(rates), median(floors), median(cpus))
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return v[len(v)/2]
+}
+
+func redisFigures(t *testing.T, dir, dns, floor string) {
+	server := redistest.Start(t)
+	p := writeConfig(t, dir, "redis", dns, fmt.Sprintf("[store]\nkind = \"redis\"\n[store.redis]\naddrs = [%q]\n", server.Addr()))
+	d := start(t, "daemon", p.config)
+	warm(t, p.socket)
+	cfg := store.DefaultConfig().Redis
+	cfg.Addrs = []string{server.Addr()}
+	const callers = 50
+	var ratios, rates, alone []float64
+	for range rounds {
+		a := evalsha(t, cfg, callers)
+		r := load(t, p.socket, callers, known)
+		ratios, rates, alone = append(ratios, r/a), append(rates, r), append(alone, a)
+	}
+	t.Logf("%-40s %.2f of the script alone at %d callers (%.0f of %.0f a second)", "Redis, known triplets", median(ratios), callers, median(rates), median(alone))
+	compare(t, "Redis, known triplets, 10 connections", floor, p.socket, d, known)
+	compare(t, "Redis, unique triplets, 10 connections", floor, p.socket, d, unique(1))
+}
+
+// evalsha calls the greylist script alone, from n callers.
+func evalsha(t *testing.T, cfg store.RedisConfig, n int) float64 {
+	t.Helper()
+	s, err := redis.Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background()) //nolint:errcheck // nothing is pending
+	rule := greylist.Rule{Delay: 10 * time.Millisecond, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour, MaxDelay: 4 * time.Hour, KnownAfter: 5, CountEvery: time.Hour}
+	var wg sync.WaitGroup
+	var total atomic.Int64
+	begin := time.Now()
+	for i := range n {
+		wg.Go(func() {
+			count := int64(0)
+			for time.Since(begin) < roundTime {
+				for j := range 16 {
+					c := greylist.Contact{
+						Who: "net:198.51.100.0/24", Sender: fmt.Sprintf("sender%d@example.org", i), Recipient: fmt.Sprintf("user%d@example.com", j),
+						Time: time.Now(), Rule: rule,
+					}
+					ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+					_, err := s.TouchGreylist(ctx, &c)
+					cancel()
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				count += 16
+			}
+			total.Add(count)
+		})
+	}
+	wg.Wait()
+	return float64(total.Load()) / time.Since(begin).Seconds()
+}
+
+// million fills an embedded store with a million entries and looks at what
+// opening it costs, and a request.
+func million(t *testing.T, dir, dns, floor string) {
+	fill := func(path string, entries int) {
+		cfg := store.DefaultConfig()
+		cfg.Path = path
+		s, err := bolt.Open(cfg, zap.NewNop(), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		rule := greylist.Rule{Delay: time.Minute, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour, MaxDelay: 4 * time.Hour, KnownAfter: 5, CountEvery: time.Hour}
+		for i := 0; ; i++ {
+			c := greylist.Contact{
+				Who: fmt.Sprintf("net:10.%d.%d.0/24", i>>8&255, i&255), Sender: fmt.Sprintf("somebody%d@sender%d.example.org", i, i%5000),
+				Recipient: fmt.Sprintf("user%d@example.com", i%1000), Time: time.Now(), Rule: rule,
+			}
+			if _, err := s.TouchGreylist(t.Context(), &c); err != nil {
+				t.Fatal(err)
+			}
+			if i%10000 == 0 {
+				if st := s.Status(); st.Entries >= entries {
+					break
+				}
+			}
+		}
+		if err := s.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	small, large := filepath.Join(dir, "small.db"), filepath.Join(dir, "large.db")
+	fill(small, 10_000)
+	fill(large, 1_000_000)
+	o := start(t, "open", large)
+	t.Logf("%-40s %s, %d MiB resident", "a million entries, the store alone", strings.Join(o.said, " "), o.resident(t))
+	o.stop()
+	for _, path := range []string{small, large} {
+		name := strings.TrimSuffix(filepath.Base(path), ".db")
+		p := writeConfig(t, dir, name, dns, fmt.Sprintf("[store]\npath = %q\n", path))
+		begin := time.Now()
+		d := start(t, "daemon", p.config)
+		ready := time.Since(begin)
+		warm(t, p.socket)
+		compare(t, "known triplets, "+name+" store", floor, p.socket, d, known)
+		t.Logf("%-40s whole daemon ready in %v, %d MiB resident after the load", name+" store", ready.Round(10*time.Millisecond), d.resident(t))
+		d.stop()
+	}
+}
+
+// cold asks eight lists that take 50 ms each about addresses that nobody has
+// asked about.
+func cold(t *testing.T, dir string, dns *dnstest.Server) {
+	p := place{filepath.Join(dir, "cold.toml"), filepath.Join(dir, "cold.sock")}
+	var lists []string
+	for i := range 8 {
+		zone := fmt.Sprintf("slow%d.example", i)
+		dns.BehaveUnder(zone, dnstest.Behavior{Delay: 50 * time.Millisecond})
+		lists = append(lists, fmt.Sprintf("%q", zone))
+	}
+	write(t, p.config, fmt.Sprintf(`
+[policy]
+listen = ["unix:%s"]
+[admin]
+listen = ""
+[log]
+output = "file:%s"
+[dns]
+servers = [%q]
+[store]
+kind = "memory"
+[rbl]
+lists = [%s]
+test = false
+[greylist]
+mode = "off"
+`, p.socket, filepath.Join(dir, "cold.log"), dns.Addr(), strings.Join(lists, ", ")))
+	start(t, "daemon", p.config)
+	c := dial(t, p.socket)
+	defer c.Close() //nolint:errcheck // only a client
+	var took []float64
+	for i := range 50 {
+		req := policytest.Sample().With("client_address", fmt.Sprintf("203.0.114.%d", i)).Bytes()
+		begin := time.Now()
+		if err := ask(c, req); err != nil {
+			t.Fatal(err)
+		}
+		took = append(took, float64(time.Since(begin).Microseconds())/1000)
+	}
+	slices.Sort(took)
+	t.Logf("%-40s median %.1f ms, worst of %d %.1f ms", "eight lists of 50 ms, cold", median(took), len(took), took[len(took)-1])
+}
