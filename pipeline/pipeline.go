@@ -174,6 +174,9 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 	steps := r.chain.steps
 	limit := start.Add(r.chain.budget)
 	contexts := make([]stepContext, len(steps))
+	// Reading the clock costs as much as a small check: once a step, and only
+	// its monotonic part.
+	var at time.Duration
 	for i := range steps {
 		if i == r.chain.hintAt && p.hints(r) {
 			return
@@ -183,13 +186,14 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 			r.d.Steps = append(r.d.Steps, policy.Step{Check: s.name, Outcome: policy.Skipped, Error: why})
 			continue
 		}
-		began := time.Now()
 		c := &contexts[i]
-		c.init(ctx, began, s.Timeout.D(), limit)
+		c.init(ctx, start.Add(at), s.Timeout.D(), limit)
 
 		facts, notes := r.req.Facts, r.req.Probe.Len()
 		verdict, err := p.evaluate(c, s, r.req)
-		took := time.Since(began)
+		now := time.Since(start)
+		took := now - at
+		at = now
 		c.finish()
 
 		line := policy.Step{Check: s.name, Verdict: verdict, Took: took, Notes: r.req.Probe.From(notes)}
@@ -321,13 +325,13 @@ func (p *Pipeline) hints(r *run) bool {
 		if s.hinter == nil || s.Mode != policy.Enforce || r.skipWhy(i, s) != "" {
 			continue
 		}
-		began, notes := time.Now(), r.req.Probe.Len()
+		notes := r.req.Probe.Len()
 		v, ok := p.hint(s, r.req)
 		if !ok || !v.Action.Refuses() {
 			continue
 		}
 		r.d.Steps = append(r.d.Steps, policy.Step{
-			Check: s.name, Outcome: policy.Hinted, Verdict: v, Took: time.Since(began), Notes: r.req.Probe.From(notes),
+			Check: s.name, Outcome: policy.Hinted, Verdict: v, Notes: r.req.Probe.From(notes),
 		})
 		if !r.req.DryRun {
 			s.metrics.observe(&r.d.Steps[len(r.d.Steps)-1], 0)
