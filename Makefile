@@ -1,0 +1,108 @@
+# make help lists what can be made.
+
+SHELL   = /bin/sh
+GO      = go
+# Installation: DESTDIR is put in front of everything, for packagers.
+DESTDIR =
+PREFIX  = /usr/local
+SYSCONFDIR = /etc
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# How long each fuzz test runs.
+FUZZTIME = 30s
+# How long the tests of one package may take.
+TIMEOUT = 15m
+
+LINT = $(GO) tool -modfile=tools/go.mod
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/postern, one static binary
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/postern ./cmd/postern
+
+.PHONY: run
+run: build ## the daemon in the foreground, with configs/dev.toml and its state in build/dev
+	@mkdir -p build/dev
+	@echo
+	@echo '  postern runs until Ctrl-C. Ask it something from another terminal, in this directory:'
+	@echo
+	@echo '    ./bin/postern -c configs/dev.toml ask --client 192.0.2.7 --helo mail.example.org --sender a@example.org --recipient b@example.com'
+	@echo '    ./bin/postern -c configs/dev.toml explain --client 198.51.100.9 --sender a@example.org --recipient b@example.com'
+	@echo '    ./bin/postern -c configs/dev.toml status'
+	@echo
+	@exec bin/postern serve -c configs/dev.toml
+
+.PHONY: deps
+deps: ## install what the tests run against (Postfix, Redis, ...), starting nothing
+	@scripts/deps.sh
+
+.PHONY: test
+test: deps vet race ## everything that must be green, real Postfix and real Redis included
+
+.PHONY: race
+race: ## the tests, with the race detector and in random order
+	$(GO) test -race -shuffle=on -timeout $(TIMEOUT) ./...
+
+.PHONY: vet
+vet: ## gofmt and go vet
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not as gofmt writes it:" $$files; exit 1; }
+	$(GO) vet ./...
+
+.PHONY: lint
+lint: ## golangci-lint, pinned in tools/go.mod
+	$(LINT) golangci-lint run ./...
+
+.PHONY: check
+check: vet lint ## gofmt, vet and lint
+	@files=$$($(LINT) gofumpt -l .); [ -z "$$files" ] || { echo "not as gofumpt writes it:" $$files; exit 1; }
+
+.PHONY: bench
+bench: ## benchmarks of the packages, then the whole daemon beside a floor (minutes)
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+	@if [ -d bench ]; then echo $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; fi
+
+.PHONY: fuzz
+fuzz: ## each fuzz test for FUZZTIME (30s)
+	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
+
+.PHONY: cover
+cover: ## coverage of the whole by the whole, build/cover.html
+	@mkdir -p build
+	$(GO) test -timeout $(TIMEOUT) -coverpkg=./... -coverprofile=build/cover.out ./...
+	$(GO) tool cover -func=build/cover.out | tail -n 1
+	$(GO) tool cover -html=build/cover.out -o build/cover.html
+
+# Binary, units and examples are replaced; what is in /etc/postern stays.
+.PHONY: install
+install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
+	@[ -x bin/postern ] || { echo 'first: make build'; exit 1; }
+	install -D -m 755 bin/postern $(DESTDIR)$(PREFIX)/bin/postern
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/postern/configs $(DESTDIR)$(SYSCONFDIR)/postern/conf.d
+	for unit in postern.service postern.socket; do \
+		sed 's|/usr/local/bin/|$(PREFIX)/bin/|g' systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit && \
+		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
+	done
+	install -D -m 644 systemd/postern.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
+	install -D -m 644 systemd/postern.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/postern.conf
+	install -m 644 LICENSE README.md CHANGELOG.md $(DESTDIR)$(PREFIX)/share/doc/postern
+	for f in configs/postern.toml configs/*.list configs/*.example; do \
+		[ ! -e $$f ] || install -m 644 $$f $(DESTDIR)$(PREFIX)/share/doc/postern/configs || exit 1; \
+	done
+	for f in configs/postern.toml configs/*.list; do \
+		to=$(DESTDIR)$(SYSCONFDIR)/postern/$${f#configs/}; \
+		[ ! -e $$f ] || [ -e $$to ] || install -m 644 $$f $$to || exit 1; \
+	done
+	@[ -n '$(DESTDIR)' ] || echo 'Next: docs/install.md, or systemd-sysusers; systemd-tmpfiles --create postern.conf; systemctl daemon-reload'
+
+.PHONY: uninstall
+uninstall: ## take away what install has put there; /etc/postern and the state stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/postern $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.service $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.socket \
+		$(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/postern.conf
+	rm -rf $(DESTDIR)$(PREFIX)/share/doc/postern
+
+.PHONY: clean
+clean: ## take away bin and build
+	rm -rf bin build
