@@ -1,0 +1,246 @@
+package archtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "postern"
+
+// allowed is the table, lowest packages first. Checks import neither each
+// other nor what runs them: each declares the methods it needs, and app passes
+// something that has them.
+var allowed = map[string]rule{
+	// The words all others share.
+	"policy": {},
+
+	// Values, sockets, logs: below everything that uses them.
+	"internal/conf":     {module: "policy"},
+	"internal/mailaddr": {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
+	"internal/listen":   {outside: "github.com/coreos/go-systemd/v22/activation"},
+	"internal/logging":  {module: "internal/conf", outside: zap + " golang.org/x/term"},
+	"table":             {module: "internal/conf internal/mailaddr policy", outside: bart + " github.com/dlclark/regexp2/v2"},
+	"list":              {module: "internal/conf internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
+	"resolver":          {module: "internal/conf policy", outside: dns + " " + cache + " " + metrics + " " + zap + " golang.org/x/sync/..."},
+
+	// The checks.
+	"access":   {module: "internal/conf internal/mailaddr list policy", outside: metrics + " " + zap},
+	"rbl":      {module: "internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap + " golang.org/x/sync/..."},
+	"greylist": {module: "internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
+
+	// State. The greylist's types are the words of its store.
+	"store":         {module: "greylist internal/conf"},
+	"store/overlay": {module: "greylist store"},
+	"store/mem":     {module: "greylist store store/overlay"},
+	"store/bolt":    {module: "greylist internal/conf store store/overlay", outside: "go.etcd.io/bbolt/... " + metrics + " " + zap},
+	"store/redis":   {module: "greylist internal/conf store", outside: "github.com/redis/go-redis/v9/... github.com/sony/gobreaker/v2 " + metrics + " " + zap},
+
+	// From a request to its answer.
+	"pipeline": {module: "internal/conf policy", outside: metrics + " " + zap},
+	"policyd":  {module: "internal/conf internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
+	"journal":  {module: "policy"},
+	"admin": {
+		module:  "access greylist internal/conf internal/listen journal policy policyd rbl resolver store",
+		outside: metrics + " " + zap,
+	},
+	"config": {
+		module: "access admin greylist internal/conf internal/listen internal/logging internal/mailaddr list pipeline policy policyd " +
+			"rbl resolver store table",
+		outside: "github.com/pelletier/go-toml/v2/...",
+	},
+	"app": {
+		module: "access admin config greylist internal/conf internal/listen internal/mailaddr journal list pipeline policy policyd rbl " +
+			"resolver store store/bolt store/mem store/redis",
+		outside: metrics + " " + zap,
+	},
+	"cmd/postern": {
+		module:  "access admin app config greylist internal/listen internal/logging journal list policy rbl store store/bolt",
+		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
+	},
+
+	// Peers for tests; nothing that is shipped imports them.
+	"internal/dnstest":     {testing: true, outside: dns},
+	"internal/policytest":  {testing: true},
+	"internal/redistest":   {testing: true},
+	"internal/postfixtest": {testing: true, module: "internal/policytest"},
+	"store/storetest":      {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
+
+	// Tests only.
+	"bench":             {testing: true},
+	"configs":           {testing: true},
+	"integration":       {testing: true},
+	"internal/archtest": {testing: true},
+	"systemd":           {testing: true},
+}
+
+// Libraries that more than one package uses. "/..." stands for the package
+// and all below it.
+const (
+	bart    = "github.com/gaissmai/bart"
+	cache   = "github.com/maypok86/otter/v2/..."
+	dns     = "github.com/miekg/dns"
+	metrics = "github.com/prometheus/client_golang/..."
+	zap     = "go.uber.org/zap/..."
+)
+
+// rule is what a package may import besides the standard library.
+type rule struct {
+	module  string // packages of this module
+	outside string // packages of others
+	testing bool   // only tests may import it
+}
+
+func (r rule) allows(imported string) bool {
+	if own, ok := strings.CutPrefix(imported, module+"/"); ok {
+		return slices.Contains(strings.Fields(r.module), own)
+	}
+	return slices.ContainsFunc(strings.Fields(r.outside), func(pattern string) bool {
+		tree, ok := strings.CutSuffix(pattern, "/...")
+		return imported == pattern || ok && (imported == tree || strings.HasPrefix(imported, tree+"/"))
+	})
+}
+
+// tests may use what the shipped packages may, and these.
+var testLibraries = rule{outside: "github.com/google/go-cmp/... github.com/rogpeppe/go-internal/... go.uber.org/goleak pgregory.net/rapid " +
+	"github.com/pelletier/go-toml/v2 " + dns + " " + metrics + " " + zap}
+
+type pkg struct {
+	ImportPath                         string
+	Imports, TestImports, XTestImports []string
+}
+
+func (p *pkg) name() string { return strings.TrimPrefix(p.ImportPath, module+"/") }
+
+// list returns the packages of the module, those that do not compile too.
+func list(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Imports,TestImports,XTestImports", module+"/...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, &stderr)
+	}
+	var all []pkg
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 10 {
+		t.Fatalf("only %d packages were found", len(all))
+	}
+	return all
+}
+
+func standard(imported string) bool {
+	first, _, _ := strings.Cut(imported, "/")
+	return first != module && !strings.Contains(first, ".")
+}
+
+func TestImports(t *testing.T) {
+	for _, p := range list(t) {
+		r, ok := allowed[p.name()]
+		if !ok {
+			t.Errorf("%s is not in the table: say what it may import", p.name())
+			continue
+		}
+		for _, imported := range p.Imports {
+			if standard(imported) {
+				if imported == "testing" && !r.testing {
+					t.Errorf("%s imports testing, and is shipped", p.name())
+				}
+				continue
+			}
+			if !r.allows(imported) {
+				t.Errorf("%s must not import %s", p.name(), imported)
+			}
+			if of := allowed[strings.TrimPrefix(imported, module+"/")]; of.testing && !r.testing {
+				t.Errorf("%s imports %s, which is for tests", p.name(), imported)
+			}
+		}
+		for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
+			if standard(imported) || strings.HasPrefix(imported, module+"/") || r.allows(imported) || testLibraries.allows(imported) {
+				continue
+			}
+			t.Errorf("the tests of %s must not import %s", p.name(), imported)
+		}
+	}
+}
+
+// An import cycle through tests, or a check that tests itself with another
+// check, ties together what should be apart.
+func TestImportsOfTests(t *testing.T) {
+	checks := []string{"access", "rbl", "greylist"}
+	for _, p := range list(t) {
+		if !slices.Contains(checks, p.name()) {
+			continue
+		}
+		for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
+			own, ok := strings.CutPrefix(imported, module+"/")
+			if ok && own != p.name() && (slices.Contains(checks, own) || own == "config" || own == "app" || path.Dir(own) == "store") {
+				t.Errorf("the tests of %s must not import %s", p.name(), own)
+			}
+		}
+	}
+}
+
+// The table itself keeps to the directions that docs/architecture.md draws.
+func TestTable(t *testing.T) {
+	below := map[string]int{}
+	var depth func(name string, path []string) int
+	depth = func(name string, path []string) int {
+		if slices.Contains(path, name) {
+			t.Fatalf("%s leads back to itself: %v", name, path)
+		}
+		if d, ok := below[name]; ok {
+			return d
+		}
+		d := 0
+		for _, imported := range strings.Fields(allowed[name].module) {
+			if _, ok := allowed[imported]; !ok {
+				t.Errorf("%s may import %s, which is not in the table", name, imported)
+			}
+			d = max(d, depth(imported, append(path, name))+1)
+		}
+		below[name] = d
+		return d
+	}
+	for name, r := range allowed {
+		depth(name, nil)
+		if !slices.IsSorted(strings.Fields(r.module)) {
+			t.Errorf("the imports of %s are not sorted", name)
+		}
+	}
+	for _, check := range []string{"access", "rbl", "greylist"} {
+		for _, imported := range strings.Fields(allowed[check].module) {
+			if slices.Contains([]string{"access", "rbl", "greylist", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
+				strings.HasPrefix(imported, "store") {
+				t.Errorf("the check %s may import %s", check, imported)
+			}
+		}
+	}
+	for _, one := range []string{"go.etcd.io/bbolt", "github.com/redis/go-redis/v9", "github.com/miekg/dns", "github.com/spf13/cobra",
+		"github.com/pelletier/go-toml/v2", "github.com/sony/gobreaker/v2", "github.com/dlclark/regexp2/v2"} {
+		var users []string
+		for name, r := range allowed {
+			if r.allows(one) && !r.testing {
+				users = append(users, name)
+			}
+		}
+		if len(users) != 1 {
+			t.Errorf("%s is imported in %v, want one place", one, users)
+		}
+	}
+}
