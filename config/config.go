@@ -1,0 +1,273 @@
+// Package config reads the daemon's configuration: one TOML file and
+// conf.d/*.toml beside it, into one typed, defaulted and validated value that
+// is composed of the Config of each package.
+//
+// Reading opens no socket and starts nothing. All faults are reported at
+// once, with file, line and column.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"postern/access"
+	"postern/admin"
+	"postern/greylist"
+	"postern/internal/conf"
+	"postern/internal/logging"
+	"postern/pipeline"
+	"postern/policy"
+	"postern/policyd"
+	"postern/rbl"
+	"postern/resolver"
+	"postern/store"
+)
+
+// DefaultPath is where the configuration is unless somebody says otherwise.
+const DefaultPath = "/etc/postern/postern.toml"
+
+// Config is everything that can be set.
+type Config struct {
+	// Path is the file that was read.
+	Path string `toml:"-"`
+
+	// Hostname is this host's name in header fields. Default: the system's
+	// name.
+	Hostname string `toml:"hostname"`
+	// Mode of the whole daemon: "enforce"; "shadow" decides and logs
+	// everything and refuses nothing; "off" has no objection to anything.
+	// Default "enforce".
+	Mode     policy.Mode                     `toml:"mode"`
+	Log      logging.Config                  `toml:"log"`
+	Policy   policyd.Config                  `toml:"policy"`
+	Admin    admin.Config                    `toml:"admin"`
+	Store    store.Config                    `toml:"store"`
+	DNS      resolver.Config                 `toml:"dns"`
+	Chains   map[string]pipeline.ChainConfig `toml:"chains"`
+	Access   access.Config                   `toml:"access"`
+	RBL      rbl.Config                      `toml:"rbl"`
+	Greylist greylist.Config                 `toml:"greylist"`
+}
+
+// Default returns the configuration of an empty file.
+func Default() *Config {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return &Config{
+		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
+		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Chains: pipeline.DefaultChains(),
+		Access: access.DefaultConfig(), RBL: rbl.DefaultConfig(), Greylist: greylist.DefaultConfig(),
+	}
+}
+
+// checks are all checks that a chain can name, with what a chain must know of
+// them.
+var checks = pipeline.Describe{
+	"access":   access.Traits,
+	"rbl":      rbl.Traits,
+	"greylist": greylist.Traits,
+}
+
+// maxFile is the most bytes of one configuration file.
+const maxFile = 16 << 20
+
+// Load reads the file at path and conf.d/*.toml beside it. The error is a
+// [conf.Faults] with everything that is wrong. The warnings are what an
+// administrator should know and can live with. A file that is missing at
+// [DefaultPath] is an empty one.
+func Load(path string) (*Config, []string, error) {
+	cfg := Default()
+	cfg.Path = path
+	var warnings []string
+	d := newDecoder(cfg, func(table string) any {
+		if table == "chains" {
+			return pipeline.DefaultChain()
+		}
+		return nil
+	})
+	text, err := readFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && path == DefaultPath:
+		warnings = append(warnings, path+" is not there: the defaults are used")
+	case err != nil:
+		d.faults.Filef(path, 0, 0, "%v", reason(err))
+		return nil, nil, &loadError{d.faults, err}
+	default:
+		d.document(path, text)
+	}
+	parts, err := filepath.Glob(filepath.Join(filepath.Dir(path), "conf.d", "*.toml"))
+	if err != nil {
+		d.faults.Filef(path, 0, 0, "conf.d: %v", err)
+	}
+	slices.Sort(parts)
+	for _, part := range parts {
+		text, err := readFile(part)
+		if err != nil {
+			d.faults.Filef(part, 0, 0, "%v", reason(err))
+			continue
+		}
+		d.document(part, text)
+	}
+	d.finish()
+	faults := d.faults
+	var more conf.Faults
+	warnings = append(warnings, cfg.validate(&more)...)
+	d.locate(more)
+	// A value that could not be read would be reported again by what it
+	// leaves behind.
+	for _, f := range more {
+		if !slices.ContainsFunc(faults, func(g *conf.Fault) bool { return g.Key != "" && g.Key == f.Key }) {
+			faults = append(faults, f)
+		}
+	}
+	if len(faults) > 0 {
+		return nil, warnings, &loadError{faults, nil}
+	}
+	return cfg, warnings, nil
+}
+
+// loadError is all faults, and what kept a file from being read.
+type loadError struct {
+	conf.Faults
+	cause error
+}
+
+// Unwrap lets errors.Is tell a missing file from one that may not be read.
+func (e *loadError) Unwrap() []error { return []error{e.Faults, e.cause} }
+
+func reason(err error) error {
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !st.Mode().IsRegular():
+		return nil, errors.New("it is not a regular file")
+	case st.Size() > maxFile:
+		return nil, fmt.Errorf("it has %d bytes, at most %d are read", st.Size(), maxFile)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err == nil && !utf8.Valid(text) {
+		err = errors.New("it is not UTF-8")
+	}
+	return bytes.TrimPrefix(text, []byte("\ufeff")), err
+}
+
+// validate reports everything that is wrong with the values and with the
+// files they name.
+func (c *Config) validate(fs *conf.Faults) (warnings []string) {
+	if c.Hostname == "" || strings.ContainsAny(c.Hostname, " \t\r\n") || policy.Printable(c.Hostname) != c.Hostname {
+		fs.Keyf("hostname", "%q is not a host name", c.Hostname)
+	}
+	c.Log.Validate("log", fs)
+	c.Policy.Validate("policy", fs)
+	c.Admin.Validate("admin", fs)
+	c.Store.Validate("store", fs)
+	c.DNS.Validate("dns", fs)
+	c.Access.Validate("access", fs)
+	c.RBL.Validate("rbl", fs)
+	c.Greylist.Validate("greylist", fs)
+	for _, name := range slices.Sorted(maps.Keys(c.Chains)) {
+		chain := c.Chains[name]
+		prefix := "chains." + name
+		chain.Validate(prefix, fs)
+		chain.ValidateOrder(prefix, checks, func(word string) string {
+			return Nearest(word, slices.Sorted(maps.Keys(checks)))
+		}, fs)
+	}
+	if _, ok := c.Chains[pipeline.DefaultName]; !ok {
+		fs.Keyf("chains", "there is no chain %q, which judges what names no other", pipeline.DefaultName)
+	}
+	for i, a := range c.Policy.Listen {
+		if _, ok := c.Chains[a.Chain]; a.Chain != "" && !ok {
+			fs.Keyf(index("policy.listen", i), "there is no chain %q", a.Chain)
+		}
+	}
+	for key, path := range map[string]string{"admin.token_file": c.Admin.TokenFile, "store.redis.password_file": c.Store.Redis.PasswordFile} {
+		if path == "" {
+			continue
+		}
+		secret, err := c.Secret(path)
+		if err != nil {
+			fs.Keyf(key, "%v", err)
+		} else if secret == "" {
+			fs.Keyf(key, "%s is empty", path)
+		}
+		if st, err := os.Stat(secretPath(path)); err == nil && st.Mode().Perm()&0o004 != 0 {
+			warnings = append(warnings, fmt.Sprintf("%s: everybody on this host can read %s", key, secretPath(path)))
+		}
+	}
+	slices.Sort(warnings)
+	return warnings
+}
+
+// maxSecret is the most bytes of a secret.
+const maxSecret = 4096
+
+// Secret reads a secret from a file; "" for an empty path. A name without
+// directory is looked for among systemd's credentials (systemd.exec(5)). The
+// line end is not part of it.
+func (c *Config) Secret(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	f, err := os.Open(secretPath(path))
+	if err != nil {
+		return "", fmt.Errorf("the secret cannot be read: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err != nil {
+		return "", fmt.Errorf("the secret cannot be read: %w", err)
+	}
+	if len(b) > maxSecret {
+		return "", fmt.Errorf("%s holds more than %d bytes: it is no secret", path, maxSecret)
+	}
+	return strings.TrimRight(string(b), "\r\n"), nil
+}
+
+func secretPath(path string) string {
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && !strings.Contains(path, "/") {
+		return filepath.Join(dir, path)
+	}
+	return path
+}
+
+// AdminToken returns the token of the administrator's door, "" when there is
+// none.
+func (c *Config) AdminToken() (string, error) { return c.Secret(c.Admin.TokenFile) }
+
+// Dump writes the effective values as TOML. Secrets are not among them: the
+// configuration holds only the names of their files.
+func (c *Config) Dump(w io.Writer) error {
+	enc := toml.NewEncoder(w)
+	enc.SetArraysMultiline(false)
+	if err := enc.Encode(c); err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,196 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/internal/dnstest"
+	"postern/internal/policytest"
+	"postern/internal/redistest"
+)
+
+// base is a configuration without DNS lists and with a short delay.
+const base = `
+hostname = "mx.example.com"
+[greylist]
+delay = "1s"
+`
+
+func withDNS(config string, dns *dnstest.Server) string {
+	return config + fmt.Sprintf("[dns]\nservers = [%q]\n", dns.Addr())
+}
+
+// list makes a zone that passes its test (RFC 5782 section 5).
+func list(dns *dnstest.Server, zone string) {
+	dns.Add(
+		"2.0.0.127."+zone+". 300 IN A 127.0.0.2",
+		"2.0.0.0.0.0.f.7.f.f.f.f.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0."+zone+". 300 IN A 127.0.0.2",
+	)
+}
+
+func expect(t *testing.T, what, got string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(got, p) {
+			t.Errorf("%s: %q does not hold %q", what, got, p)
+		}
+	}
+}
+
+func sample(client, sender, recipient string) policytest.Attrs {
+	return policytest.Sample().With("client_address", client, "client_name", "unknown", "reverse_client_name", "unknown",
+		"sender", sender, "recipient", recipient)
+}
+
+func TestKillNineKeepsWhatIsOlderThanASecond(t *testing.T) {
+	d := newDaemon(t, base)
+	d.start()
+	c := d.dial()
+	for i := range 50 {
+		expect(t, "first contact", c.MustAsk(t, sample("192.0.2.7", fmt.Sprintf("a%d@example.org", i), "b@example.com")), "DEFER_IF_PERMIT 4.2.0 ")
+	}
+	// Entries older than the flush interval must be there; twice that is sure.
+	d.eventually("the flush", func() bool {
+		return strings.Contains(d.run("--json", "status"), `"flushed"`)
+	})
+	time.Sleep(2 * time.Second)
+	d.kill()
+	d.start()
+	c = d.dial()
+	for i := range 50 {
+		expect(t, "retry after the crash", c.MustAsk(t, sample("192.0.2.7", fmt.Sprintf("a%d@example.org", i), "b@example.com")), "PREPEND X-Greylist: delayed ")
+	}
+	d.stop()
+	d.start()
+	expect(t, "after an orderly stop", d.run("greylist", "stats"), "triplets  50 (50 have passed)")
+}
+
+func TestDNSFaultsStopNoMail(t *testing.T) {
+	dns := dnstest.Start(t)
+	list(dns, "bl.example")
+	dns.Add("*.world.example. 300 IN A 127.0.0.2") // lists everybody: fails its test
+	d := newDaemon(t, withDNS(`
+[dns]
+timeout = "200ms"
+attempts = 2
+[rbl]
+lists = ["bl.example*5", "world.example*5"]
+list_timeout = "1s"
+[[rbl.zone]]
+zone = "bl.example"
+[greylist]
+mode = "off"
+`, dns))
+	_ = d
+}
+
+func TestRedisFaultsStopNoMail(t *testing.T) {
+	server := redistest.Start(t)
+	d := newDaemon(t, base+fmt.Sprintf(`
+[store]
+kind = "redis"
+[store.redis]
+addrs = [%q]
+breaker_pause = "200ms"
+`, server.Addr()))
+	d.start()
+	c := d.dial()
+	expect(t, "first contact", c.MustAsk(t, sample("192.0.2.7", "a@example.org", "b@example.com")), "DEFER_IF_PERMIT")
+
+	for _, fault := range []struct {
+		name        string
+		begin, stop func()
+	}{
+		{"hangs", server.Hang, server.Continue},
+		{"refuses", server.Stop, server.Restart},
+	} {
+		fault.begin()
+		for i := range 10 {
+			expect(t, fault.name, c.MustAsk(t, sample("192.0.2.7", fmt.Sprintf("x%d@example.org", i), "b@example.com")), "DUNNO")
+		}
+		d.decided("check", "", "degraded", "true")
+		expect(t, fault.name+": status", d.run("status"), "NOT USABLE")
+		fault.stop()
+		d.eventually("Redis is used again after it "+fault.name, func() bool {
+			a, err := c.Ask(sample("192.0.2.7", fmt.Sprintf("after-%s-%d@example.org", fault.name, time.Now().UnixNano()), "b@example.com"))
+			return err == nil && strings.HasPrefix(a, "DEFER_IF_PERMIT")
+		})
+	}
+	d.stop()
+
+	// With on_error = "defer" the operator has it otherwise.
+	server.Stop()
+	d.configure(strings.Replace(base, "[greylist]", "[greylist]\non_error = \"defer\"", 1) + fmt.Sprintf(`
+[store]
+kind = "redis"
+[store.redis]
+addrs = [%q]
+`, server.Addr()))
+	d.start() // without Redis
+	expect(t, "on_error", d.dial().MustAsk(t, sample("192.0.2.7", "a@example.org", "b@example.com")), "DEFER_IF_PERMIT 4.", "[ref ")
+}
+
+func TestBadConnectionsHarmNobody(t *testing.T) {
+	d := newDaemon(t, base)
+	d.start()
+	good := d.dial()
+	ask := func(when string) {
+		t.Helper()
+		if a := good.MustAsk(t, sample("192.0.2.7", "a@example.org", "b@example.com")); !strings.HasPrefix(a, "D") && !strings.HasPrefix(a, "PREPEND") {
+			t.Errorf("%s: %q", when, a)
+		}
+	}
+	ask("at first")
+	before := d.resident()
+
+	dial := func() net.Conn {
+		c, err := net.Dial("unix", d.socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() }) // it may be closed
+		return c
+	}
+	// closes sends bytes until the daemon has enough of them.
+	closes := func(what string, write func(c net.Conn) error) {
+		t.Helper()
+		c := dial()
+		_ = c.SetDeadline(time.Now().Add(patience)) // a dead one fails the write
+		for write(c) == nil {
+		}
+		if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "timeout") {
+			t.Errorf("%s: the connection is still open", what)
+		}
+		ask("after " + what)
+	}
+	junk := strings.Repeat("x", 8192)
+	closes("an endless line", func(c net.Conn) error { _, err := io.WriteString(c, junk); return err })
+	closes("endless attributes", func(c net.Conn) error { _, err := io.WriteString(c, "name=value\n"); return err })
+	closes("zero bytes", func(c net.Conn) error { _, err := c.Write(make([]byte, 8192)); return err })
+	closes("http", func(c net.Conn) error {
+		_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n\n\n")
+		return err
+	})
+
+	// Thousands of idle ones, and thousands that have begun a request.
+	const many = 1500
+	var wg sync.WaitGroup
+	for i := range many {
+		c := dial()
+		if i%2 == 0 {
+			wg.Go(func() { _, _ = io.WriteString(c, "request=smtpd_access_policy\nclient_add") }) // closed by the daemon in time
+		}
+	}
+	wg.Wait()
+	ask("beside many idle connections")
+	if grown := d.resident() - before; grown > 150 {
+		t.Errorf("%d idle connections cost %d MiB", many, grown)
+	}
+	expect(t, "status", d.run("status"), "policy    unix:"+filepath.Join(d.dir, "policy.sock"))
+}
