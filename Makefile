@@ -82,7 +82,7 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	install -D -m 755 bin/postern $(DESTDIR)$(PREFIX)/bin/postern
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/postern/configs $(DESTDIR)$(SYSCONFDIR)/postern/conf.d
 	for unit in postern.service postern.socket; do \
-		sed 's|/usr/local/bin/|$(PREFIX)/bin/|g' systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit && \
+		sed 's|/usr/local/|$(PREFIX)/|g' systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit && \
 		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
 	done
 	install -D -m 644 systemd/postern.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
