@@ -249,11 +249,12 @@ func (c *Check) adopt(l *list) {
 // Name implements [policy.Check].
 func (c *Check) Name() string { return "rbl" }
 
-// Traits implements [policy.Check]. The check runs at every stage; kinds of
-// which a stage knows nothing yet are passed over.
-func (c *Check) Traits() policy.Traits {
-	return policy.Traits{Stages: policy.AllStages, Waits: true}
-}
+// Traits are those of every rbl check. It runs at every stage; kinds of
+// subjects that are not known yet are left out.
+var Traits = policy.Traits{Stages: policy.AllStages, Waits: true}
+
+// Traits implements [policy.Check].
+func (c *Check) Traits() policy.Traits { return Traits }
 
 // Start begins to test the lists, at once and then by the clock, until ctx is
 // done or Stop is called. It is called at most once, when the check takes
