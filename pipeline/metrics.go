@@ -154,12 +154,12 @@ func (p *Pipeline) logDecision(r *run) {
 	f = appendText(f, "instance", req.Instance)
 	f = appendText(f, "login", req.SASL.Username)
 	f = appendText(f, "check", d.Check)
-	if reason := d.Verdict.Reason; reason != "" {
-		f = append(f, zap.String("reason", reason))
-	} else if n := len(d.Steps); n > 0 {
-		f = appendText(f, "reason", d.Steps[n-1].Verdict.Reason)
+	said := &d.Verdict
+	if n := len(d.Steps); said.Reason == "" && n > 0 {
+		said = &d.Steps[n-1].Verdict // nobody objected: what the last check knew
 	}
-	f = appendText(f, "detail", d.Verdict.Detail)
+	f = appendText(f, "reason", said.Reason)
+	f = appendText(f, "detail", said.Detail)
 	if d.Verdict.Action.Refuses() {
 		f = append(f, zap.String("reply", d.Verdict.Reply.String()), zap.String("ref", d.Reference))
 	}

@@ -324,12 +324,12 @@ func TestReplies(t *testing.T) {
 		dns.set("quiet.example", "192.0.2.6", "127.0.0.2")
 		for _, tt := range []struct{ client, sender, want string }{
 			{"192.0.2.1", "example.com",
-				"554 5.7.1 Service unavailable; client [192.0.2.1] blocked using zen.example; see https://example.org/?ip=192.0.2.1 / two ???"},
+				"554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.example; see https://example.org/?ip=192.0.2.1 / two ???"},
 			{"192.0.2.2", "example.com", "550 5.7.9 192.0.2.2 unknown mx.example.com a@example.com b@example.org own.example 192.0.2.2 4: because"},
-			{"192.0.2.3", "example.com", "450 4.7.1 Service temporarily unavailable; client [192.0.2.3] listed by soft.example"},
-			{"192.0.2.4", "example.com", "554 5.7.1 Service unavailable; client [192.0.2.4] blocked using quiet.example"},
-			{"192.0.2.5", "spam.example", "554 5.7.1 Service unavailable; sender domain [spam.example] blocked using dbl.example"},
-			{"192.0.2.6", "example.com", "554 5.7.1 Service unavailable; client [192.0.2.6] blocked using zen.example"},
+			{"192.0.2.3", "example.com", "450 4.7.1 Service temporarily unavailable; Client host [192.0.2.3] listed by soft.example"},
+			{"192.0.2.4", "example.com", "554 5.7.1 Service unavailable; Client host [192.0.2.4] blocked using quiet.example"},
+			{"192.0.2.5", "spam.example", "554 5.7.1 Service unavailable; Sender address [spam.example] blocked using dbl.example"},
+			{"192.0.2.6", "example.com", "554 5.7.1 Service unavailable; Client host [192.0.2.6] blocked using zen.example"},
 		} {
 			req := request(tt.client)
 			if tt.sender != "example.com" {
@@ -598,11 +598,11 @@ func TestDomainKinds(t *testing.T) {
 			class  string
 		}{
 			{"none", func(*policy.Request) {}, 0, ""},
-			{"sender", func(r *policy.Request) { r.Sender.Domain = "spam.example" }, 3, "sender domain [spam.example]"},
-			{"helo", func(r *policy.Request) { r.Helo = "SPAM.example" }, 4, "HELO name [spam.example]"},
-			{"client name", func(r *policy.Request) { r.Client.Name = "spam.example" }, 5, "client name [spam.example]"},
-			{"reverse name", func(r *policy.Request) { r.Client.ReverseName = "spam.example" }, 6, "reverse name [spam.example]"},
-			{"helo and sender", func(r *policy.Request) { r.Helo, r.Sender.Domain = "spam.example", "spam.example" }, 7, "HELO name"},
+			{"sender", func(r *policy.Request) { r.Sender.Domain = "spam.example" }, 3, "Sender address [spam.example]"},
+			{"helo", func(r *policy.Request) { r.Helo = "SPAM.example" }, 4, "Helo command [spam.example]"},
+			{"client name", func(r *policy.Request) { r.Client.Name = "spam.example" }, 5, "Client host [spam.example]"},
+			{"reverse name", func(r *policy.Request) { r.Client.ReverseName = "spam.example" }, 6, "Unverified Client host [spam.example]"},
+			{"helo and sender", func(r *policy.Request) { r.Helo, r.Sender.Domain = "spam.example", "spam.example" }, 7, "Helo command"},
 			{"null sender", func(r *policy.Request) { r.Sender = policy.Address{} }, 0, ""},
 			{"at connect", func(r *policy.Request) { r.Stage, r.Helo, r.Sender = policy.StageConnect, "", policy.Address{} }, 0, ""},
 		} {

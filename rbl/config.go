@@ -34,8 +34,8 @@ type Config struct {
 	// DefaultWeight is the weight of an entry that gives none. Default 1.
 	DefaultWeight int `toml:"default_weight"`
 	// Reply is what a rejected client reads. Placeholders: {class} {what}
-	// (what is listed: "client" and its address, "sender domain" and the
-	// domain, ...), {client} {client_name} {helo} {sender} {recipient},
+	// (what is listed, as Postfix calls it: "Client host" and its address,
+	// "Sender address" and its domain, ...), {client} {client_name} {helo} {sender} {recipient},
 	// {list}, {reason} (the list's own words), {score}. Default "554 5.7.1
 	// Service unavailable; {class} [{what}] blocked using {list}; {reason}".
 	Reply string `toml:"reply"`

@@ -23,7 +23,7 @@ const (
 var kindNames = [kindCount]string{"client", "sender", "helo", "name", "reverse"}
 
 // kindClasses is how a reply calls what is listed.
-var kindClasses = [kindCount]string{"client", "sender domain", "HELO name", "client name", "reverse name"}
+var kindClasses = [kindCount]string{"Client host", "Sender address", "Helo command", "Client host", "Unverified Client host"}
 
 // String returns the name used in configuration.
 func (k Kind) String() string {
