@@ -15,6 +15,7 @@ import (
 // Status is what `postern status` shows.
 type Status struct {
 	Version  string                 `json:"version"`
+	PID      int                    `json:"pid"`
 	Hostname string                 `json:"hostname"`
 	Started  time.Time              `json:"started"`
 	Mode     policy.Mode            `json:"mode"`

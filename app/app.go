@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"reflect"
 	"runtime"
 	"strings"
@@ -355,7 +356,7 @@ func (a *App) Explain(ctx context.Context, q admin.Question) (*policy.Decision, 
 func (a *App) Status(context.Context) admin.Status {
 	g := a.current.Load()
 	st := admin.Status{
-		Version: a.o.Version, Hostname: g.cfg.Hostname, Started: a.started, Mode: g.cfg.Mode,
+		Version: a.o.Version, PID: os.Getpid(), Hostname: g.cfg.Hostname, Started: a.started, Mode: g.cfg.Mode,
 		Config: *a.state.Load(), Chains: map[string][]admin.CheckMode{},
 		Policy: a.door.Status(), Store: a.parts.store.Status(),
 		DNS: admin.DNSStatus{Servers: g.resolver.Status(), Stats: g.resolver.Stats()},

@@ -89,6 +89,22 @@ const maxFile = 16 << 20
 // administrator should know and can live with. A file that is missing at
 // [DefaultPath] is an empty one.
 func Load(path string) (*Config, []string, error) {
+	cfg, warnings, err := load(path)
+	if err != nil {
+		return nil, warnings, err
+	}
+	return cfg, warnings, nil
+}
+
+// Peek returns what can be read of a configuration that may have faults; what
+// cannot has its default. It serves to find the daemon that runs on an
+// earlier version of the file.
+func Peek(path string) *Config {
+	cfg, _, _ := load(path) // the faults are Load's business
+	return cfg
+}
+
+func load(path string) (*Config, []string, error) {
 	cfg := Default()
 	cfg.Path = path
 	var warnings []string
@@ -104,7 +120,7 @@ func Load(path string) (*Config, []string, error) {
 		warnings = append(warnings, path+" is not there: the defaults are used")
 	case err != nil:
 		d.faults.Filef(path, 0, 0, "%v", reason(err))
-		return nil, nil, &loadError{d.faults, err}
+		return cfg, nil, &loadError{d.faults, err}
 	default:
 		d.document(path, text)
 	}
@@ -134,7 +150,7 @@ func Load(path string) (*Config, []string, error) {
 		}
 	}
 	if len(faults) > 0 {
-		return nil, warnings, &loadError{faults, nil}
+		return cfg, warnings, &loadError{faults, nil}
 	}
 	return cfg, warnings, nil
 }

@@ -88,10 +88,7 @@ func (c *cli) dialPolicy(to string) (net.Conn, error) {
 			return nil, fmt.Errorf("--to: %w", err)
 		}
 	} else {
-		cfg, _, err := config.Load(c.config)
-		if err != nil {
-			return nil, err
-		}
+		cfg := config.Peek(c.config)
 		if len(cfg.Policy.Listen) == 0 {
 			return nil, errors.New("policy.listen is empty: there is no policy door")
 		}

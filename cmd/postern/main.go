@@ -40,10 +40,6 @@ func Main() int {
 // errSaid ends a command that has already told the user what is wrong.
 var errSaid = errors.New("failed")
 
-// defaultConfig is where the configuration is unless --config or
-// POSTERN_CONFIG says otherwise.
-const defaultConfig = "/etc/postern/postern.toml"
-
 // cli holds the flags that all commands share.
 type cli struct {
 	config string
@@ -61,10 +57,11 @@ func (c *cli) root() *cobra.Command {
 		SilenceErrors: true,
 		Version:       version,
 		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	path := os.Getenv("POSTERN_CONFIG")
 	if path == "" {
-		path = defaultConfig
+		path = config.DefaultPath
 	}
 	f := root.PersistentFlags()
 	f.StringVarP(&c.config, "config", "c", path, "configuration file; conf.d/*.toml beside it are read too (environment: POSTERN_CONFIG)")
@@ -78,29 +75,17 @@ func (c *cli) root() *cobra.Command {
 }
 
 // client returns a client for the running daemon: where --socket says, or
-// where the configuration says, or at the default place when the
-// configuration cannot be read by this user.
+// where the configuration says. A configuration with faults serves as far as
+// it can be read, since it may be the one that the daemon has refused; one
+// that this user may not read leaves the default place.
 func (c *cli) client() (*admin.Client, error) {
-	cfg, _, err := config.Load(c.config)
-	if c.socket != "" {
-		token := ""
-		if err == nil {
-			token, err = cfg.AdminToken()
-			if err != nil {
-				return nil, err
-			}
-		}
-		return admin.NewClient(c.socket, token), nil
-	}
-	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
-		return admin.NewClient(admin.DefaultConfig().Listen, ""), nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w\n(the address of the daemon is in the configuration; --socket names it without)", err)
-	}
+	cfg := config.Peek(c.config)
 	token, err := cfg.AdminToken()
 	if err != nil {
 		return nil, err
+	}
+	if c.socket != "" {
+		return admin.NewClient(c.socket, token), nil
 	}
 	if cfg.Admin.Listen == "" {
 		return nil, errors.New("admin.listen is empty: the daemon has no administrator's door")

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +66,7 @@ func TestScenarios(t *testing.T) {
 				eventually(ts, neg, args)
 			},
 			"replace": replace,
+			"hangup":  hangup,
 		},
 	})
 }
@@ -103,6 +106,14 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// hangup sends SIGHUP to the daemon.
+func hangup(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(ts.Exec("postern", "--json", "status"))
+	var st struct{ PID int }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &st))
+	ts.Check(syscall.Kill(st.PID, syscall.SIGHUP))
 }
 
 // replace FILE OLD NEW changes a text in a file.

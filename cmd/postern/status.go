@@ -35,7 +35,7 @@ func (c *cli) statusCommand() *cobra.Command {
 }
 
 func writeStatus(w io.Writer, st *admin.Status, now time.Time) {
-	fmt.Fprintf(w, "postern %s on %s, up %s", st.Version, st.Hostname, ago(now, st.Started))
+	fmt.Fprintf(w, "postern %s on %s, pid %d, up %s", st.Version, st.Hostname, st.PID, ago(now, st.Started))
 	if st.Mode != policy.Enforce {
 		fmt.Fprintf(w, ", the whole daemon in %s mode", st.Mode)
 	}
