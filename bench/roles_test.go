@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ func floor(path string) error {
 }
 
 func daemon(path string) error {
+	app.Tune()
 	cfg, _, err := config.Load(path)
 	if err != nil {
 		return err
@@ -72,6 +74,16 @@ func daemon(path string) error {
 	}
 	if err := a.Start(); err != nil {
 		return err
+	}
+	if path := os.Getenv("POSTERN_BENCH_PROFILE"); path != "" {
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	err = untilEnd()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

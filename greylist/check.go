@@ -33,6 +33,7 @@ type Check struct {
 	lists    *list.Live
 	callouts map[string]bool // senders treated as the null sender, normalised
 	hints    *otter.Cache[hintKey, hint]
+	memo     *memo
 	metrics  *metrics
 }
 
@@ -70,7 +71,7 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 			Delay: cfg.Delay.D(), Window: cfg.Window.D(), Keep: cfg.Keep.D(), MaxDelay: cfg.MaxDelay.D(),
 			KnownAfter: cfg.KnownAfter, CountEvery: cfg.CountEvery.D(),
 		},
-		callouts: make(map[string]bool, len(cfg.CalloutSenders)),
+		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(),
 	}
 	for _, s := range cfg.CalloutSenders {
 		c.callouts[strings.ToLower(s)] = true
@@ -169,7 +170,7 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	var who string
 	if why == "" {
 		var ok bool
-		if who, ok = identity(req, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix); !ok {
+		if who, ok = c.memo.identity(req, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix); !ok {
 			why = skipUnknown
 		}
 	}
@@ -188,7 +189,10 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	}
 	contact.Rule.Delay = delay
 	contact.Rule.MaxDelay = max(contact.Rule.MaxDelay, delay)
-	began := time.Now()
+	var began time.Time
+	if req.Probe != nil {
+		began = time.Now()
+	}
 	out, err := c.store.TouchGreylist(ctx, &contact)
 	if req.Probe != nil {
 		c.explain(req, &contact, &out, err, time.Since(began))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"postern/policy"
 )
@@ -133,11 +134,12 @@ func (p *Pipeline) logDecision(r *run) {
 	if r.d.Degraded {
 		level = zap.WarnLevel
 	}
-	ce := p.log.Check(level, "decision")
+	req, d := r.req, r.d
+	// Straight to the core: the logger would read the clock once more.
+	ce := p.log.Core().Check(zapcore.Entry{Level: level, Time: r.start.Add(d.Took), LoggerName: p.log.Name(), Message: "decision"}, nil)
 	if ce == nil {
 		return
 	}
-	req, d := r.req, r.d
 	buf := fieldPool.Get().(*[]zap.Field)
 	f := append((*buf)[:0],
 		zap.String("action", d.Verdict.Action.String()),

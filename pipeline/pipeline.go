@@ -141,6 +141,7 @@ type run struct {
 	chain   *chain
 	req     *policy.Request
 	d       *policy.Decision
+	start   time.Time
 	skip    uint64 // bit i: step i is passed over
 	pending int    // step whose DeferIfPermit waits for the end, -1 for none
 	sticky  int    // step whose Hold or Redirect waits for the end, -1 for none
@@ -153,7 +154,7 @@ type run struct {
 // the checks keep to their context. Cancelling ctx ends it early.
 func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.Decision) {
 	start := time.Now()
-	r := run{chain: p.pick(req), req: req, d: d, pending: -1, sticky: -1}
+	r := run{chain: p.pick(req), req: req, d: d, start: start, pending: -1, sticky: -1}
 	d.Chain = r.chain.name
 	if r.chain.mode != policy.Off && r.chain.stages.Has(req.Stage) {
 		p.steps(ctx, start, &r)
@@ -196,16 +197,16 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 		at = now
 		c.finish()
 
-		line := policy.Step{Check: s.name, Verdict: verdict, Took: took, Notes: r.req.Probe.From(notes)}
+		r.d.Steps = append(r.d.Steps, policy.Step{Check: s.name, Verdict: verdict, Took: took, Notes: r.req.Probe.From(notes)})
+		line := &r.d.Steps[len(r.d.Steps)-1]
 		switch {
 		case err != nil:
 			line.Outcome, line.Error = outcomeOf(err, c), err.Error()
 		case s.Mode == policy.Shadow:
 			line.Outcome = policy.Shadowed
 		}
-		r.d.Steps = append(r.d.Steps, line)
 		if !r.req.DryRun {
-			s.metrics.observe(&r.d.Steps[len(r.d.Steps)-1], took)
+			s.metrics.observe(line, took)
 		}
 		if s.Mode == policy.Shadow {
 			// What it learned must not move the checks after it either.
@@ -223,7 +224,7 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 			}
 			continue
 		}
-		if r.take(i, verdict) {
+		if r.take(i, &verdict) {
 			return
 		}
 	}
@@ -245,7 +246,7 @@ func (r *run) skipWhy(i int, s *step) string {
 }
 
 // take applies a verdict that counts and reports whether it ends the chain.
-func (r *run) take(i int, v policy.Verdict) bool {
+func (r *run) take(i int, v *policy.Verdict) bool {
 	r.d.Headers = append(r.d.Headers, v.Add...)
 	switch v.Action {
 	case policy.Continue:

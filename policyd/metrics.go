@@ -2,7 +2,6 @@ package policyd
 
 import (
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -16,7 +15,6 @@ type metrics struct {
 	acceptErrors prometheus.Counter
 	requests     [policy.StageEtrn + 1]prometheus.Counter
 	replies      [policy.Redirect + 1]prometheus.Counter
-	seconds      prometheus.Histogram
 	bad          struct{ tooLong, malformed, slow, broken, panics prometheus.Counter }
 }
 
@@ -40,10 +38,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postern_policyd_accept_errors_total", Help: "Connections that could not be accepted.",
 		}),
-		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "postern_policyd_request_seconds", Help: "Time from the arrival of a request to its answer.",
-			Buckets: []float64{20e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3, 100e-3, .5, 1, 5, 20},
-		}),
 	}
 	for s := range m.requests {
 		m.requests[s] = requests.WithLabelValues(policy.Stage(s).String())
@@ -56,13 +50,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.bad.slow = bad.WithLabelValues("slow")
 	m.bad.broken = bad.WithLabelValues("broken")
 	m.bad.panics = bad.WithLabelValues("panic")
-	reg.MustRegister(requests, replies, bad, m.open, m.refused, m.acceptErrors, m.seconds)
+	reg.MustRegister(requests, replies, bad, m.open, m.refused, m.acceptErrors)
 	return m
 }
 
-func (m *metrics) answered(req *policy.Request, d *policy.Decision, took time.Duration) {
+func (m *metrics) answered(req *policy.Request, d *policy.Decision) {
 	m.total.Add(1)
 	m.requests[req.Stage].Inc()
 	m.replies[d.Verdict.Action].Inc()
-	m.seconds.Observe(took.Seconds())
 }

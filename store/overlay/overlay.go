@@ -226,9 +226,11 @@ func (e *Engine) load(s *scratch) error {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
 	for i := range s.ask {
-		if s.answered[i] {
-			s.recs[i], s.found[i] = s.asked[i], true
-			e.cache(&e.shards[s.at[i]], string(s.ask[i]), slot{rec: s.asked[i]})
+		if s.ask[i] != nil {
+			// That a key is not in the file is worth remembering too: the
+			// pair of a triplet that has passed is asked for again and again.
+			s.recs[i], s.found[i] = s.asked[i], s.answered[i]
+			e.cache(&e.shards[s.at[i]], string(s.ask[i]), slot{rec: s.asked[i], gone: !s.answered[i]})
 		}
 	}
 	return nil
