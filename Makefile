@@ -25,7 +25,7 @@ build: ## bin/postern, one static binary
 
 .PHONY: run
 run: build ## the daemon in the foreground, with configs/dev.toml and its state in build/dev
-	@mkdir -p build/dev
+	@mkdir -p build/dev && mkdir -p -m 700 /tmp/postern-dev
 	@echo
 	@echo '  postern runs until Ctrl-C. Ask it something from another terminal, in this directory:'
 	@echo
