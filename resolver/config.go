@@ -23,7 +23,8 @@ type Config struct {
 	// every server is asked at least once. Default 3.
 	Attempts int `toml:"attempts"`
 	// MaxInFlight is how many look-ups may wait for a server at one time.
-	// More of them queue, each until its own deadline. Default 512.
+	// More of them queue, each until its own deadline, up to 16 times as many;
+	// beyond that they fail at once. Default 512.
 	MaxInFlight int `toml:"max_in_flight"`
 	// CacheSize is how many answers are kept. An answer counts once for each
 	// started 512 bytes. Default 100000.

@@ -60,5 +60,8 @@ func (f *failure) Is(target error) bool {
 	return false
 }
 
+// Timeout reports whether it took too long, as [net.Error] has it.
+func (f *failure) Timeout() bool { return errors.Is(f, ErrTimeout) }
+
 // Unwrap returns the kind.
 func (f *failure) Unwrap() error { return f.kind }

@@ -1,321 +1,330 @@
 package resolver
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
-	"strings"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
 )
 
 const (
-	ednsSize  = 1232 // fits into every path without fragments (DNS flag day 2020)
-	maxUDP    = 4096 // more than we allow; what is longer is cut and thrown away
-	maxCNAMEs = 16   // in one answer
+	// udpSize is what EDNS offers: it fits into one packet on every way
+	// (DNS flag day 2020).
+	udpSize = 1232
+	// optSize is the length of an OPT record without options.
+	optSize = 11
 )
 
-// resolve asks the servers, as often as the configuration allows, and returns
-// the answer or a failure.
-func (r *Resolver) resolve(ctx context.Context, k key) *answer {
-	r.probeSick()
-	servers := r.servers.order()
-	last := &failure{name: k.name, qtype: k.qtype, kind: ErrUnreachable, detail: "no server"}
-	for i := range max(r.cfg.Attempts, len(servers)) {
-		if ctx.Err() != nil {
-			return &answer{err: &failure{name: k.name, qtype: k.qtype, kind: ErrClosed}}
-		}
-		s := servers[i%len(servers)]
-		m, err := s.ask(ctx, k, r.cfg.Timeout.D())
-		if err == nil {
-			var a *answer
-			if a, err = r.read(m, k); err == nil {
-				return a
-			}
-			s.fault(ErrServFail, err.Error(), false)
-			err = &failure{kind: ErrServFail, detail: err.Error()}
-		}
-		f := &failure{kind: ErrUnreachable, detail: err.Error()}
-		errors.As(err, &f)
-		last = &failure{name: k.name, qtype: k.qtype, kind: f.kind, detail: s.addr.String() + ": " + f.detail}
-	}
-	until := time.Now().Add(r.cfg.ServFailTTL.D())
-	return &answer{err: last, expires: until, keep: until}
+// query is a question, packed once for all servers it goes to.
+type query struct {
+	key
+	wire     []byte // with an OPT record at the end and the ID 0
+	question int    // the offset at which the question ends
 }
 
-// ask sends one query to the server and returns a message that answers it:
-// NOERROR or NXDOMAIN. Errors are failures of kind and detail.
-func (s *server) ask(ctx context.Context, k key, timeout time.Duration) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	edns := time.Now().UnixNano() > s.noEDNS.Load()
-	m, err := s.exchange(ctx, k, edns)
-	if err == nil && edns && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented || m.Rcode == dns.RcodeBadVers) {
-		// RFC 6891 section 7: the server may not know EDNS.
-		if m, err = s.exchange(ctx, k, false); err == nil && (m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError) {
-			s.noEDNS.Store(time.Now().Add(noEDNSFor).UnixNano())
-		}
-	}
+func newQuery(k key) (*query, error) {
+	wire := make([]byte, headerSize+maxName+2+4+optSize)
+	end, err := dns.PackDomainName(dns.Fqdn(k.name), wire, headerSize, nil, false)
 	if err != nil {
-		f := s.classify(ctx, err)
-		s.fault(f.kind, f.detail, f.kind != ErrServFail)
-		return nil, f
+		return nil, ErrInvalidName
 	}
-	switch m.Rcode {
-	case dns.RcodeSuccess, dns.RcodeNameError:
-		return m, nil
-	case dns.RcodeRefused:
-		s.fault(ErrRefused, "REFUSED", false)
-		return nil, &failure{kind: ErrRefused, detail: "REFUSED"}
-	}
-	word := dns.RcodeToString[m.Rcode]
-	s.fault(ErrServFail, word, false)
-	return nil, &failure{kind: ErrServFail, detail: word}
+	wire[2] = flagRD
+	wire[5] = 1 // one question
+	binary.BigEndian.PutUint16(wire[end:], k.qtype)
+	binary.BigEndian.PutUint16(wire[end+2:], dns.ClassINET)
+	end += 4
+	opt := wire[end : end+optSize] // RFC 6891 section 6.1.2; the owner is the root
+	binary.BigEndian.PutUint16(opt[1:], dns.TypeOPT)
+	binary.BigEndian.PutUint16(opt[3:], udpSize)
+	return &query{key: k, wire: wire[:end+optSize], question: end}, nil
 }
 
-// classify says what kind of failure an error of the network is.
-func (s *server) classify(ctx context.Context, err error) *failure {
-	var ne net.Error
-	switch {
-	case errors.Is(err, errMalformed):
-		return &failure{kind: ErrServFail, detail: err.Error()}
-	case errors.Is(ctx.Err(), context.Canceled):
-		return &failure{kind: ErrClosed}
-	case errors.As(err, &ne) && ne.Timeout(), ctx.Err() != nil:
-		return &failure{kind: ErrTimeout, detail: "no answer in time"}
-	}
-	return &failure{kind: ErrUnreachable, detail: err.Error()}
-}
-
-// exchange asks over UDP, and over TCP when the answer did not fit.
-func (s *server) exchange(ctx context.Context, k key, edns bool) (*dns.Msg, error) {
-	q := new(dns.Msg)
-	q.SetQuestion(dns.Fqdn(k.name), k.qtype)
+// packet appends the query with an ID, with or without EDNS.
+func (q *query) packet(b []byte, id uint16, edns bool) []byte {
+	at, end := len(b), q.question
 	if edns {
-		q.SetEdns0(ednsSize, false)
+		end = len(q.wire)
 	}
-	wire, err := q.Pack()
-	if err != nil {
-		return nil, err
+	b = append(b, q.wire[:end]...)
+	binary.BigEndian.PutUint16(b[at:], id)
+	if edns {
+		b[at+11] = 1 // one additional record
 	}
-	s.queries.Add(1)
-	s.metrics.udp.Inc()
-	start := time.Now()
-	m, err := s.udp(ctx, q, wire)
-	if err != nil {
-		return nil, err
-	}
-	s.answeredIn(time.Since(start))
-	if !m.Truncated {
-		return m, nil
-	}
-	s.metrics.tcp.Inc()
-	return s.tcp(ctx, q, wire)
+	return b
 }
 
-var packets = sync.Pool{New: func() any { b := make([]byte, maxUDP); return &b }}
-
-// udp sends the query and waits for what answers it. What does not is
-// counted and passed over: the right answer may be behind it.
-func (s *server) udp(ctx context.Context, q *dns.Msg, wire []byte) (*dns.Msg, error) {
-	c, err := s.take(ctx)
-	if err != nil {
-		return nil, err
+// answeredBy reports whether a packet is the answer to this query: its ID, and
+// the name, type and class of its question (RFC 5452 section 9.1). Only the
+// case of the name may differ. An error may come without the question.
+func (q *query) answeredBy(resp []byte, id uint16) bool {
+	if len(resp) < headerSize || binary.BigEndian.Uint16(resp) != id ||
+		resp[2]&flagQR == 0 || resp[2]&maskOpcode != 0 {
+		return false
 	}
-	deadline, _ := ctx.Deadline()
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) }) // the resolver is closing
-	buf := packets.Get().(*[]byte)
-	defer packets.Put(buf)
-	var m *dns.Msg
-	if err = c.SetDeadline(deadline); err == nil {
-		if _, err = c.Write(wire); err == nil {
-			m, err = s.await(c, q, *buf)
+	switch binary.BigEndian.Uint16(resp[4:]) {
+	case 0:
+		switch int(resp[3] & maskRcode) {
+		case dns.RcodeFormatError, dns.RcodeServerFailure, dns.RcodeNotImplemented, dns.RcodeRefused:
+			return true
+		}
+		return false
+	case 1:
+	default:
+		return false
+	}
+	if len(resp) < q.question {
+		return false
+	}
+	// The first name of a message cannot be compressed, so the octets are the
+	// same. Lengths of labels are no letters.
+	name := q.question - 4
+	return bytes.Equal(resp[name:q.question], q.wire[name:q.question]) &&
+		equalFold(resp[headerSize:name], q.wire[headerSize:name])
+}
+
+// equalFold compares octets; the letters of a may be capitals.
+func equalFold(a, b []byte) bool {
+	for i, c := range a {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		if c != b[i] {
+			return false
 		}
 	}
-	if !stop() || err != nil {
-		// An answer may still come, and would meet the next query.
-		_ = c.Close() // err is what matters
-		return m, err
-	}
-	s.give(c)
-	return m, nil
+	return true
 }
 
-func (s *server) await(c net.Conn, q *dns.Msg, buf []byte) (*dns.Msg, error) {
-	strange := false
+// maxUnwanted is after how many packets that answer another question a socket
+// is given up: somebody is guessing (RFC 5452 section 9.2).
+const maxUnwanted = 16
+
+// Limits of a pool of connections.
+const (
+	udpLife  = 10 * time.Second // then the port is changed
+	udpUses  = 400              // at most; the number is drawn, so that nobody can count on it
+	udpIdle  = 64               // sockets kept for each server
+	tcpLife  = time.Minute
+	tcpUses  = 1000
+	tcpIdle  = 4
+	tcpQuiet = 5 * time.Second // servers close idle connections after some 8 seconds
+)
+
+// conn is a socket connected to one server; the kernel drops packets that come
+// from elsewhere. One query at a time.
+type conn struct {
+	net.Conn
+	transport transport
+	uses      int // that are left
+	born      time.Time
+	used      time.Time
+	buf       []byte
+}
+
+// outcome is what one query over one connection gave.
+type outcome struct {
+	resp     []byte
+	unwanted int
+	err      error
+	spent    bool // the connection must not be used again
+}
+
+// errForged is the error of a socket on which too many packets were unwanted.
+var errForged = errors.New("too many packets that answer another question")
+
+// exchange sends a query and waits for its answer until the deadline, or until
+// ctx ends.
+func (c *conn) exchange(ctx context.Context, deadline time.Time, q *query, edns bool) (out outcome) {
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) }) // a closed socket wakes up too
+	defer func() { out.spent = out.err != nil || out.unwanted > 0 || !stop() }()
+	if out.err = c.SetDeadline(deadline); out.err != nil {
+		return out
+	}
+	if out.err = ctx.Err(); out.err != nil { // the deadline just set may have undone its end
+		return out
+	}
+	id := dns.Id()
+	if c.transport == overTCP {
+		out.resp, out.err = c.stream(q, id, edns)
+		return out
+	}
+	c.buf = q.packet(c.buf[:0], id, edns)
+	if _, out.err = c.Write(c.buf); out.err != nil {
+		return out
+	}
+	buf := c.buf[:cap(c.buf)]
 	for {
-		n, err := c.Read(buf)
-		if err != nil {
-			var ne net.Error
-			if strange && errors.As(err, &ne) && ne.Timeout() {
-				return nil, errMalformed
-			}
-			return nil, err
+		var n int
+		if n, out.err = c.Read(buf); out.err != nil {
+			return out
 		}
-		if m, ok := parse(buf[:n], q); ok {
-			return m, nil
+		if q.answeredBy(buf[:n], id) {
+			out.resp = bytes.Clone(buf[:n])
+			return out
 		}
-		strange = true
-		s.metrics.malformed.Inc()
+		if out.unwanted++; out.unwanted >= maxUnwanted {
+			out.err = errForged
+			return out
+		}
 	}
 }
 
-// parse reads a message and reports whether it answers q.
-func parse(wire []byte, q *dns.Msg) (*dns.Msg, bool) {
-	if len(wire) < 12 || binary.BigEndian.Uint16(wire) != q.Id || wire[2]&0x80 == 0 || wire[2]&0x78 != 0 {
-		return nil, false // too short, another id, a query, another opcode
-	}
-	m := new(dns.Msg)
-	err := m.Unpack(wire)
-	truncated := wire[2]&0x02 != 0
-	if err != nil && !truncated {
-		return nil, false
-	}
-	m.Truncated = truncated
-	if len(m.Question) == 0 {
-		// An error may come as a bare header.
-		return m, err == nil && m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError
-	}
-	a, b := m.Question[0], q.Question[0]
-	return m, len(m.Question) == 1 && a.Qtype == b.Qtype && a.Qclass == b.Qclass && strings.EqualFold(a.Name, b.Name)
-}
-
-// tcp asks over a connection of its own (RFC 7766).
-func (s *server) tcp(ctx context.Context, q *dns.Msg, wire []byte) (*dns.Msg, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", s.addr.String())
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close() //nolint:errcheck // the answer is read
-	deadline, _ := ctx.Deadline()
-	if err := c.SetDeadline(deadline); err != nil {
-		return nil, err
-	}
-	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })() // the resolver is closing
-	framed := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(wire)), uint16(len(wire)))
-	if _, err := c.Write(append(framed, wire...)); err != nil {
+// stream is exchange over TCP.
+func (c *conn) stream(q *query, id uint16, edns bool) ([]byte, error) {
+	b := q.packet(make([]byte, 2, 2+len(q.wire)), id, edns)
+	binary.BigEndian.PutUint16(b, uint16(len(b)-2))
+	if _, err := c.Write(b); err != nil {
 		return nil, err
 	}
 	var size [2]byte
-	if _, err := io.ReadFull(c, size[:]); err != nil {
+	if _, err := io.ReadFull(c.Conn, size[:]); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, binary.BigEndian.Uint16(size[:]))
-	if _, err := io.ReadFull(c, buf); err != nil {
+	resp := make([]byte, binary.BigEndian.Uint16(size[:]))
+	if _, err := io.ReadFull(c.Conn, resp); err != nil {
 		return nil, err
 	}
-	m, ok := parse(buf, q)
-	if !ok || m.Truncated {
-		s.metrics.malformed.Inc()
-		return nil, errMalformed
+	if !q.answeredBy(resp, id) {
+		return nil, fmt.Errorf("%w over TCP", errForged)
 	}
-	return m, nil
+	return resp, nil
 }
 
-// read takes out of a message what was asked for, following aliases.
-func (r *Resolver) read(m *dns.Msg, k key) (*answer, error) {
-	a := &answer{}
-	ttl := ^uint32(0)
-	name, found, aliases := dns.Fqdn(k.name), false, 0
-	for ; aliases <= maxCNAMEs; aliases++ {
-		alias := ""
-		for _, rr := range m.Answer {
-			h := rr.Header()
-			if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, name) {
-				continue
-			}
-			if h.Rrtype == k.qtype {
-				found = a.add(rr) || found
-				ttl = min(ttl, sane(h.Ttl))
-			} else if c, ok := rr.(*dns.CNAME); ok && alias == "" {
-				alias = c.Target
-				ttl = min(ttl, sane(h.Ttl))
+// pool keeps connections to one server for the next query.
+type pool struct {
+	transport transport
+	addr      netip.AddrPort
+
+	mu     sync.Mutex
+	idle   []*conn
+	closed bool
+}
+
+// take returns an idle connection, nil if there is none.
+func (p *pool) take(now time.Time) *conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.idle) > 0 {
+		c := p.idle[len(p.idle)-1]
+		p.idle = p.idle[:len(p.idle)-1]
+		if c.fresh(now) {
+			return c
+		}
+		_ = c.Close() // nobody is left to tell
+	}
+	return nil
+}
+
+func (c *conn) fresh(now time.Time) bool {
+	if c.transport == overTCP {
+		return c.uses > 0 && now.Sub(c.born) < tcpLife && now.Sub(c.used) < tcpQuiet
+	}
+	return c.uses > 0 && now.Sub(c.born) < udpLife
+}
+
+// put gives a connection back after a good exchange.
+func (p *pool) put(c *conn, now time.Time) {
+	c.used = now
+	most := udpIdle
+	if p.transport == overTCP {
+		most = tcpIdle
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// What has grown old lies at the bottom.
+	for len(p.idle) > 0 && !p.idle[0].fresh(now) {
+		_ = p.idle[0].Close()
+		p.idle = append(p.idle[:0], p.idle[1:]...)
+	}
+	if p.closed || len(p.idle) >= most || !c.fresh(now) {
+		_ = c.Close()
+		return
+	}
+	p.idle = append(p.idle, c)
+}
+
+// dial opens a connection.
+func (p *pool) dial(ctx context.Context, deadline time.Time) (*conn, error) {
+	d := net.Dialer{Deadline: deadline}
+	nc, err := d.DialContext(ctx, p.transport.String(), p.addr.String())
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: nc, transport: p.transport, born: time.Now()}
+	if p.transport == overTCP {
+		c.uses = tcpUses
+	} else {
+		c.uses = udpUses/2 + rand.IntN(udpUses/2)
+		c.buf = make([]byte, 0, 4096) // servers that ignore our size get this far
+	}
+	return c, nil
+}
+
+// exchange sends a query over an idle connection or a new one. An idle one may
+// have died meanwhile; then it tries once more with a new one.
+func (p *pool) exchange(ctx context.Context, deadline time.Time, q *query, edns bool) (resp []byte, unwanted int, err error) {
+	c := p.take(time.Now())
+	for reused := c != nil; ; reused = false {
+		if !reused {
+			if c, err = p.dial(ctx, deadline); err != nil {
+				return nil, unwanted, err
 			}
 		}
-		if found || alias == "" {
-			break
+		c.uses--
+		out := c.exchange(ctx, deadline, q, edns)
+		unwanted += out.unwanted
+		if out.spent {
+			_ = c.Close()
+		} else {
+			p.put(c, time.Now())
 		}
-		name = alias
+		dead := out.err != nil && !errors.Is(out.err, os.ErrDeadlineExceeded) && !errors.Is(out.err, errForged) && ctx.Err() == nil
+		if !reused || !dead {
+			return out.resp, unwanted, out.err
+		}
 	}
-	if aliases > maxCNAMEs {
-		return nil, errors.New("too many aliases, or a loop of them")
+}
+
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, c := range p.idle {
+		_ = c.Close()
 	}
-	now := time.Now()
-	if found {
-		slices.SortStableFunc(a.mx, func(x, y MX) int { return int(x.Pref) - int(y.Pref) })
-		life := min(max(time.Duration(ttl)*time.Second, r.cfg.MinTTL.D()), r.cfg.MaxTTL.D())
-		a.expires = now.Add(life)
-		a.keep = a.expires.Add(r.cfg.StaleFor.D())
-		return a, nil
-	}
-	life, soa := r.negative(m)
+	p.idle = nil
+}
+
+// classify returns what an error of an exchange means.
+func classify(err error) result {
 	switch {
-	case soa || m.Rcode == dns.RcodeNameError:
-	case len(m.Answer) > 0 && aliases == 0:
-		return nil, errors.New("an answer about other names")
-	case !m.RecursionAvailable && !m.Authoritative && slices.ContainsFunc(m.Ns, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeNS }):
-		return nil, errors.New("the server does not recurse")
+	case errors.Is(err, errForged):
+		return resForged
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return resTimeout
 	}
-	a.expires = now.Add(life)
-	a.keep = a.expires.Add(r.cfg.StaleFor.D())
-	return a, nil
+	return resUnreachable
 }
 
-// negative is how long a "does not exist" holds (RFC 2308 section 5), and
-// whether the answer says so.
-func (r *Resolver) negative(m *dns.Msg) (life time.Duration, soa bool) {
-	for _, rr := range m.Ns {
-		if s, ok := rr.(*dns.SOA); ok {
-			ttl := time.Duration(min(sane(s.Hdr.Ttl), sane(s.Minttl))) * time.Second
-			return min(max(ttl, r.cfg.MinTTL.D()), r.cfg.NegativeTTL.D()), true
-		}
+// shortText is the error without the addresses, which package net puts around
+// it and which change with every query.
+func shortText(err error) string {
+	if e, ok := errors.AsType[syscall.Errno](err); ok {
+		return e.Error()
 	}
-	return min(r.cfg.MinTTL.D(), r.cfg.NegativeTTL.D()), false
-}
-
-// sane is a TTL as RFC 2181 section 8 reads it.
-func sane(ttl uint32) uint32 {
-	if ttl > 1<<31-1 {
-		return 0
+	if classify(err) == resTimeout {
+		return "no answer in time"
 	}
-	return ttl
-}
-
-// add takes the data of a record, and reports whether it could be used.
-func (a *answer) add(rr dns.RR) bool {
-	switch rr := rr.(type) {
-	case *dns.A:
-		addr, ok := netip.AddrFromSlice(rr.A.To4())
-		if ok {
-			a.addrs = append(a.addrs, addr)
-		}
-		return ok
-	case *dns.AAAA:
-		addr, ok := netip.AddrFromSlice(rr.AAAA.To16())
-		if ok {
-			a.addrs = append(a.addrs, addr)
-		}
-		return ok
-	case *dns.TXT:
-		var b strings.Builder
-		for _, s := range rr.Txt {
-			octets(&b, s)
-		}
-		a.texts = append(a.texts, b.String())
-		return true
-	case *dns.PTR:
-		a.texts = append(a.texts, hostText(rr.Ptr))
-		return true
-	case *dns.MX:
-		a.mx = append(a.mx, MX{rr.Preference, hostText(rr.Mx)})
-		return true
-	}
-	return false
+	return err.Error()
 }

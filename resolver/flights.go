@@ -1,197 +1,272 @@
 package resolver
 
 import (
+	"container/list"
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
-// flights are the look-ups under way: one for each name and type, shared by
-// all who wait for it.
-type flights struct {
-	mu     sync.Mutex
-	calls  map[key]*flight
-	slots  chan struct{} // one for each look-up that asks servers
-	closed bool
-}
+// queuePerFlight bounds the queue: so many look-ups for each that may wait for
+// a server.
+const queuePerFlight = 16
 
+// flight is a look-up under way, shared by all who want the same.
 type flight struct {
-	done    chan struct{}
-	answer  *answer // set when done is closed
+	key     key
 	waiters int
-	running bool
-	cancel  context.CancelFunc
+	queued  *list.Element // nil once it runs
+	done    chan struct{}
+	answer  *answer // set before done is closed
 }
 
-func (f *flights) init(most int) {
-	f.calls, f.slots = make(map[key]*flight), make(chan struct{}, most)
+// flights are the look-ups under way, at most one of each key, and the queue of
+// those that wait until fewer are.
+type flights struct {
+	mu      sync.Mutex
+	most    int // that may run
+	running int
+	byKey   map[key]*flight
+	queue   list.List // of *flight
+	closed  bool
+	tasks   sync.WaitGroup // goroutines
 }
 
-func (f *flights) close() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.closed = true
+func (fs *flights) init(most int) {
+	fs.most, fs.byKey = most, make(map[key]*flight)
 }
 
-func (f *flights) counts() (running, queued int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, c := range f.calls {
-		if c.running {
-			running++
-		} else {
-			queued++
-		}
+var (
+	errQueueFull = errors.New("too many look-ups wait already")
+	errJustKnown = errors.New("the answer has just come")
+)
+
+// join makes the caller wait for the look-up of k, which begins if there is
+// none: run is called in a goroutine of its own. known says whether the answer
+// has come since the caller looked. Who has joined leaves.
+func (fs *flights) join(k key, known func() bool, run func(*flight)) (*flight, error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if f := fs.byKey[k]; f != nil {
+		f.waiters++
+		return f, nil
 	}
-	return running, queued
+	switch {
+	case fs.closed:
+		return nil, ErrClosed
+	case known():
+		return nil, errJustKnown
+	case fs.running >= fs.most && fs.queue.Len() >= fs.most*queuePerFlight:
+		return nil, errQueueFull
+	}
+	f := &flight{key: k, waiters: 1, done: make(chan struct{})}
+	fs.byKey[k] = f
+	if fs.running >= fs.most {
+		f.queued = fs.queue.PushBack(f)
+		return f, nil
+	}
+	fs.running++
+	fs.tasks.Go(func() { run(f) })
+	return f, nil
 }
 
-// join returns the look-up of k that is under way, begun now if need be; nil
-// when the resolver is closed. Each join is followed by one leave.
-func (r *Resolver) join(k key) *flight {
-	r.flights.mu.Lock()
-	defer r.flights.mu.Unlock()
-	if r.flights.closed {
+// leave ends the wait of one caller. A look-up that still queues and that
+// nobody waits for is given up; one that runs goes on, its answer is kept.
+func (fs *flights) leave(f *flight) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if f.waiters--; f.waiters == 0 && f.queued != nil {
+		fs.queue.Remove(f.queued)
+		f.queued = nil
+		delete(fs.byKey, f.key)
+	}
+}
+
+// land ends a look-up and returns the next from the queue, nil if there is
+// none.
+func (fs *flights) land(f *flight) *flight {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	delete(fs.byKey, f.key)
+	close(f.done)
+	first := fs.queue.Front()
+	if first == nil {
+		fs.running--
 		return nil
 	}
-	if c := r.flights.calls[k]; c != nil {
-		c.waiters++
-		return c
-	}
-	// The look-up outlives the caller that begins it: others may wait for it,
-	// and its answer is worth keeping.
-	ctx, cancel := context.WithCancel(r.ctx)
-	c := &flight{done: make(chan struct{}), waiters: 1, cancel: cancel}
-	r.flights.calls[k] = c
-	r.wg.Go(func() {
-		defer cancel()
-		r.fly(ctx, k, c)
-	})
-	return c
+	next := fs.queue.Remove(first).(*flight)
+	next.queued = nil
+	return next
 }
 
-// leave is called by each who waited. A look-up that has not begun and that
-// nobody waits for is given up.
-func (r *Resolver) leave(k key, c *flight) {
-	r.flights.mu.Lock()
-	defer r.flights.mu.Unlock()
-	if c.waiters--; c.waiters == 0 && !c.running {
-		c.cancel()
-		if r.flights.calls[k] == c {
-			delete(r.flights.calls, k) // the next one begins anew
+// background runs a function unless the resolver has been closed.
+func (fs *flights) background(run func()) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if !fs.closed {
+		fs.tasks.Go(run)
+	}
+}
+
+// close fails what queues and waits for what runs, which ends by its context.
+func (fs *flights) close() {
+	fs.mu.Lock()
+	fs.closed = true
+	for e := fs.queue.Front(); e != nil; e = fs.queue.Front() {
+		f := fs.queue.Remove(e).(*flight)
+		f.queued = nil
+		f.answer = failed(f.key, ErrClosed, "")
+		delete(fs.byKey, f.key)
+		close(f.done)
+	}
+	fs.mu.Unlock()
+	fs.tasks.Wait()
+}
+
+func (fs *flights) counts() (running, queued int) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.running, fs.queue.Len()
+}
+
+// failed is the answer of a look-up that failed.
+func failed(k key, kind error, detail string) *answer {
+	return &answer{failure: &failure{name: k.name, qtype: k.qtype, kind: kind, detail: detail}}
+}
+
+// fly looks up one key, and then what queues: so there are never more
+// goroutines than look-ups that may run.
+func (r *Resolver) fly(f *flight) {
+	for f != nil {
+		f.answer = r.resolve(f.key)
+		r.remember(f.key, f.answer)
+		f = r.flights.land(f)
+	}
+}
+
+// resolve asks the servers. It is bound to the life of the resolver and to a
+// time of its own, not to a caller: others may wait for the same answer.
+func (r *Resolver) resolve(k key) (a *answer) {
+	defer func() {
+		// This is no goroutine of the pipeline: its guard does not reach here.
+		if cause := recover(); cause != nil {
+			r.log.Error("look-up panicked", zap.String("name", k.name), zap.Uint16("type", k.qtype),
+				zap.String("cause", fmt.Sprint(cause)), zap.ByteString("stack", debug.Stack()))
+			a = failed(k, ErrServFail, "internal error")
 		}
-	}
+	}()
+	return r.ask(r.ctx, k)
 }
 
-// fly waits for its turn, asks the servers and puts the outcome into the cache.
-func (r *Resolver) fly(ctx context.Context, k key, c *flight) {
-	select {
-	case r.flights.slots <- struct{}{}:
-		r.flights.mu.Lock()
-		c.running = true
-		r.flights.mu.Unlock()
-		r.metrics.inFlight.Inc()
-		c.answer = r.resolve(ctx, k)
-		r.metrics.inFlight.Dec()
-		<-r.flights.slots
-	case <-ctx.Done():
-		c.answer = &answer{err: &failure{name: k.name, qtype: k.qtype, kind: ErrTimeout, detail: "too many look-ups at once"}}
-	}
-	if r.ctx.Err() == nil {
-		c.answer = r.remember(k, c.answer)
-	} else {
-		c.answer = &answer{err: &failure{name: k.name, qtype: k.qtype, kind: ErrClosed}}
-	}
-	r.flights.mu.Lock()
-	if r.flights.calls[k] == c {
-		delete(r.flights.calls, k)
-	}
-	r.flights.mu.Unlock()
-	close(c.done)
-}
-
-// remember keeps an answer. A failed look-up does not replace an answer that
-// may still be given as a stale one; it is returned instead.
-func (r *Resolver) remember(k key, a *answer) *answer {
-	if a.err != nil {
-		now := time.Now()
-		old, ok := r.cache.GetIfPresent(k)
-		if ok && old.err == nil && now.Before(old.keep) {
-			kept := *old
-			kept.retry = now.Add(r.cfg.StaleRetry.D())
-			r.cache.Set(k, &kept)
-			return a
-		}
-		if !errors.Is(a.err, ErrTemporary) || a.expires.IsZero() {
-			return a
-		}
-	}
-	r.cache.Set(k, a)
-	return a
-}
-
-// lookup answers from the cache or asks.
+// lookup answers from the cache, else it asks or joins those who wait.
 func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (a *answer, ttl time.Duration, cached bool, err error) {
 	n, err := normalize(name)
 	if err != nil {
-		return nothing, 0, false, &failure{name: name, qtype: qtype, kind: ErrInvalidName}
+		return nothing, 0, false, invalidName(name, qtype)
 	}
 	k := key{n, qtype}
-	now := time.Now()
 	old, ok := r.cache.GetIfPresent(k)
-	switch {
-	case !ok:
-		old = nil
-	case now.Before(old.expires):
+	if !ok {
+		return r.wait(ctx, k, nil)
+	}
+	now := time.Now()
+	switch left := old.expires.Sub(now); {
+	case left > 0:
 		r.hits.Add(1)
 		r.metrics.hit.Inc()
-		if old.err != nil {
-			return nothing, old.expires.Sub(now), true, old.err
+		if old.failure != nil {
+			return nothing, left, true, old.failure
 		}
-		return old, old.expires.Sub(now), true, nil
-	case old.err != nil || !now.Before(old.keep):
+		return old, left, true, nil
+	case old.failure != nil:
 		old = nil
-	case now.Before(old.retry):
-		return r.serveStale(old, old.retry.Sub(now))
+	case now.UnixNano() < old.retry.Load():
+		return r.giveStale(old, true)
 	}
+	return r.wait(ctx, k, old)
+}
+
+// invalidName is the failure of a name as it was given, which may hold
+// anything and be long.
+func invalidName(name string, qtype uint16) *failure {
+	const most = 100
+	if len(name) > most {
+		name = name[:most]
+	}
+	return &failure{name: strconv.QuoteToASCII(name), qtype: qtype, kind: ErrInvalidName}
+}
+
+// giveStale gives an answer whose time is over. It is good until it may be
+// asked for again (RFC 8767 section 4 recommends 30 seconds).
+func (r *Resolver) giveStale(old *answer, cached bool) (*answer, time.Duration, bool, error) {
+	r.stale.Add(1)
+	r.metrics.stale.Inc()
+	return old, r.cfg.StaleRetry.D(), cached, nil
+}
+
+// wait waits for the servers' answer. old, if not nil, is a stale one that
+// will do when that takes long or fails.
+func (r *Resolver) wait(ctx context.Context, k key, old *answer) (*answer, time.Duration, bool, error) {
 	r.misses.Add(1)
 	r.metrics.miss.Inc()
-	c := r.join(k)
-	if c == nil {
+	fail := func(kind error, detail string) (*answer, time.Duration, bool, error) {
 		if old != nil {
-			return r.serveStale(old, 0)
+			return r.giveStale(old, false)
 		}
-		return nothing, 0, false, &failure{name: n, qtype: qtype, kind: ErrClosed}
+		return nothing, 0, false, &failure{name: k.name, qtype: k.qtype, kind: kind, detail: detail}
 	}
-	defer r.leave(k, c)
-	var impatient <-chan time.Time
+	if err := ctx.Err(); err != nil {
+		return fail(err, "")
+	}
+	var fresh *answer
+	known := func() bool {
+		a, ok := r.cache.GetIfPresent(k)
+		if ok && time.Now().Before(a.expires) {
+			fresh = a
+		}
+		return fresh != nil
+	}
+	f, err := r.flights.join(k, known, r.fly)
+	switch {
+	case errors.Is(err, errJustKnown):
+		return settle(fresh)
+	case errors.Is(err, errQueueFull):
+		r.metrics.overflow.Inc()
+		return fail(ErrTimeout, err.Error())
+	case err != nil:
+		return fail(err, "")
+	}
+	defer r.flights.leave(f)
+	var enough <-chan time.Time
 	if old != nil {
 		t := time.NewTimer(r.cfg.StaleWait.D())
 		defer t.Stop()
-		impatient = t.C
+		enough = t.C
 	}
 	select {
-	case <-c.done:
-	case <-impatient:
-		return r.serveStale(old, 0)
+	case <-f.done:
+	case <-enough:
+		return r.giveStale(old, false)
 	case <-ctx.Done():
-		if old != nil {
-			return r.serveStale(old, 0)
-		}
-		return nothing, 0, false, &failure{name: n, qtype: qtype, kind: ctx.Err()}
+		return fail(ctx.Err(), "")
 	}
-	if c.answer.err != nil {
-		if old != nil {
-			return r.serveStale(old, r.cfg.StaleRetry.D())
-		}
-		return nothing, 0, false, c.answer.err
+	if f.answer.failure != nil && old != nil {
+		return r.giveStale(old, false)
 	}
-	return c.answer, time.Until(c.answer.expires), false, nil
+	return settle(f.answer)
 }
 
-func (r *Resolver) serveStale(a *answer, ttl time.Duration) (*answer, time.Duration, bool, error) {
-	r.stale.Add(1)
-	r.metrics.stale.Inc()
-	return a, ttl, true, nil
+// settle returns an answer that has just come.
+func settle(a *answer) (*answer, time.Duration, bool, error) {
+	left := max(time.Until(a.expires), 0)
+	if a.failure != nil {
+		return nothing, left, false, a.failure
+	}
+	return a, left, false, nil
 }

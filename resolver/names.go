@@ -2,81 +2,82 @@ package resolver
 
 import (
 	"net/netip"
-	"strings"
-
-	"github.com/miekg/dns"
+	"strconv"
 
 	"postern/internal/mailaddr"
 )
 
-// normalize brings a name into the form that the cache is keyed by: lower
-// case, A-labels, no trailing dot. "." is the root and becomes "".
+const (
+	maxName  = 253 // octets of a name as text (RFC 1035 section 3.1)
+	maxLabel = 63
+)
+
+// normalize returns the one form of a name under which it is asked for and
+// kept: lower case, A-labels, no trailing dot. The error is [ErrInvalidName].
+// A name that has this form already costs no allocation.
 func normalize(name string) (string, error) {
-	if name == "" {
+	if canonical(name) {
+		return name, nil
+	}
+	if len(name) > 4*maxName { // no character takes more octets; bounds the work
 		return "", ErrInvalidName
 	}
-	if name == "." {
-		return "", nil
-	}
-	n := mailaddr.Domain(name)
-	// 255 octets on the wire, less the length of the first label and the root.
-	if n == "" || len(n) > 253 {
+	name = mailaddr.Domain(name)
+	if !canonical(name) {
 		return "", ErrInvalidName
+	}
+	return name, nil
+}
+
+// canonical reports whether name is valid and in the form of normalize. Any
+// printable character may stand in a label, since SPF macros put local parts
+// there; not the backslash, which begins an escape in the text of a name.
+func canonical(name string) bool {
+	if len(name) > maxName {
+		return false
 	}
 	label := 0
-	for i := range len(n) {
-		switch c := n[i]; {
-		case c == '.':
+	for i := range len(name) {
+		c := name[i]
+		if c == '.' {
 			if label == 0 {
-				return "", ErrInvalidName
+				return false
 			}
 			label = 0
 			continue
-		case c <= ' ' || c >= 0x7f || c == '\\':
-			return "", ErrInvalidName
 		}
-		if label++; label > 63 {
-			return "", ErrInvalidName
+		if c <= ' ' || c >= 0x7f || c == '\\' || 'A' <= c && c <= 'Z' {
+			return false
+		}
+		if label++; label > maxLabel {
+			return false
 		}
 	}
-	if label == 0 {
-		return "", ErrInvalidName
-	}
-	return n, nil
+	return label > 0
 }
 
-// reverseName is the name under which the PTR records of an address stand
-// (RFC 1035 section 3.5, RFC 3596 section 2.5); "" for an invalid address.
+// reverseName returns the name whose PTR records belong to an address
+// (RFC 1035 section 3.5, RFC 3596 section 2.5); "" for the zero address.
 func reverseName(addr netip.Addr) string {
+	addr = addr.Unmap()
 	if !addr.IsValid() {
 		return ""
 	}
-	name, err := dns.ReverseAddr(addr.Unmap().WithZone("").String())
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSuffix(name, ".")
-}
-
-// hostText is a name from an answer as text: lower case, no trailing dot.
-func hostText(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
-
-// octets undoes the escapes (\" \\ \DDD) in which package dns keeps the
-// strings of TXT records.
-func octets(b *strings.Builder, s string) {
-	for i := 0; i < len(s); i++ {
-		if s[i] != '\\' || i+1 == len(s) {
-			b.WriteByte(s[i])
-			continue
+	var buf [73]byte
+	b := buf[:0]
+	if addr.Is4() {
+		octets := addr.As4()
+		for i := range octets {
+			b = strconv.AppendUint(b, uint64(octets[3-i]), 10)
+			b = append(b, '.')
 		}
-		if i+3 < len(s) && digit(s[i+1]) && digit(s[i+2]) && digit(s[i+3]) {
-			b.WriteByte((s[i+1]-'0')*100 + (s[i+2]-'0')*10 + s[i+3] - '0')
-			i += 3
-			continue
-		}
-		i++
-		b.WriteByte(s[i])
+		return string(append(b, "in-addr.arpa"...))
 	}
+	const hex = "0123456789abcdef"
+	octets := addr.As16()
+	for i := range octets {
+		o := octets[15-i]
+		b = append(b, hex[o&15], '.', hex[o>>4], '.')
+	}
+	return string(append(b, "ip6.arpa"...))
 }
-
-func digit(c byte) bool { return '0' <= c && c <= '9' }

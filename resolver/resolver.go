@@ -44,7 +44,6 @@ type Resolver struct {
 	ctx    context.Context // ends with Close; look-ups outlive their callers
 	cancel context.CancelFunc
 	closed sync.Once
-	wg     sync.WaitGroup // look-ups and probes under way
 }
 
 // New returns a resolver. cfg has been validated. It reads /etc/resolv.conf
@@ -60,7 +59,7 @@ func newResolver(cfg Config, log *zap.Logger, reg prometheus.Registerer, resolvC
 		return nil, err
 	}
 	r := &Resolver{cfg: cfg, log: log.Named("resolver"), metrics: m}
-	if err := r.servers.init(cfg, resolvConf, r.log, m); err != nil {
+	if err := r.servers.init(cfg, resolvConf, r.log, m, r.probe); err != nil {
 		return nil, err
 	}
 	r.cache, err = newCache(cfg)
@@ -69,7 +68,48 @@ func newResolver(cfg Config, log *zap.Logger, reg prometheus.Registerer, resolvC
 	}
 	r.flights.init(cfg.MaxInFlight)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	m.live.add(r)
 	return r, nil
+}
+
+// ask asks the servers, as often as the configuration allows. A server that
+// said something is not asked again, since it would say the same.
+func (r *Resolver) ask(ctx context.Context, k key) *answer {
+	q, err := newQuery(k)
+	if err != nil {
+		return failed(k, err, "")
+	}
+	servers := r.servers.order()
+	left := max(r.cfg.Attempts, len(servers))
+	kind, detail := ErrUnreachable, ""
+	for len(servers) > 0 {
+		var again []*server
+		for _, s := range servers {
+			if left == 0 {
+				return failed(k, kind, detail)
+			}
+			left--
+			a, res, text := s.ask(ctx, q)
+			switch {
+			case a != nil:
+				return a
+			case ctx.Err() != nil:
+				return failed(k, ErrClosed, "")
+			case res == resTimeout && s.healthy():
+				again = append(again, s) // the packet may have been lost
+			}
+			kind, detail = res.kind(), text
+		}
+		servers = again
+	}
+	return failed(k, kind, detail)
+}
+
+// probe asks a server that did not answer whether it does now.
+func (r *Resolver) probe(s *server) {
+	r.flights.background(func() {
+		_, _, _ = s.ask(r.ctx, rootQuery) // any answer makes it healthy
+	})
 }
 
 // Close ends the look-ups under way and waits for them. Later ones fail with
@@ -78,8 +118,8 @@ func (r *Resolver) Close() {
 	r.closed.Do(func() {
 		r.cancel()
 		r.flights.close()
-		r.wg.Wait()
 		r.servers.close()
+		r.metrics.live.remove(r)
 		r.cache.StopAllGoroutines()
 	})
 }

@@ -1,15 +1,19 @@
 package resolver
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -17,261 +21,404 @@ import (
 )
 
 const (
-	// unhealthyAfter queries in a row without any answer a server is asked last.
-	unhealthyAfter = 3
-	// probeEvery is how often an unhealthy server is tried in the background.
-	probeEvery = 5 * time.Second
-	// lookEvery is how often resolv.conf is looked at.
-	lookEvery = 5 * time.Second
-	// A socket is given up after so many queries or so long: its port is a
-	// part of what an off-path attacker has to guess (RFC 5452).
-	socketQueries = 200
-	socketAge     = 30 * time.Second
-	socketsKept   = 64 // idle ones, of each server
-	// noEDNSFor is how long a server that does not know EDNS is spared it.
-	noEDNSFor = 10 * time.Minute
+	// downAfter is after how many queries in a row without any answer a
+	// server is asked last.
+	downAfter = 3
+	// firstProbe and lastProbe are the times between two attempts to reach
+	// such a server; they double.
+	firstProbe = 2 * time.Second
+	lastProbe  = time.Minute
+	// plainFor is how long a server that does not understand EDNS is asked
+	// without it.
+	plainFor = 15 * time.Minute
+	// rereadEvery is how often resolv.conf is looked at, at most.
+	rereadEvery = 5 * time.Second
 )
 
-// serverList is the servers in the order of preference.
-type serverList struct {
-	log     *zap.Logger
-	metrics *metrics
-	file    string // resolv.conf; "" when the servers are configured
-	current atomic.Pointer[[]*server]
-
-	mu     sync.Mutex
-	looked time.Time
-	stamp  os.FileInfo
-}
-
-func (l *serverList) init(cfg Config, resolvConf string, log *zap.Logger, m *metrics) error {
-	l.log, l.metrics = log, m
-	var addrs []netip.AddrPort
-	for _, s := range cfg.Servers {
-		a, err := parseServer(s)
-		if err != nil {
-			return fmt.Errorf("resolver: %w", err)
-		}
-		addrs = append(addrs, a)
-	}
-	if len(cfg.Servers) == 0 {
-		l.file = resolvConf
-		l.stamp, _ = os.Stat(resolvConf) // without the file the defaults hold
-		l.looked = time.Now()
-		addrs = readResolvConf(resolvConf)
-	}
-	l.set(addrs)
-	return nil
-}
-
-// set makes addrs the servers; what is known of those that stay is kept.
-func (l *serverList) set(addrs []netip.AddrPort) {
-	old := map[netip.AddrPort]*server{}
-	if p := l.current.Load(); p != nil {
-		for _, s := range *p {
-			old[s.addr] = s
-		}
-	}
-	out := make([]*server, 0, len(addrs))
-	for _, a := range addrs {
-		s := old[a]
-		if s == nil {
-			s = &server{addr: a, metrics: l.metrics}
-		}
-		delete(old, a)
-		out = append(out, s)
-	}
-	l.current.Store(&out)
-	for _, s := range old {
-		s.close()
-	}
-}
-
-// list returns the servers, after a look at resolv.conf when it is time.
-func (l *serverList) list() []*server {
-	if l.file != "" && l.mu.TryLock() {
-		if now := time.Now(); now.Sub(l.looked) > lookEvery {
-			l.looked = now
-			if st, err := os.Stat(l.file); err == nil && (l.stamp == nil || !st.ModTime().Equal(l.stamp.ModTime()) || !os.SameFile(st, l.stamp)) {
-				l.stamp = st
-				l.set(readResolvConf(l.file))
-				l.log.Info("the name servers have changed", zap.String("file", l.file), zap.Int("servers", len(*l.current.Load())))
-			}
-		}
-		l.mu.Unlock()
-	}
-	return *l.current.Load()
-}
-
-func (l *serverList) close() {
-	for _, s := range *l.current.Load() {
-		s.close()
-	}
-}
-
-// order returns the servers as they are to be asked: the healthy ones first.
-func (l *serverList) order() []*server {
-	all := l.list()
-	sick := 0
-	for _, s := range all {
-		if s.failures.Load() >= unhealthyAfter {
-			sick++
-		}
-	}
-	if sick == 0 || sick == len(all) {
-		return all
-	}
-	out := make([]*server, 0, len(all))
-	for _, healthy := range []bool{true, false} {
-		for _, s := range all {
-			if (s.failures.Load() < unhealthyAfter) == healthy {
-				out = append(out, s)
-			}
-		}
-	}
-	return out
-}
-
-// readResolvConf returns the servers of resolv.conf(5), at most as many as
-// the C library takes; the local host when there are none.
-func readResolvConf(path string) []netip.AddrPort {
-	const most = 3
-	var out []netip.AddrPort
-	text, _ := os.ReadFile(path) // without the file the default holds
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "nameserver" || len(out) == most {
-			continue
-		}
-		if addr, err := netip.ParseAddr(f[1]); err == nil {
-			out = append(out, netip.AddrPortFrom(addr.Unmap(), 53))
-		}
-	}
-	if len(out) == 0 {
-		out = append(out, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 53))
-	}
-	return out
-}
-
-// server is one name server.
+// server is one name server: its sockets and what is known of it.
 type server struct {
 	addr    netip.AddrPort
+	text    string // addr
+	timeout time.Duration
+	log     *zap.Logger
 	metrics *metrics
+	pools   [transportCount]pool
+	probe   func(*server) // called some time after the server went down
 
-	failures atomic.Int32 // in a row without any answer
-	queries  atomic.Uint64
-	failed   atomic.Uint64
-	rtt      atomic.Int64 // moving mean, ns
-	noEDNS   atomic.Int64 // until, Unix ns
-	probed   atomic.Int64 // last probe, Unix ns
-
-	mu      sync.Mutex
-	lastErr string
-	lastAt  time.Time
-	idle    []*socket
-	closed  bool
+	mu         sync.Mutex
+	closed     bool
+	down       bool
+	silent     int // queries in a row without any answer
+	lastError  string
+	lastErrAt  time.Time
+	rtt        time.Duration
+	queries    uint64
+	failures   uint64
+	plainUntil time.Time
+	probeAfter time.Duration // the next wait
+	timer      *time.Timer   // of the next probe
 }
 
-// socket is a connected UDP socket: the kernel drops what comes from others.
-type socket struct {
-	net.Conn
-	born time.Time
-	uses int
-}
-
-func (s *server) take(ctx context.Context) (*socket, error) {
-	now := time.Now()
-	s.mu.Lock()
-	for n := len(s.idle); n > 0; n = len(s.idle) {
-		c := s.idle[n-1]
-		s.idle = s.idle[:n-1]
-		if now.Sub(c.born) < socketAge {
-			s.mu.Unlock()
-			return c, nil
-		}
-		_ = c.Close() // it was only old
-	}
-	s.mu.Unlock()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "udp", s.addr.String())
-	if err != nil {
-		return nil, err
-	}
-	return &socket{Conn: c, born: now}, nil
-}
-
-// give takes a socket back that has no answer outstanding.
-func (s *server) give(c *socket) {
-	c.uses++
-	s.mu.Lock()
-	if s.closed || c.uses >= socketQueries || len(s.idle) >= socketsKept {
-		s.mu.Unlock()
-		_ = c.Close() // nothing is outstanding
-		return
-	}
-	s.idle = append(s.idle, c)
-	s.mu.Unlock()
-}
-
-func (s *server) close() {
+func (s *server) healthy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
-	for _, c := range s.idle {
-		_ = c.Close() // nothing is outstanding
-	}
-	s.idle = nil
-}
-
-// answeredIn notes an answer, whatever it said.
-func (s *server) answeredIn(took time.Duration) {
-	s.failures.Store(0)
-	s.metrics.answered(took)
-	if mean := s.rtt.Load(); mean == 0 {
-		s.rtt.Store(int64(took))
-	} else {
-		s.rtt.Store(mean + (int64(took)-mean)/8)
-	}
-}
-
-// fault notes that there was no usable answer; silent, that there was none at all.
-func (s *server) fault(kind error, detail string, silent bool) {
-	if silent {
-		s.failures.Add(1)
-	}
-	s.failed.Add(1)
-	s.metrics.failed(kind)
-	s.mu.Lock()
-	s.lastErr, s.lastAt = detail, time.Now()
-	s.mu.Unlock()
+	return !s.down
 }
 
 func (s *server) status() ServerStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return ServerStatus{
-		Address: s.addr.String(), Healthy: s.failures.Load() < unhealthyAfter, LastError: s.lastErr, LastErrorAt: s.lastAt,
-		RTT: time.Duration(s.rtt.Load()), Queries: s.queries.Load(), Failures: s.failed.Load(),
+		Address: s.text, Healthy: !s.down, LastError: s.lastError, LastErrorAt: s.lastErrAt,
+		RTT: s.rtt, Queries: s.queries, Failures: s.failures,
 	}
 }
 
-// probeSick tries unhealthy servers in the background, each at most once in
-// probeEvery: any answer to a question about the root makes it healthy again.
-func (r *Resolver) probeSick() {
-	for _, s := range r.servers.list() {
-		if s.failures.Load() < unhealthyAfter {
-			continue
+// ask is one try of one server: without EDNS if it must be, and over TCP if
+// the answer does not fit or cannot be trusted. detail says what went wrong.
+func (s *server) ask(ctx context.Context, q *query) (a *answer, res result, detail string) {
+	edns := s.useEDNS()
+	a, res, detail = s.send(ctx, q, overUDP, edns)
+	if res == resFormErr && edns {
+		edns = false
+		a, res, detail = s.send(ctx, q, overUDP, edns)
+		if res != resFormErr && res.answered() {
+			s.avoidEDNS()
 		}
-		now, last := time.Now().UnixNano(), s.probed.Load()
-		if now-last < int64(probeEvery) || !s.probed.CompareAndSwap(last, now) {
-			continue
+	}
+	if res == resTruncated || res == resForged {
+		a, res, detail = s.send(ctx, q, overTCP, edns)
+	}
+	return a, res, detail
+}
+
+// answered reports whether the server said anything at all.
+func (r result) answered() bool {
+	switch r {
+	case resTimeout, resUnreachable, resForged:
+		return false
+	case resAnswer, resNegative, resTruncated, resFormErr, resServFail, resRefused, resBad:
+	}
+	return true
+}
+
+// send sends one query and notes what came of it.
+func (s *server) send(ctx context.Context, q *query, t transport, edns bool) (a *answer, res result, detail string) {
+	start := time.Now()
+	deadline := start.Add(s.timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	resp, unwanted, err := s.pools[t].exchange(ctx, deadline, q, edns)
+	took := time.Since(start)
+	s.metrics.unwanted.Add(float64(unwanted))
+	if err != nil {
+		if ctx.Err() != nil { // we gave up, the server did not
+			return nil, resTimeout, s.text + ": given up"
 		}
-		r.flights.mu.Lock()
-		if !r.flights.closed {
-			r.wg.Go(func() { _, _ = s.ask(r.ctx, key{"", dns.TypeNS}, r.cfg.Timeout.D()) }) // what it finds is noted
+		res = classify(err)
+		detail = shortText(err)
+	} else {
+		s.metrics.seconds.Observe(took.Seconds())
+		if a, res = parse(resp, q.key); a == nil {
+			detail = res.String()
 		}
-		r.flights.mu.Unlock()
+	}
+	s.metrics.queries[t][res].Inc()
+	if detail != "" {
+		detail = s.text + " over " + t.String() + ": " + detail
+	}
+	s.note(res, err, detail, took)
+	return a, res, detail
+}
+
+// note keeps the state of the server.
+func (s *server) note(res result, err error, detail string, took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queries++
+	if res.kind() != nil && res != resTruncated {
+		s.failures++
+		s.lastError, s.lastErrAt = detail, time.Now()
+	}
+	if res.answered() {
+		s.silent = 0
+		if s.rtt == 0 {
+			s.rtt = took
+		}
+		s.rtt += (took - s.rtt) / 8
+		if s.down {
+			s.down, s.probeAfter = false, 0
+			s.stopTimer()
+			s.log.Info("name server answers again", zap.String("server", s.text))
+		}
+		return
+	}
+	if res != resForged && !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
+		s.silent++ // else it is not the server's fault
+	}
+	if s.silent >= downAfter && !s.down {
+		s.down, s.probeAfter = true, firstProbe
+		s.log.Warn("name server does not answer and is asked last", zap.String("server", s.text), zap.String("error", detail))
+	}
+	s.schedule()
+}
+
+// schedule sets the time of the next probe. s.mu is held.
+func (s *server) schedule() {
+	if !s.down || s.closed || s.timer != nil {
+		return
+	}
+	s.timer = time.AfterFunc(s.probeAfter, func() {
+		s.mu.Lock()
+		s.timer = nil
+		s.probeAfter = min(2*s.probeAfter, lastProbe)
+		s.mu.Unlock()
+		s.probe(s)
+	})
+}
+
+func (s *server) stopTimer() {
+	if s.timer != nil {
+		s.timer.Stop()
+		s.timer = nil
 	}
 }
 
-var errMalformed = errors.New("malformed answer")
+func (s *server) useEDNS() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.plainUntil.IsZero() || time.Now().After(s.plainUntil)
+}
+
+func (s *server) avoidEDNS() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plainUntil = time.Now().Add(plainFor)
+	s.log.Info("name server does not understand EDNS", zap.String("server", s.text))
+}
+
+func (s *server) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.stopTimer()
+	s.mu.Unlock()
+	for i := range s.pools {
+		s.pools[i].close()
+	}
+}
+
+// rootQuery is what an unhealthy server is probed with: every recursive server
+// knows the answer.
+var rootQuery = func() *query {
+	q, err := newQuery(key{"", dns.TypeNS})
+	if err != nil {
+		panic(err) // a fault in this file
+	}
+	return q
+}()
+
+// serverList is the list of servers, in the order of preference.
+type serverList struct {
+	file    string // resolv.conf; "" when the configuration names the servers
+	every   time.Duration
+	timeout time.Duration
+	log     *zap.Logger
+	metrics *metrics
+	probe   func(*server)
+
+	current atomic.Pointer[[]*server]
+
+	reread  sync.Mutex // only ever tried: nobody waits for the file
+	checked time.Time
+	info    fs.FileInfo // nil when there is no file
+	problem string      // the last one that was logged
+	closed  bool
+}
+
+// init reads the list. It sends nothing.
+func (l *serverList) init(cfg Config, resolvConf string, log *zap.Logger, m *metrics, probe func(*server)) error {
+	l.every, l.timeout, l.log, l.metrics, l.probe = rereadEvery, cfg.Timeout.D(), log, m, probe
+	if len(cfg.Servers) > 0 {
+		addrs := make([]netip.AddrPort, 0, len(cfg.Servers))
+		for _, text := range cfg.Servers {
+			addr, err := parseServer(text)
+			if err != nil {
+				return fmt.Errorf("resolver: servers: %w", err)
+			}
+			addrs = append(addrs, addr)
+		}
+		l.set(addrs)
+		return nil
+	}
+	l.file = resolvConf
+	addrs, info, err := l.read()
+	if err != nil {
+		return fmt.Errorf("resolver: %w", err)
+	}
+	l.checked, l.info = time.Now(), info
+	if len(addrs) == 0 {
+		addrs = localServer
+	}
+	l.set(addrs)
+	return nil
+}
+
+// localServer is asked when resolv.conf names none (resolv.conf(5)).
+var localServer = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 53)}
+
+// read reads resolv.conf. A file that is not there names no server.
+func (l *serverList) read() ([]netip.AddrPort, fs.FileInfo, error) {
+	info, err := os.Stat(l.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := os.ReadFile(l.file)
+	if err != nil {
+		return nil, nil, err
+	}
+	addrs, faults := parseResolvConf(data)
+	for _, f := range faults {
+		l.log.Warn("line of resolv.conf left out", zap.String("file", l.file), zap.Error(f))
+	}
+	return addrs, info, nil
+}
+
+// parseResolvConf returns the name servers of a resolv.conf(5) file. Its
+// options are for the C library; ours are in the configuration. Search domains
+// are not used: names in mail are complete.
+func parseResolvConf(data []byte) (addrs []netip.AddrPort, faults []error) {
+	scanner := bufio.NewScanner(bytes.NewReader(data))
+	for line := 1; scanner.Scan(); line++ {
+		fields := strings.Fields(scanner.Text())
+		if len(fields) < 2 || fields[0] != "nameserver" {
+			continue
+		}
+		ip, err := netip.ParseAddr(fields[1])
+		if err != nil {
+			faults = append(faults, fmt.Errorf("line %d: %q is not an address", line, fields[1]))
+			continue
+		}
+		addr, err := checkServer(fields[1], netip.AddrPortFrom(ip, 53))
+		if err != nil {
+			faults = append(faults, fmt.Errorf("line %d: %w", line, err))
+			continue
+		}
+		if len(addrs) < maxServers && !slices.Contains(addrs, addr) {
+			addrs = append(addrs, addr)
+		}
+	}
+	if err := scanner.Err(); err != nil {
+		faults = append(faults, err)
+	}
+	return addrs, faults
+}
+
+// set makes addrs the list. What is known of a server stays.
+func (l *serverList) set(addrs []netip.AddrPort) {
+	old := l.list()
+	servers := make([]*server, 0, len(addrs))
+	for _, addr := range addrs {
+		if i := slices.IndexFunc(old, func(s *server) bool { return s.addr == addr }); i >= 0 {
+			servers = append(servers, old[i])
+			continue
+		}
+		s := &server{addr: addr, text: addr.String(), timeout: l.timeout, log: l.log, metrics: l.metrics, probe: l.probe}
+		for t := range s.pools {
+			s.pools[t].transport, s.pools[t].addr = transport(t), addr
+		}
+		servers = append(servers, s)
+	}
+	l.current.Store(&servers)
+	for _, s := range old {
+		if !slices.Contains(servers, s) {
+			s.close()
+		}
+	}
+}
+
+// list returns the servers in the order of preference. It must not be changed.
+func (l *serverList) list() []*server {
+	if p := l.current.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// order returns the servers in the order in which they are asked now: those
+// that do not answer go last.
+func (l *serverList) order() []*server {
+	l.refresh()
+	servers := l.list()
+	up := make([]*server, 0, len(servers))
+	var down []*server
+	for _, s := range servers {
+		if s.healthy() {
+			up = append(up, s)
+		} else {
+			down = append(down, s)
+		}
+	}
+	return append(up, down...)
+}
+
+// refresh reads resolv.conf again if it is another one than before.
+func (l *serverList) refresh() {
+	if l.file == "" || !l.reread.TryLock() {
+		return
+	}
+	defer l.reread.Unlock()
+	now := time.Now()
+	if l.closed || now.Sub(l.checked) < l.every {
+		return
+	}
+	l.checked = now
+	info, err := os.Stat(l.file)
+	if l.info == nil && errors.Is(err, fs.ErrNotExist) {
+		return // there has never been one
+	}
+	if err == nil && l.info != nil && os.SameFile(info, l.info) && info.ModTime().Equal(l.info.ModTime()) && info.Size() == l.info.Size() {
+		return
+	}
+	problem := ""
+	var addrs []netip.AddrPort
+	if err == nil {
+		addrs, info, err = l.read()
+	}
+	switch {
+	case err != nil:
+		problem = err.Error()
+	case len(addrs) == 0:
+		problem = "it names no server" // half written, more often than not
+	}
+	if problem != "" {
+		if problem != l.problem {
+			l.log.Warn("name servers stay as they are", zap.String("file", l.file), zap.String("problem", problem))
+		}
+		l.problem = problem
+		return
+	}
+	l.info, l.problem = info, ""
+	before := l.list()
+	l.set(addrs)
+	if slices.Equal(before, l.list()) {
+		return
+	}
+	names := make([]string, len(addrs))
+	for i, a := range addrs {
+		names[i] = a.String()
+	}
+	l.log.Info("name servers changed", zap.String("file", l.file), zap.Strings("servers", names))
+}
+
+func (l *serverList) close() {
+	l.reread.Lock()
+	defer l.reread.Unlock()
+	l.closed = true
+	for _, s := range l.list() {
+		s.close()
+	}
+}
