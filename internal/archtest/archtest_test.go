@@ -208,7 +208,7 @@ func TestTable(t *testing.T) {
 			return d
 		}
 		d := 0
-		for _, imported := range strings.Fields(allowed[name].module) {
+		for imported := range strings.FieldsSeq(allowed[name].module) {
 			if _, ok := allowed[imported]; !ok {
 				t.Errorf("%s may import %s, which is not in the table", name, imported)
 			}
@@ -224,15 +224,17 @@ func TestTable(t *testing.T) {
 		}
 	}
 	for _, check := range []string{"access", "rbl", "greylist"} {
-		for _, imported := range strings.Fields(allowed[check].module) {
+		for imported := range strings.FieldsSeq(allowed[check].module) {
 			if slices.Contains([]string{"access", "rbl", "greylist", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
 				strings.HasPrefix(imported, "store") {
 				t.Errorf("the check %s may import %s", check, imported)
 			}
 		}
 	}
-	for _, one := range []string{"go.etcd.io/bbolt", "github.com/redis/go-redis/v9", "github.com/miekg/dns", "github.com/spf13/cobra",
-		"github.com/pelletier/go-toml/v2", "github.com/sony/gobreaker/v2", "github.com/dlclark/regexp2/v2"} {
+	for _, one := range []string{
+		"go.etcd.io/bbolt", "github.com/redis/go-redis/v9", "github.com/miekg/dns", "github.com/spf13/cobra",
+		"github.com/pelletier/go-toml/v2", "github.com/sony/gobreaker/v2", "github.com/dlclark/regexp2/v2",
+	} {
 		var users []string
 		for name, r := range allowed {
 			if r.allows(one) && !r.testing {
