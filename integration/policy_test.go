@@ -23,7 +23,10 @@ delay = "1s"
 `
 
 func withDNS(config string, dns *dnstest.Server) string {
-	return config + fmt.Sprintf("[dns]\nservers = [%q]\n", dns.Addr())
+	if !strings.Contains(config, "[dns]\n") {
+		config += "[dns]\n"
+	}
+	return strings.Replace(config, "[dns]\n", fmt.Sprintf("[dns]\nservers = [%q]\n", dns.Addr()), 1)
 }
 
 // list makes a zone that passes its test (RFC 5782 section 5).
@@ -49,6 +52,7 @@ func sample(client, sender, recipient string) policytest.Attrs {
 }
 
 func TestKillNineKeepsWhatIsOlderThanASecond(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, base)
 	d.start()
 	c := d.dial()
@@ -64,7 +68,8 @@ func TestKillNineKeepsWhatIsOlderThanASecond(t *testing.T) {
 	d.start()
 	c = d.dial()
 	for i := range 50 {
-		expect(t, "retry after the crash", c.MustAsk(t, sample("192.0.2.7", fmt.Sprintf("a%d@example.org", i), "b@example.com")), "PREPEND X-Greylist: delayed ")
+		retry := sample("192.0.2.7", fmt.Sprintf("a%d@example.org", i), "b@example.com").With("instance", fmt.Sprint("retry.", i))
+		expect(t, "retry after the crash", c.MustAsk(t, retry), "PREPEND X-Greylist: delayed ")
 	}
 	d.stop()
 	d.start()
@@ -72,25 +77,71 @@ func TestKillNineKeepsWhatIsOlderThanASecond(t *testing.T) {
 }
 
 func TestDNSFaultsStopNoMail(t *testing.T) {
+	t.Parallel()
 	dns := dnstest.Start(t)
 	list(dns, "bl.example")
-	dns.Add("*.world.example. 300 IN A 127.0.0.2") // lists everybody: fails its test
-	d := newDaemon(t, withDNS(`
+	list(dns, "world.example")
+	dns.Add("*.world.example. 300 IN A 127.0.0.2")         // lists everybody, so it fails its test
+	dns.Add("1.0.0.127.world.example. 300 IN A 127.0.0.2") // the entry by which it does
+	config := withDNS(`
 [dns]
 timeout = "200ms"
 attempts = 2
+servfail_ttl = "1s"
 [rbl]
 lists = ["bl.example*5", "world.example*5"]
 list_timeout = "1s"
-[[rbl.zone]]
-zone = "bl.example"
+ask_private = true
 [greylist]
 mode = "off"
-`, dns))
-	_ = d
+`, dns)
+	d := newDaemon(t, config)
+	d.start()
+	c := d.dial()
+	d.eventually("the list that lists the world is off", func() bool {
+		return strings.Contains(d.run("status"), "world.example: off")
+	})
+	for i, fault := range []struct {
+		name     string
+		b        dnstest.Behavior
+		degraded bool
+	}{
+		{"drops", dnstest.Drop, true},
+		{"fails", dnstest.ServFail, true},
+		{"refuses", dnstest.Refused, true},
+		{"lies about the question", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieQuestion}}, true},
+		{"sends garbage", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieGarbage}}, true},
+		{"lies, then tells the truth", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieID, dnstest.LieGarbage}, Truth: true}, false},
+		{"truncates", dnstest.Truncate, false},
+		{"delays", dnstest.Behavior{Delay: 50 * time.Millisecond}, false},
+	} {
+		dns.BehaveUnder("bl.example", fault.b)
+		sender := fmt.Sprintf("fault%d@example.org", i)
+		expect(t, fault.name, c.MustAsk(t, sample(fmt.Sprintf("192.0.2.%d", 100+i), sender, "b@example.com")), "DUNNO")
+		got := d.decided("sender", sender)
+		if _, degraded := got["degraded"]; degraded != fault.degraded {
+			t.Errorf("%s: %v", fault.name, got)
+		}
+		dns.BehaveUnder("bl.example", dnstest.Behavior{})
+		time.Sleep(1100 * time.Millisecond) // failures are remembered for a second
+	}
+	dns.Add("99.2.0.192.bl.example. 300 IN A 127.0.0.2")
+	d.eventually("the list counts again", func() bool {
+		a, err := c.Ask(sample("192.0.2.99", "a@example.org", "b@example.com"))
+		time.Sleep(300 * time.Millisecond)
+		return err == nil && strings.HasPrefix(a, "554 5.7.1 ")
+	})
+	d.stop()
+
+	// With on_error = "defer" the operator has it otherwise.
+	dns.BehaveUnder("bl.example", dnstest.Drop)
+	d.configure(strings.Replace(config, "[rbl]", "[rbl]\non_error = \"defer\"", 1))
+	d.start()
+	expect(t, "on_error", d.dial().MustAsk(t, sample("192.0.2.200", "a@example.org", "b@example.com")), "DEFER_IF_PERMIT 4.", "[ref ")
 }
 
 func TestRedisFaultsStopNoMail(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	d := newDaemon(t, base+fmt.Sprintf(`
 [store]
@@ -137,6 +188,7 @@ addrs = [%q]
 }
 
 func TestBadConnectionsHarmNobody(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, base)
 	d.start()
 	good := d.dial()
