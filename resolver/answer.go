@@ -48,6 +48,8 @@ func parse(resp []byte, k key) (*answer, result) {
 	}
 	switch m.Rcode { // with the upper bits, from EDNS
 	case dns.RcodeSuccess, dns.RcodeNameError:
+	case dns.RcodeBadVers:
+		return nil, resFormErr
 	default:
 		return nil, resBad
 	}

@@ -161,7 +161,7 @@ func (r *Resolver) resolve(k key) (a *answer) {
 			a = failed(k, ErrServFail, "internal error")
 		}
 	}()
-	return r.ask(r.ctx, k)
+	return r.upstream(r.ctx, k)
 }
 
 // lookup answers from the cache, else it asks or joins those who wait.

@@ -39,6 +39,8 @@ type Resolver struct {
 	flights flights
 	servers serverList
 
+	upstream func(context.Context, key) *answer // ask, but in tests
+
 	hits, misses, stale atomic.Uint64
 
 	ctx    context.Context // ends with Close; look-ups outlive their callers
@@ -68,6 +70,7 @@ func newResolver(cfg Config, log *zap.Logger, reg prometheus.Registerer, resolvC
 	}
 	r.flights.init(cfg.MaxInFlight)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.upstream = r.ask
 	m.live.add(r)
 	return r, nil
 }

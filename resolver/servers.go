@@ -44,6 +44,7 @@ type server struct {
 	metrics *metrics
 	pools   [transportCount]pool
 	probe   func(*server) // called some time after the server went down
+	first   time.Duration // until the first probe
 
 	mu         sync.Mutex
 	closed     bool
@@ -158,7 +159,7 @@ func (s *server) note(res result, err error, detail string, took time.Duration) 
 		s.silent++ // else it is not the server's fault
 	}
 	if s.silent >= downAfter && !s.down {
-		s.down, s.probeAfter = true, firstProbe
+		s.down, s.probeAfter = true, s.first
 		s.log.Warn("name server does not answer and is asked last", zap.String("server", s.text), zap.String("error", detail))
 	}
 	s.schedule()
@@ -220,8 +221,9 @@ var rootQuery = func() *query {
 
 // serverList is the list of servers, in the order of preference.
 type serverList struct {
-	file    string // resolv.conf; "" when the configuration names the servers
-	every   time.Duration
+	file    string        // resolv.conf; "" when the configuration names the servers
+	every   time.Duration // between two looks at file
+	first   time.Duration // see server
 	timeout time.Duration
 	log     *zap.Logger
 	metrics *metrics
@@ -238,7 +240,7 @@ type serverList struct {
 
 // init reads the list. It sends nothing.
 func (l *serverList) init(cfg Config, resolvConf string, log *zap.Logger, m *metrics, probe func(*server)) error {
-	l.every, l.timeout, l.log, l.metrics, l.probe = rereadEvery, cfg.Timeout.D(), log, m, probe
+	l.every, l.first, l.timeout, l.log, l.metrics, l.probe = rereadEvery, firstProbe, cfg.Timeout.D(), log, m, probe
 	if len(cfg.Servers) > 0 {
 		addrs := make([]netip.AddrPort, 0, len(cfg.Servers))
 		for _, text := range cfg.Servers {
@@ -326,7 +328,10 @@ func (l *serverList) set(addrs []netip.AddrPort) {
 			servers = append(servers, old[i])
 			continue
 		}
-		s := &server{addr: addr, text: addr.String(), timeout: l.timeout, log: l.log, metrics: l.metrics, probe: l.probe}
+		s := &server{
+			addr: addr, text: addr.String(), timeout: l.timeout, first: l.first,
+			log: l.log, metrics: l.metrics, probe: l.probe,
+		}
 		for t := range s.pools {
 			s.pools[t].transport, s.pools[t].addr = transport(t), addr
 		}
