@@ -28,7 +28,7 @@ var allowed = map[string]rule{
 	"internal/logging":  {module: "internal/conf", outside: zap + " golang.org/x/term"},
 	"table":             {module: "internal/conf internal/mailaddr policy", outside: bart + " github.com/dlclark/regexp2/v2"},
 	"list":              {module: "internal/conf internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
-	"resolver":          {module: "internal/conf policy", outside: dns + " " + cache + " " + metrics + " " + zap + " golang.org/x/sync/..."},
+	"resolver":          {module: "internal/conf internal/mailaddr policy", outside: dns + " " + cache + " " + metrics + " " + zap + " golang.org/x/sync/..."},
 
 	// The checks.
 	"access":   {module: "internal/conf internal/mailaddr list policy", outside: metrics + " " + zap},
