@@ -1,4 +1,5 @@
-// Package configs_test tries the shipped examples on a real Postfix.
+// Package configs_test tries the shipped examples: those for Postfix on a real
+// one, the others as postern loads them.
 package configs_test
 
 import (
@@ -17,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"postern/config"
 )
 
 func read(t *testing.T, name string) string {
@@ -405,5 +408,85 @@ func TestExamplesOnRealPostfix(t *testing.T) {
 	s.say("DATA", 354)
 	if err := s.c.Close(); err != nil { // nothing is sent
 		t.Fatal(err)
+	}
+}
+
+// Every configuration in the installation's document loads as it stands there,
+// with its files elsewhere; and its lines for main.cf are those tried above.
+func TestInstallationDocument(t *testing.T) {
+	doc := read(t, "../docs/install.md")
+	dir := t.TempDir()
+	files := strings.NewReplacer("/etc/postgrey/", dir+"/", "/etc/postern/", dir+"/")
+	for _, name := range []string{"whitelist_clients", "whitelist_recipients", "redis.password"} {
+		write(t, filepath.Join(dir, name), "example.org\n")
+		if err := os.Chmod(filepath.Join(dir, name), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	for rest := doc; ; n++ {
+		_, after, ok := strings.Cut(rest, "```toml\n")
+		if !ok {
+			break
+		}
+		text, next, ok := strings.Cut(after, "```")
+		if !ok {
+			t.Fatal("a block has no end")
+		}
+		rest = next
+		path := filepath.Join(dir, "postern.toml")
+		write(t, path, files.Replace(text))
+		if _, warnings, err := config.Load(path); err != nil || len(warnings) > 0 {
+			t.Errorf("%s\n%v %v", text, err, warnings)
+		}
+	}
+	if n < 3 {
+		t.Errorf("only %d configurations were found", n)
+	}
+	example := settings(read(t, "main.cf.example"))
+	for _, name := range []string{"smtpd_recipient_restrictions", "smtpd_data_restrictions"} {
+		if got, want := settings(doc)[name], example[name]; got == "" || got != want {
+			t.Errorf("%s: the document says\n%s\nmain.cf.example\n%s", name, got, want)
+		}
+	}
+}
+
+// settings returns the settings of a main.cf, or of one quoted in a document,
+// each with its words one space apart.
+func settings(text string) map[string]string {
+	out := map[string]string{}
+	name := ""
+	for line := range strings.Lines(text) {
+		words := strings.Join(strings.Fields(line), " ")
+		if first, ok := strings.CutSuffix(words, " ="); ok {
+			name = first
+			continue
+		}
+		if words == "" || strings.HasPrefix(words, "#") || !strings.HasPrefix(line, " ") {
+			name = ""
+		}
+		if name != "" {
+			out[name] += words + " "
+		}
+	}
+	return out
+}
+
+func TestDevelopersConfiguration(t *testing.T) {
+	cfg, warnings, err := config.Load("dev.toml")
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	// make run makes these directories and no others.
+	for _, path := range []string{strings.TrimPrefix(cfg.Admin.Listen, "unix:"), cfg.Policy.Listen[0].Path} {
+		if filepath.Dir(path) != "/tmp/postern-dev" {
+			t.Errorf("%s is not in /tmp/postern-dev", path)
+		}
+	}
+	if filepath.Dir(cfg.Store.Path) != "build/dev" {
+		t.Errorf("%s is not in build/dev", cfg.Store.Path)
+	}
+	if len(cfg.RBL.Lists) > 0 {
+		t.Errorf("%v needs the internet", cfg.RBL.Lists)
 	}
 }

@@ -3,6 +3,8 @@
 package systemd_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,6 +154,23 @@ func TestSockets(t *testing.T) {
 	dir := "d " + filepath.Dir(unix.Path) + " 2750 postern postfix "
 	if !strings.Contains(read(t, "postern.tmpfiles"), "\n"+dir) {
 		t.Errorf("postern.tmpfiles has no line %q", dir)
+	}
+}
+
+// A socket that systemd holds and that no address names would never be
+// answered: Postfix would wait for its time limit at each request.
+func TestShippedConfigurationTakesTheSockets(t *testing.T) {
+	shipped, err := os.ReadFile("../configs/postern.toml")
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("there is no configs/postern.toml to compare with")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	for i, stream := range values(read(t, "postern.socket"), "ListenStream") {
+		want := []string{"unix:", "tcp:"}[i] + stream
+		if !regexp.MustCompile(`(?m)^[^#]*"` + regexp.QuoteMeta(want) + `[",]`).Match(shipped) {
+			t.Errorf("configs/postern.toml does not listen on %s", want)
+		}
 	}
 }
 
