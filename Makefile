@@ -16,7 +16,7 @@ LINT = $(GO) tool -modfile=tools/go.mod
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## bin/postern, one static binary
@@ -80,7 +80,7 @@ cover: ## coverage of the whole by the whole, build/cover.html
 install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	@[ -x bin/postern ] || { echo 'first: make build'; exit 1; }
 	install -D -m 755 bin/postern $(DESTDIR)$(PREFIX)/bin/postern
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/postern/configs $(DESTDIR)$(SYSCONFDIR)/postern/conf.d
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/postern $(DESTDIR)$(SYSCONFDIR)/postern/conf.d
 	for unit in postern.service postern.socket; do \
 		sed 's|/usr/local/|$(PREFIX)/|g' systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit && \
 		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
@@ -88,8 +88,8 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	install -D -m 644 systemd/postern.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
 	install -D -m 644 systemd/postern.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/postern.conf
 	install -m 644 LICENSE README.md CHANGELOG.md $(DESTDIR)$(PREFIX)/share/doc/postern
-	for f in configs/postern.toml configs/*.list configs/*.example; do \
-		[ ! -e $$f ] || install -m 644 $$f $(DESTDIR)$(PREFIX)/share/doc/postern/configs || exit 1; \
+	for f in configs/postern.toml configs/*.list configs/*.example docs/*.md docs/checks/*.md; do \
+		[ ! -e $$f ] || install -D -m 644 $$f $(DESTDIR)$(PREFIX)/share/doc/postern/$$f || exit 1; \
 	done
 	for f in configs/postern.toml configs/*.list; do \
 		to=$(DESTDIR)$(SYSCONFDIR)/postern/$${f#configs/}; \
