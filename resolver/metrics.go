@@ -42,6 +42,7 @@ func (r result) kind() error {
 		return ErrTimeout
 	case resUnreachable:
 		return ErrUnreachable
+	case resTruncated, resFormErr, resServFail, resBad, resForged:
 	}
 	return ErrServFail
 }
