@@ -165,7 +165,7 @@ breaker_pause = "200ms"
 		for i := range 10 {
 			expect(t, fault.name, c.MustAsk(t, sample("192.0.2.7", fmt.Sprintf("x%d@example.org", i), "b@example.com")), "DUNNO")
 		}
-		d.decided("check", "", "degraded", "true")
+		d.decided("degraded", "true")
 		expect(t, fault.name+": status", d.run("status"), "NOT USABLE")
 		fault.stop()
 		d.eventually("Redis is used again after it "+fault.name, func() bool {

@@ -273,4 +273,13 @@ func BenchmarkTouch50Callers(b *testing.B) {
 	}
 	close(next)
 	wg.Wait()
+	b.StopTimer()
+	info, _ := s.client.Info(b.Context(), "commandstats").Result()
+	for line := range strings.Lines(info) {
+		var calls, total int
+		var each float64
+		if n, _ := fmt.Sscanf(line, "cmdstat_evalsha:calls=%d,usec=%d,usec_per_call=%f", &calls, &total, &each); n == 3 {
+			b.ReportMetric(each, "µs-in-redis/op")
+		}
+	}
 }
