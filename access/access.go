@@ -165,6 +165,7 @@ func (c *Check) verdict(e *list.Entry, req *policy.Request) policy.Verdict {
 		if e.Header.Name != "" {
 			v.Reason, v.Add = "access-prepend", []policy.Header{e.Header}
 		}
+	default: // the action says it all
 	}
 	return v
 }

@@ -68,31 +68,41 @@ func TestVerdicts(t *testing.T) {
 	}{
 		{"nobody knows it", request("2001:db8::1", "", "a@example.net", "b@example.com"), policy.Verdict{}},
 		{"allowed", request("192.0.2.1", "", "", ""), policy.Verdict{
-			Action: policy.Allow, Reason: "access-allowed", Skip: []string{"rbl", "client", "spf", "greylist"}, Detail: "access.allow[0]:1 192.0.2.0/24"}},
+			Action: policy.Allow, Reason: "access-allowed", Skip: []string{"rbl", "client", "spf", "greylist"}, Detail: "access.allow[0]:1 192.0.2.0/24",
+		}},
 		{"a closer deny goes before a wide allow", request("192.0.2.66", "", "", ""), policy.Verdict{
-			Action: policy.Reject, Reason: "access-denied", Reply: policy.Reply{Code: 554, Enhanced: "5.7.1", Text: "you know why"}, Detail: "access.deny[0]:1 192.0.2.66"}},
+			Action: policy.Reject, Reason: "access-denied", Reply: policy.Reply{Code: 554, Enhanced: "5.7.1", Text: "you know why"}, Detail: "access.deny[0]:1 192.0.2.66",
+		}},
 		{"a closer allow goes before a wide deny, with its own checks to skip", request("198.51.100.7", "", "", ""), policy.Verdict{
-			Action: policy.Allow, Reason: "access-allowed", Skip: []string{"rbl"}, Detail: "access.allow[1]:1 198.51.100.7"}},
+			Action: policy.Allow, Reason: "access-allowed", Skip: []string{"rbl"}, Detail: "access.allow[1]:1 198.51.100.7",
+		}},
 		{"an entry's own code", request("198.51.100.8", "", "", ""), policy.Verdict{
-			Action: policy.Defer, Reason: "access-deferred", Reply: policy.Reply{Code: 451, Enhanced: "4.7.1", Text: "come back, 198.51.100.8"}, Detail: "access.deny[2]:1 198.51.100.0/24"}},
+			Action: policy.Defer, Reason: "access-deferred", Reply: policy.Reply{Code: 451, Enhanced: "4.7.1", Text: "come back, 198.51.100.8"}, Detail: "access.deny[2]:1 198.51.100.0/24",
+		}},
 		{"the section's reply", request(other, "mx.example", "x@spam.example", "b@example.com"), policy.Verdict{
 			Action: policy.Reject, Reason: "access-denied", Detail: "access.deny[1]:1 from:spam.example",
-			Reply: policy.Reply{Code: 550, Enhanced: "5.7.1", Text: "mx.example [198.18.0.1] helo.example x@spam.example b@example.com"}}},
+			Reply: policy.Reply{Code: 550, Enhanced: "5.7.1", Text: "mx.example [198.18.0.1] helo.example x@spam.example b@example.com"},
+		}},
 		{"a stranger's text is made printable", request(other, "", "\x00\xff\r\n@spam.example", ""), policy.Verdict{
 			Action: policy.Reject, Reason: "access-denied", Detail: "access.deny[1]:1 from:spam.example",
-			Reply: policy.Reply{Code: 550, Enhanced: "5.7.1", Text: "unknown [198.18.0.1] helo.example ?? @spam.example"}}},
+			Reply: policy.Reply{Code: 550, Enhanced: "5.7.1", Text: "unknown [198.18.0.1] helo.example ?? @spam.example"},
+		}},
 		{"allow goes before deny", request("203.0.113.1", "", "", ""), policy.Verdict{
-			Action: policy.Allow, Reason: "access-allowed", Skip: []string{"rbl", "client", "spf", "greylist"}, Detail: "access.allow[3]:1 203.0.113.1"}},
+			Action: policy.Allow, Reason: "access-allowed", Skip: []string{"rbl", "client", "spf", "greylist"}, Detail: "access.allow[3]:1 203.0.113.1",
+		}},
 		{"an exception from a deny list", request("10.1.2.3", "", "", ""), policy.Verdict{Reason: "access-dunno", Detail: "access.deny[4]:1 10.0.0.0/8"}},
 		{"deferred without a text", request("100.0.0.1", "", "", ""), policy.Verdict{
 			Action: policy.Defer, Reason: "access-deferred", Detail: "access.deny[5]:1 0.0.0.0/1",
-			Reply: policy.Reply{Code: 450, Enhanced: "4.7.1", Text: "Access denied for now, please try again later"}}},
+			Reply: policy.Reply{Code: 450, Enhanced: "4.7.1", Text: "Access denied for now, please try again later"},
+		}},
 		{"redirect", request(other, "", "", "trap@example.com"), policy.Verdict{
-			Action: policy.Redirect, Reason: "access-redirect", Arg: "spamtrap@example.com", Detail: "access.tables[0]:1 to:trap@example.com"}},
+			Action: policy.Redirect, Reason: "access-redirect", Arg: "spamtrap@example.com", Detail: "access.tables[0]:1 to:trap@example.com",
+		}},
 		{"hold", request(other, "", "", "hold@example.com"), policy.Verdict{Action: policy.Hold, Reason: "access-hold", Detail: "access.tables[1]:1 to:hold@example.com"}},
 		{"discard", request(other, "", "", "void@example.com"), policy.Verdict{Action: policy.Discard, Reason: "access-discard", Detail: "access.tables[2]:1 to:void@example.com"}},
 		{"prepend", request(other, "", "", "tag@example.com"), policy.Verdict{
-			Reason: "access-prepend", Add: []policy.Header{{Name: "X-Tagged", Value: "yes"}}, Detail: "access.tables[3]:1 to:tag@example.com"}},
+			Reason: "access-prepend", Add: []policy.Header{{Name: "X-Tagged", Value: "yes"}}, Detail: "access.tables[3]:1 to:tag@example.com",
+		}},
 		{"permit", request(other, "", "", "relay@example.com"), policy.Verdict{Action: policy.Permit, Reason: "access-permitted", Detail: "access.tables[5]:1 to:relay@example.com"}},
 	} {
 		got, err := c.Evaluate(t.Context(), tt.req)

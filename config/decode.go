@@ -72,6 +72,7 @@ func (d *decoder) document(file string, text []byte) {
 			if target.IsValid() {
 				d.keyValue(target, key, e)
 			}
+		default: // a comment
 		}
 	}
 }
@@ -245,7 +246,7 @@ func (d *decoder) value(v reflect.Value, key string, n *unstable.Node, p place) 
 		}
 		return
 	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr()); ok {
 		if n.Kind != unstable.String {
 			d.mismatch(p, key, v, n)
 		} else if err := u.UnmarshalText(n.Data); err != nil {
@@ -312,8 +313,9 @@ func kindName(k unstable.Kind) string {
 		return "a list"
 	case unstable.InlineTable:
 		return "a table"
+	default:
+		return "a date"
 	}
-	return "a date"
 }
 
 // example shows how a value of the type is written.

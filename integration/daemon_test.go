@@ -159,7 +159,7 @@ func (d *daemon) kill() {
 		return
 	}
 	_ = d.cmd.Process.Kill() // it may be gone
-	<-d.done
+	<-d.done                 //nolint:errcheck // killed, as meant
 	d.cmd = nil
 }
 

@@ -239,8 +239,10 @@ func TestActions(t *testing.T) {
 }
 
 func TestFaultsHaveAPlace(t *testing.T) {
-	opts := Options{Key: "k", Default: policy.Reject, Actions: []policy.Action{policy.Reject, policy.Defer}, Vars: []string{"client"},
-		Params: map[string]func(string) error{"skip": func(string) error { return errors.New("not that") }}}
+	opts := Options{
+		Key: "k", Default: policy.Reject, Actions: []policy.Action{policy.Reject, policy.Defer}, Vars: []string{"client"},
+		Params: map[string]func(string) error{"skip": func(string) error { return errors.New("not that") }},
+	}
 	for _, tt := range []struct{ line, want string }{
 		{"192.0.2.300", `:1:1: "192.0.2.300" is not an IPv4 address or the beginning of one`},
 		{"192.0.2.0/33", `:1:1: "192.0.2.0/33" is not a network: "33" is not a prefix length from 0 to 32`},

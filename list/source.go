@@ -243,6 +243,7 @@ func (s *source) readTable(o *Options, c *content, faults *conf.Faults) {
 			}
 		case table.Texthash:
 			e.rank = keyRank(r.Pattern, s.field)
+		case table.PCRE, table.Regexp: // as said
 		}
 		result := r.Result
 		if r.Substitutes {
@@ -278,8 +279,7 @@ func keyRank(key string, f Field) rank {
 }
 
 func (s *source) unreadable(faults *conf.Faults, err error) {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pe.Err
 	}
 	faults.Keyf(s.key, "%s cannot be read: %v", s.file, err)

@@ -37,6 +37,7 @@ func (f *fake) Traits() policy.Traits {
 	}
 	return f.traits
 }
+
 func (f *fake) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdict, error) {
 	f.asked++
 	return f.eval(ctx, req)
@@ -239,8 +240,10 @@ func TestStuckCheckIsCutAtItsTimeout(t *testing.T) {
 
 func TestBudgetCoversAllChecks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &setup{chain: ChainConfig{Budget: conf.Duration(3 * time.Second), ErrorReply: DefaultChain().ErrorReply},
-			steps: steps(stuck("a"), stuck("b"), says("c", reject))}
+		s := &setup{
+			chain: ChainConfig{Budget: conf.Duration(3 * time.Second), ErrorReply: DefaultChain().ErrorReply},
+			steps: steps(stuck("a"), stuck("b"), says("c", reject)),
+		}
 		s.steps[0].Timeout = conf.Duration(2 * time.Second)
 		s.steps[1].Timeout = conf.Duration(2 * time.Second)
 		start := time.Now()
@@ -396,8 +399,10 @@ func TestChainIsPickedByContextThenListener(t *testing.T) {
 		c.Checks = []string{name}
 		return c, steps(says(name, policy.Verdict{}))[0]
 	}
-	o := Options{Chains: map[string]ChainConfig{}, Steps: map[string]Step{}, Default: "inbound",
-		Log: zap.NewNop(), Metrics: NewMetrics(prometheus.NewRegistry())}
+	o := Options{
+		Chains: map[string]ChainConfig{}, Steps: map[string]Step{}, Default: "inbound",
+		Log: zap.NewNop(), Metrics: NewMetrics(prometheus.NewRegistry()),
+	}
 	for _, n := range []string{"inbound", "submission", "special"} {
 		o.Chains[n], o.Steps[n] = mk(n)
 	}
@@ -540,8 +545,10 @@ func BenchmarkDecide(b *testing.B) {
 		m[s.Check.Name()] = s
 	}
 	core := zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(discard{}), zap.InfoLevel)
-	p, err := New(Options{Chains: map[string]ChainConfig{"inbound": cfg}, Default: "inbound", Steps: m,
-		Log: zap.New(core), Metrics: NewMetrics(prometheus.NewRegistry())})
+	p, err := New(Options{
+		Chains: map[string]ChainConfig{"inbound": cfg}, Default: "inbound", Steps: m,
+		Log: zap.New(core), Metrics: NewMetrics(prometheus.NewRegistry()),
+	})
 	if err != nil {
 		b.Fatal(err)
 	}

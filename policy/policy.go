@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -206,10 +207,8 @@ type Listing struct {
 
 // Mark adds a suspicion, once.
 func (f *Facts) Mark(slug string) {
-	for _, m := range f.Marks {
-		if m == slug {
-			return
-		}
+	if slices.Contains(f.Marks, slug) {
+		return
 	}
 	f.Marks = append(f.Marks, slug)
 }

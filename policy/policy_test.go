@@ -15,7 +15,7 @@ func TestNamesRoundTrip(t *testing.T) {
 			t.Errorf("stage %v: got %v, %v", s, got, err)
 		}
 	}
-	for a := Continue; a < actionCount; a++ {
+	for a := range actionCount {
 		var got Action
 		if err := got.UnmarshalText([]byte(a.String())); err != nil || got != a {
 			t.Errorf("action %v: got %v, %v", a, got, err)
@@ -45,7 +45,7 @@ func TestNamesRoundTrip(t *testing.T) {
 
 func TestStageSets(t *testing.T) {
 	set := Stages(StageRcpt, StageData)
-	for s := StageUnknown; s < stageCount; s++ {
+	for s := range stageCount {
 		if want := s == StageRcpt || s == StageData; set.Has(s) != want {
 			t.Errorf("Has(%v) = %v", s, !want)
 		}
@@ -61,10 +61,15 @@ func TestNullSender(t *testing.T) {
 		raw   string
 		want  bool
 	}{
-		{StageConnect, "", false}, {StageHelo, "", false}, // not given yet
-		{StageMail, "", true}, {StageRcpt, "", true}, {StageData, "", true}, {StageEndOfMessage, "", true},
+		{StageConnect, "", false},
+		{StageHelo, "", false}, // not given yet
+		{StageMail, "", true},
+		{StageRcpt, "", true},
+		{StageData, "", true},
+		{StageEndOfMessage, "", true},
 		{StageRcpt, "a@example.org", false},
-		{StageVrfy, "", false}, {StageEtrn, "", false},
+		{StageVrfy, "", false},
+		{StageEtrn, "", false},
 	} {
 		r := &Request{Stage: tt.stage, Sender: Address{Raw: tt.raw}}
 		if r.NullSender() != tt.want {

@@ -83,8 +83,10 @@ func TestParseReadsEveryAttribute(t *testing.T) {
 		Recipient:      policy.Address{Raw: "a=b@Example.COM", Local: "a=b", Domain: "example.com"},
 		RecipientCount: 3, QueueID: "4abc", Instance: "1a2b.66f1c0de.c35a7.0", Size: 1532, ETRNDomain: "example.net", Stress: true,
 		SASL: policy.SASL{Method: "PLAIN", Username: "alice", Sender: "x+40y"},
-		TLS: policy.TLS{Protocol: "TLSv1.3", Cipher: "TLS_AES_256_GCM_SHA384", KeySize: 256, CertSubject: "J.M\u00fcller",
-			CertIssuer: "CA+", CertFingerprint: "AA:BB", PubkeyFingerprint: "CC", SNI: "mx.example.com"},
+		TLS: policy.TLS{
+			Protocol: "TLSv1.3", Cipher: "TLS_AES_256_GCM_SHA384", KeySize: 256, CertSubject: "J.M\u00fcller",
+			CertIssuer: "CA+", CertFingerprint: "AA:BB", PubkeyFingerprint: "CC", SNI: "mx.example.com",
+		},
 		CompatibilityLevel: "3.6", MailVersion: "3.8.0",
 	}
 	if !reflect.DeepEqual(req, want) {

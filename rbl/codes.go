@@ -1,5 +1,7 @@
 package rbl
 
+import "slices"
+
 import "strings"
 
 // Every list answers with addresses that stand for facts. Some stand for "we
@@ -74,7 +76,7 @@ func below(zone, parent string) bool {
 
 // errorsOf returns the error codes of a zone. configured replaces the table.
 func errorsOf(zone string, configured []*Filter) []errorRow {
-	rows := alwaysErrors[:len(alwaysErrors):len(alwaysErrors)]
+	rows := slices.Clip(alwaysErrors)
 	if configured != nil {
 		for _, f := range configured {
 			rows = append(rows, errorRow{zone: zone, filter: f, text: "configured as an error"})

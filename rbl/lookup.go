@@ -209,6 +209,7 @@ func (c *Check) ask(l *list, s subject) (a answer, ttl time.Duration, codes []co
 			return answer{failure: &failure{failOff, "fails its test"}}, failureTTL, nil
 		case absent:
 			return answer{}, ttl, nil
+		default: // the list can be believed
 		}
 	}
 	return answer{listing: &listing{codes: codes, text: textOf(codes)}}, ttl, codes

@@ -73,11 +73,8 @@ type weighted struct {
 // score adds up the entries that an answer matches.
 func (q *query) score(l *listing) (sum int, matched bool) {
 	for _, e := range q.entries {
-		for _, c := range l.codes {
-			if e.filter.match(c) {
-				sum, matched = sum+e.weight, true
-				break
-			}
+		if slices.ContainsFunc(l.codes, e.filter.match) {
+			sum, matched = sum+e.weight, true
 		}
 	}
 	return sum, matched

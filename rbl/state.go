@@ -89,8 +89,9 @@ func (l *list) off(a aspect) (off, broken bool) {
 		return true, true
 	case absent:
 		return true, false
+	default:
+		return false, false
 	}
-	return false, false
 }
 
 // inShadow reports whether the list's listings do not count now.
@@ -294,6 +295,7 @@ func (l *list) testAspect(ctx context.Context, a aspect) finding {
 		listed, unlisted = []subject{listedIPv4}, unlistedIPv4
 	case aspectIPv6:
 		listed, unlisted = []subject{listedIPv6}, unlistedIPv6
+	default: // the zone's own
 	}
 	subjects := append([]subject{unlisted}, listed...)
 	probes := make([]probe, len(subjects))

@@ -156,6 +156,7 @@ func (c *Check) status(l *list) Status {
 		s.Why = fmt.Sprintf("no answer to %d queries since %s", l.streak, l.streakFrom.UTC().Format(time.RFC3339))
 	case StateUntested:
 		s.Why = "could not be tested yet: " + orUnknown(l.lastError)
+	default: // nothing keeps it
 	}
 	return s
 }

@@ -35,8 +35,11 @@ func TestParseResolvConf(t *testing.T) {
 		{"no address", "nameserver ns.example.org\nnameserver 192.0.2.1:53\nnameserver ff02::1\nnameserver 192.0.2.2", []string{"192.0.2.2:53"}, 3},
 		{"commented out", ";nameserver 192.0.2.1\n#nameserver 192.0.2.2\nnameserver\n", nil, 0},
 		{"empty", "", nil, 0},
-		{"many", strings.Repeat("nameserver 192.0.2.1\n", 3) + "nameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\nnameserver 192.0.2.5\nnameserver 192.0.2.6\nnameserver 192.0.2.7\nnameserver 192.0.2.8\nnameserver 192.0.2.9\n",
-			[]string{"192.0.2.1:53", "192.0.2.2:53", "192.0.2.3:53", "192.0.2.4:53", "192.0.2.5:53", "192.0.2.6:53", "192.0.2.7:53", "192.0.2.8:53"}, 0},
+		{
+			"many", strings.Repeat("nameserver 192.0.2.1\n", 3) + "nameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\nnameserver 192.0.2.5\nnameserver 192.0.2.6\nnameserver 192.0.2.7\nnameserver 192.0.2.8\nnameserver 192.0.2.9\n",
+			[]string{"192.0.2.1:53", "192.0.2.2:53", "192.0.2.3:53", "192.0.2.4:53", "192.0.2.5:53", "192.0.2.6:53", "192.0.2.7:53", "192.0.2.8:53"},
+			0,
+		},
 	} {
 		got, faults := parseResolvConf([]byte(tt.text))
 		var text []string

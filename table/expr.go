@@ -93,9 +93,8 @@ func (p *parser) onePattern(at int) (re *expr, not bool, end int, ok bool) {
 	}
 	re, err := compile(p.t.kind, pattern, on)
 	if err != nil {
-		var where *errAt
 		offset := 0
-		if errors.As(err, &where) {
+		if where, ok := errors.AsType[*errAt](err); ok {
 			offset = where.at
 		}
 		p.faultf(start+offset, "%v", err)

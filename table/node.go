@@ -3,6 +3,7 @@ package table
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"strings"
 )
 
@@ -59,17 +60,20 @@ func (s *set) addRange(lo, hi byte) {
 		s.add(byte(c))
 	}
 }
+
 func (s *set) union(o set) {
 	for i := range s {
 		s[i] |= o[i]
 	}
 }
+
 func (s set) negate() set {
 	for i := range s {
 		s[i] = ^s[i]
 	}
 	return s
 }
+
 func (s set) meets(o set) bool {
 	for i := range s {
 		if s[i]&o[i] != 0 {
@@ -196,9 +200,9 @@ func (n *node) last() set {
 	var s set
 	switch n.kind {
 	case nCat:
-		for i := len(n.subs) - 1; i >= 0; i-- {
-			s.union(n.subs[i].last())
-			if !n.subs[i].nullable() {
+		for _, v := range slices.Backward(n.subs) {
+			s.union(v.last())
+			if !v.nullable() {
 				break
 			}
 		}

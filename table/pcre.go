@@ -15,9 +15,7 @@ type pcreParser struct {
 	endOnly bool
 	greedy  bool
 	groups  int
-	total   int            // groups of the whole pattern
 	names   map[string]int // of the groups met so far
-	behind  int            // depth of look-behinds
 }
 
 // pcreFlags can change inside a pattern.

@@ -20,9 +20,7 @@ type posixParser struct {
 	fold     bool
 	lines    bool // REG_NEWLINE
 	groups   int
-	open     int
 	closed   map[int]bool
-	backrefs bool
 }
 
 func parsePOSIX(s string, extended, fold, lines bool) (*node, int, error) {

@@ -38,7 +38,7 @@ func postfixDir(t *testing.T) string {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // best effort
 	if err := os.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nmail_owner = postfix\nsmtputf8_enable = no\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,9 @@ func compareWithPostfix(t *testing.T, kind Kind, want int, table func(*rand.Rand
 	dir := t.TempDir()
 	seed := uint64(20240607)
 	if s := os.Getenv("POSTERN_SEED"); s != "" {
-		fmt.Sscan(s, &seed)
+		if _, err := fmt.Sscan(s, &seed); err != nil {
+			t.Fatalf("POSTERN_SEED=%q is not a number", s)
+		}
 	}
 	rng := rand.New(rand.NewPCG(seed, uint64(kind)))
 	taken, answers, refused := 0, 0, 0

@@ -127,8 +127,9 @@ func stepText(s *policy.Step) string {
 		return "in shadow: " + actionText(s.Verdict)
 	case policy.Hinted:
 		return "known already: " + actionText(s.Verdict)
+	default:
+		return actionText(s.Verdict)
 	}
-	return actionText(s.Verdict)
 }
 
 func actionText(v policy.Verdict) string {
@@ -164,8 +165,13 @@ func tidy(d time.Duration) time.Duration {
 func writeRecord(w io.Writer, r journal.Record) {
 	fmt.Fprintf(w, "%s  %s at %s\n", r.Decision.Reference, r.Time.Format(time.RFC3339), r.Stage)
 	for _, f := range [][2]string{
-		{"client", strings.TrimSpace(r.Client + " " + r.Name)}, {"helo", r.Helo}, {"sender", orNull(r.Sender)},
-		{"recipient", r.Recipient}, {"login", r.Login}, {"queue id", r.QueueID}, {"context", r.Context},
+		{"client", strings.TrimSpace(r.Client + " " + r.Name)},
+		{"helo", r.Helo},
+		{"sender", orNull(r.Sender)},
+		{"recipient", r.Recipient},
+		{"login", r.Login},
+		{"queue id", r.QueueID},
+		{"context", r.Context},
 	} {
 		if f[1] != "" {
 			fmt.Fprintf(w, "  %-10s %s\n", f[0], printable(f[1]))

@@ -135,8 +135,6 @@ func ago(now, t time.Time) string {
 	}
 	d := now.Sub(t)
 	switch {
-	case d < time.Second:
-		return "now"
 	case d < 2*time.Minute:
 		return d.Truncate(time.Second).String()
 	case d < 48*time.Hour:

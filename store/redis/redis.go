@@ -196,6 +196,7 @@ func (s *Store) changed(_ string, _, to gobreaker.State) {
 			zap.Strings("addrs", s.cfg.Addrs), zap.Duration("pause", s.cfg.BreakerPause.D()), zap.String("last_error", s.lastError()))
 	case gobreaker.StateClosed:
 		s.log.Info("Redis is back", zap.Strings("addrs", s.cfg.Addrs))
+	case gobreaker.StateHalfOpen: // one call tries
 	}
 }
 
