@@ -2,8 +2,8 @@
 // priorities of sd-daemon(3) where journald reads them), to syslog with
 // facility mail, or into a file.
 //
-// Lines are gathered for a moment and written together; a warning or worse is
-// written at once, with all that came before it.
+// Lines are gathered for a moment and written together, in the background; a
+// warning or worse is written at once, with all that came before it.
 package logging
 
 import (
@@ -29,14 +29,15 @@ var errUnknownLevel = errors.New("unknown level")
 type Log struct {
 	*zap.Logger
 	level zap.AtomicLevel
-	sink  *gather
+	sink  *queue
 	out   io.Closer
 }
 
-// How long lines are gathered, and how many bytes of them.
+// How long lines are gathered, and how many of them.
 const (
-	gatherFor  = 100 * time.Millisecond
-	gatherSize = 64 << 10
+	gatherFor   = 100 * time.Millisecond
+	gatherLines = 1024
+	gatherSize  = 64 << 10 // bytes of one write
 )
 
 // Open opens the log that cfg asks for. cfg has been validated.
@@ -63,8 +64,8 @@ func open(cfg Config, stderr *os.File, devlog string) (*Log, error) {
 			return nil, fmt.Errorf("logging: %w", err)
 		}
 		l.out = f
-		l.sink = newGather(f)
-		c = core{zapcore.NewCore(enc, l.sink, l.level)}
+		l.sink = newQueue(f)
+		c = core{l.level, enc, l.sink}
 	default:
 		if onJournal(stderr) {
 			enc = prioritised{enc}
@@ -73,15 +74,12 @@ func open(cfg Config, stderr *os.File, devlog string) (*Log, error) {
 			c = zapcore.NewCore(enc, zapcore.Lock(stderr), l.level)
 			break
 		}
-		l.sink = newGather(zapcore.AddSync(writer{stderr}))
-		c = core{zapcore.NewCore(enc, l.sink, l.level)}
+		l.sink = newQueue(stderr)
+		c = core{l.level, enc, l.sink}
 	}
 	l.Logger = zap.New(c, zap.ErrorOutput(zapcore.Lock(stderr)))
 	return l, nil
 }
-
-// writer hides Sync: standard error cannot be synced on every system.
-type writer struct{ io.Writer }
 
 // SetLevel changes the level; the name has been validated.
 func (l *Log) SetLevel(name string) {
@@ -169,11 +167,24 @@ func priority(l zapcore.Level) string {
 	return "<7>"
 }
 
-// core writes through a gather, and at once from level warn on.
-type core struct{ zapcore.Core }
+// core hands lines to a queue, which encodes and writes them together a little
+// later, on another processor than the request's. A line that is a warning or
+// worse, or holds more than plain values, is written before Write returns,
+// behind all that came before it.
+type core struct {
+	zapcore.LevelEnabler
+	enc   zapcore.Encoder
+	queue *queue
+}
 
 // With implements [zapcore.Core].
-func (c core) With(fields []zapcore.Field) zapcore.Core { return core{c.Core.With(fields)} }
+func (c core) With(fields []zapcore.Field) zapcore.Core {
+	enc := c.enc.Clone()
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	return core{c.LevelEnabler, enc, c.queue}
+}
 
 // Check implements [zapcore.Core].
 func (c core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -185,83 +196,178 @@ func (c core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedE
 
 // Write implements [zapcore.Core].
 func (c core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	err := c.Core.Write(e, fields)
-	if e.Level >= zapcore.WarnLevel {
-		err = errors.Join(err, c.Core.Sync())
+	if e.Level < zapcore.WarnLevel && plain(fields) {
+		return c.queue.add(c.enc, e, fields)
+	}
+	return c.queue.write(c.enc, e, fields)
+}
+
+// Sync implements [zapcore.Core].
+func (c core) Sync() error { return c.queue.flush() }
+
+// plain reports whether all fields hold values that nobody can change any more.
+func plain(fields []zapcore.Field) bool {
+	for i := range fields {
+		switch fields[i].Type {
+		case zapcore.StringType, zapcore.DurationType, zapcore.BoolType, zapcore.Int64Type, zapcore.Int32Type, zapcore.Uint64Type, zapcore.Uint32Type, zapcore.SkipType:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// queued is one line that has not been encoded yet. Its list of fields is kept
+// for the next line in the same place.
+type queued struct {
+	enc    zapcore.Encoder
+	entry  zapcore.Entry
+	fields []zapcore.Field
+}
+
+// queue gathers lines. A full queue is written by the one who finds it full:
+// it never grows, and never drops a line.
+type queue struct {
+	out io.Writer
+
+	mu    sync.Mutex // guards the lines; never held while writing
+	lines []queued   // gatherLines places, of which n are taken
+	n     int
+	armed bool
+	err   error // of the last write in the background
+
+	writing sync.Mutex // taken before mu; one writes at a time, so order is kept
+	spare   []queued
+	buf     []byte
+
+	timer *time.Timer
+	kick  chan struct{}
+	stopc chan struct{}
+	once  sync.Once
+	done  sync.WaitGroup
+}
+
+func newQueue(out io.Writer) *queue {
+	q := &queue{
+		out: out, lines: make([]queued, gatherLines), spare: make([]queued, gatherLines), buf: make([]byte, 0, gatherSize),
+		kick: make(chan struct{}, 1), stopc: make(chan struct{}), timer: time.NewTimer(time.Hour),
+	}
+	q.timer.Stop()
+	q.done.Go(q.run)
+	return q
+}
+
+// run writes in the background: when there are many lines, or they are old.
+func (q *queue) run() {
+	for {
+		select {
+		case <-q.kick:
+		case <-q.timer.C:
+		case <-q.stopc:
+			return
+		}
+		if err := q.flush(); err != nil {
+			q.mu.Lock()
+			q.err = err
+			q.mu.Unlock()
+		}
+	}
+}
+
+// add takes a line for later.
+func (q *queue) add(enc zapcore.Encoder, e zapcore.Entry, fields []zapcore.Field) error {
+	for {
+		q.mu.Lock()
+		if q.n < len(q.lines) {
+			break
+		}
+		q.mu.Unlock()
+		if err := q.flush(); err != nil { // the disk is slower than the lines come
+			return err
+		}
+	}
+	l := &q.lines[q.n]
+	l.enc, l.entry, l.fields = enc, e, append(l.fields[:0], fields...)
+	q.n++
+	many, arm := q.n == len(q.lines)/2, !q.armed
+	q.armed = true
+	err := q.err
+	q.err = nil
+	q.mu.Unlock()
+	if many {
+		select {
+		case q.kick <- struct{}{}:
+		default: // it is coming
+		}
+	}
+	if arm {
+		q.timer.Reset(gatherFor)
 	}
 	return err
 }
 
-// gather is a zapcore.WriteSyncer that writes several lines at once.
-type gather struct {
-	mu     sync.Mutex
-	out    io.Writer
-	buf    []byte
-	timer  *time.Timer
-	armed  bool
-	closed bool
-	err    error // of the last write
+// flush encodes and writes all lines that there are.
+func (q *queue) flush() error {
+	q.writing.Lock()
+	defer q.writing.Unlock()
+	return q.drain()
 }
 
-func newGather(out io.Writer) *gather {
-	g := &gather{out: out, buf: make([]byte, 0, gatherSize)}
-	g.timer = time.AfterFunc(time.Hour, g.tick)
-	g.timer.Stop()
-	return g
+// write writes a line at once, behind those that wait.
+func (q *queue) write(enc zapcore.Encoder, e zapcore.Entry, fields []zapcore.Field) error {
+	q.writing.Lock()
+	defer q.writing.Unlock()
+	err := q.drain()
+	q.buf = q.buf[:0]
+	err = errors.Join(err, q.encode(enc, e, fields))
+	return errors.Join(err, q.emit())
 }
 
-// Write implements io.Writer.
-func (g *gather) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return g.out.Write(p)
+// drain is flush for one who has q.writing.
+func (q *queue) drain() error {
+	q.mu.Lock()
+	lines, n := q.lines, q.n
+	q.lines, q.spare, q.n, q.armed = q.spare, lines, 0, false
+	q.mu.Unlock()
+	q.buf = q.buf[:0]
+	var err error
+	for i := range lines[:n] {
+		l := &lines[i]
+		err = errors.Join(err, q.encode(l.enc, l.entry, l.fields))
+		clear(l.fields) // what they refer to is large
+		if len(q.buf) > gatherSize-4096 {
+			err = errors.Join(err, q.emit())
+		}
 	}
-	if len(g.buf)+len(p) > gatherSize {
-		g.flush()
-	}
-	g.buf = append(g.buf, p...)
-	if !g.armed {
-		g.armed = true
-		g.timer.Reset(gatherFor)
-	}
-	err := g.err
-	g.err = nil
-	return len(p), err
+	return errors.Join(err, q.emit())
 }
 
-func (g *gather) flush() {
-	if len(g.buf) == 0 {
-		return
+func (q *queue) encode(enc zapcore.Encoder, e zapcore.Entry, fields []zapcore.Field) error {
+	b, err := enc.EncodeEntry(e, fields)
+	if err != nil {
+		return err
 	}
-	_, g.err = g.out.Write(g.buf)
-	g.buf = g.buf[:0]
+	q.buf = append(q.buf, b.Bytes()...)
+	b.Free()
+	return nil
 }
 
-func (g *gather) tick() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.armed = false
-	g.flush()
-}
-
-// Sync implements zapcore.WriteSyncer.
-func (g *gather) Sync() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.flush()
-	err := g.err
-	g.err = nil
+func (q *queue) emit() error {
+	if len(q.buf) == 0 {
+		return nil
+	}
+	_, err := q.out.Write(q.buf)
+	q.buf = q.buf[:0]
 	return err
 }
 
-func (g *gather) stop() error {
-	g.timer.Stop()
-	err := g.Sync()
-	g.mu.Lock()
-	g.closed = true
-	g.mu.Unlock()
-	return err
+// stop writes what is there and ends the background. Lines that come later
+// are written when somebody flushes.
+func (q *queue) stop() error {
+	q.once.Do(func() { close(q.stopc) })
+	q.done.Wait()
+	q.timer.Stop()
+	return q.flush()
 }
 
 // file is a log file that is made anew when somebody has moved it away.

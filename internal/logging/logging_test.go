@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -81,11 +82,55 @@ func TestLinesAreGathered(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		l.Info("after the end")
+		l.Warn("after the end")
 		if !strings.Contains(text(), "four") || !strings.Contains(text(), "after the end") {
 			t.Error("lines were lost at the end")
 		}
 	})
+}
+
+func TestNoLineIsLostOrOutOfOrder(t *testing.T) {
+	f, text := stderrFile(t)
+	l, err := open(Config{"info", "json", "stderr"}, f, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const writers, lines = 8, 3000
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range lines {
+				switch {
+				case i%500 == 7:
+					l.Warn("line", zap.Int("writer", w), zap.Int("i", i))
+				case i%100 == 3:
+					l.Info("line", zap.Int("writer", w), zap.Int("i", i), zap.Strings("not plain", []string{"x"}))
+				default:
+					l.Info("line", zap.Int("writer", w), zap.Int("i", i))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := map[int]int{}
+	for line := range strings.Lines(text()) {
+		var got struct{ Writer, I int }
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if got.I != next[got.Writer] {
+			t.Fatalf("writer %d: line %d after %d", got.Writer, got.I, next[got.Writer])
+		}
+		next[got.Writer]++
+	}
+	for w := range writers {
+		if next[w] != lines {
+			t.Errorf("writer %d: %d lines", w, next[w])
+		}
+	}
 }
 
 func TestJournalPriorities(t *testing.T) {
