@@ -8,8 +8,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime/pprof"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -58,25 +60,44 @@ func floor(path string) error {
 	return untilEnd()
 }
 
-func daemon(path string) error {
+// profileEnv names a load ("known") that is to be profiled, into
+// /tmp/postern-LOAD.prof.
+const profileEnv = "POSTERN_BENCH_PROFILE"
+
+// serve runs a daemon in this process until stop is called.
+func serve(path string) (stop func(), err error) {
 	app.Tune()
 	cfg, _, err := config.Load(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	log, err := logging.Open(cfg.Log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	a, err := app.New(cfg, app.Options{Version: "bench", Log: log.Logger})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := a.Start(); err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		a.Stop(ctx)
+		_ = log.Close() // a bench's log
+	}), nil
+}
+
+func daemon(path string) error {
+	stop, err := serve(path)
+	if err != nil {
 		return err
 	}
-	if path := os.Getenv("POSTERN_BENCH_PROFILE"); path != "" {
-		f, err := os.Create(path)
+	defer stop()
+	if load := os.Getenv(profileEnv); load != "" {
+		f, err := os.Create(filepath.Join(os.TempDir(), "postern-"+load+".prof"))
 		if err != nil {
 			return err
 		}
@@ -85,11 +106,7 @@ func daemon(path string) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	err = untilEnd()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	a.Stop(ctx)
-	return err
+	return untilEnd()
 }
 
 // openStore opens an embedded store and says how long that took and how much
