@@ -60,7 +60,7 @@ func floor(path string) error {
 	return untilEnd()
 }
 
-// profileEnv names a load ("known") that is to be profiled, into
+// profileEnv names a load ("known" or "unique") that is to be profiled, into
 // /tmp/postern-LOAD.prof.
 const profileEnv = "POSTERN_BENCH_PROFILE"
 

@@ -7,10 +7,10 @@
 package overlay
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"hash/maphash"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -178,6 +178,8 @@ func (e *Engine) Touch(c *greylist.Contact) (greylist.Outcome, error) {
 
 func (e *Engine) shardOf(key []byte) int { return int(maphash.Bytes(e.seed, key) % shardCount) }
 
+func (e *Engine) shardOfString(key string) int { return int(maphash.String(e.seed, key) % shardCount) }
+
 // lockAll locks the three shards in ascending order, each once.
 func (e *Engine) lockAll(s *scratch) {
 	a, b, c := s.at[0], s.at[1], s.at[2]
@@ -318,7 +320,7 @@ func (e *Engine) TakeDirty() []Change {
 // Written tells that the changes of TakeDirty are in the backing.
 func (e *Engine) Written(changes []Change) {
 	for _, c := range changes {
-		sh := &e.shards[e.shardOf([]byte(c.Key))]
+		sh := &e.shards[e.shardOfString(c.Key)]
 		sh.mu.Lock()
 		if sl, ok := sh.slots[c.Key]; ok && sl.state == flushing {
 			e.pending.Add(-1)
@@ -335,7 +337,7 @@ func (e *Engine) Written(changes []Change) {
 // change has overtaken.
 func (e *Engine) Failed(changes []Change) {
 	for _, c := range changes {
-		sh := &e.shards[e.shardOf([]byte(c.Key))]
+		sh := &e.shards[e.shardOfString(c.Key)]
 		sh.mu.Lock()
 		if sl, ok := sh.slots[c.Key]; ok && sl.state == flushing {
 			sl.state = dirty
@@ -462,4 +464,4 @@ func Tally(n *greylist.Counts, e *greylist.Entry) {
 }
 
 // SortKey orders changes for a write.
-func SortKey(a, b Change) int { return bytes.Compare([]byte(a.Key), []byte(b.Key)) }
+func SortKey(a, b Change) int { return strings.Compare(a.Key, b.Key) }
