@@ -8,6 +8,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -150,6 +151,9 @@ func load(path string) (*Config, []string, error) {
 		}
 	}
 	if len(faults) > 0 {
+		slices.SortStableFunc(faults, func(a, b *conf.Fault) int {
+			return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+		})
 		return cfg, warnings, &loadError{faults, nil}
 	}
 	return cfg, warnings, nil

@@ -125,7 +125,7 @@ func (d *decoder) table(v reflect.Value, key string, parts unstable.Iterator, li
 			v = v.Index(v.Len() - 1)
 			d.places[key] = p
 		case !isTable(v.Type()):
-			d.fault(p, key, "this is a value, not a table: %s = %s", n.Data, example(v.Type()))
+			d.fault(p, key, "this is a value, not a table; %s", example(v.Type()))
 			return key, reflect.Value{}
 		case list && parts.IsLast():
 			d.fault(p, key, "this is one table, not a list of them: [%s]", key)

@@ -61,7 +61,7 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 		return nil, fmt.Errorf("greylist: reply: %w", err)
 	}
 	log = log.Named("greylist")
-	lists, faults := list.NewLive(cfg.sources(), listOptions("greylist", cfg.MaxDelay.D()), log, list.NewMetrics(reg, "greylist"))
+	lists, faults := list.NewLive(cfg.sources(), cfg.listOptions("greylist"), log, list.NewMetrics(reg, "greylist"))
 	if err := faults.Err(); err != nil {
 		return nil, err
 	}
@@ -361,14 +361,20 @@ func (c *Check) Lists() *list.Live { return c.lists }
 
 // listOptions says how exceptions are read: an entry lets past unless it says
 // "on" (greylist after all) or gives a delay of its own.
-func listOptions(prefix string, most time.Duration) list.Options {
+func (c *Config) listOptions(prefix string) list.Options {
 	return list.Options{
 		Key: prefix + ".exceptions", Default: policy.Allow,
+		KeyAt: func(i int) string { // sources puts the two into one list
+			if i < len(c.Skip) {
+				return indexed(prefix+".skip", i)
+			}
+			return indexed(prefix+".exceptions", i-len(c.Skip))
+		},
 		Params: map[string]func(string) error{
 			"delay": func(v string) error {
 				d, err := conf.ParseDuration(v)
-				if err == nil && d > most {
-					err = fmt.Errorf("%s is more than max_delay (%v)", v, conf.Duration(most))
+				if err == nil && d > c.MaxDelay.D() {
+					err = fmt.Errorf("%s is more than max_delay (%v)", v, c.MaxDelay)
 				}
 				return err
 			},

@@ -153,7 +153,7 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	if _, err := policy.ParseTemplate(c.Reply, defaultReply, replyVars...); err != nil {
 		fs.Keyf(prefix+".reply", "%v", err)
 	}
-	_, faults := list.Load(c.sources(), listOptions(prefix, c.MaxDelay.D()))
+	_, faults := list.Load(c.sources(), c.listOptions(prefix))
 	*fs = append(*fs, faults...)
 }
 

@@ -263,6 +263,15 @@ func patternEnd(s string) int {
 			break
 		}
 	}
+	if start < len(s) && s[start] == '"' { // a quoted local part
+		i := start + 1
+		for ; i < len(s) && s[i] != '"'; i++ {
+			if s[i] == '\\' {
+				i++
+			}
+		}
+		start = min(i, len(s))
+	}
 	if start < len(s) && s[start] == '/' {
 		i := start + 1
 		for ; i < len(s) && s[i] != '/'; i++ {

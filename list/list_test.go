@@ -104,6 +104,8 @@ func TestPatterns(t *testing.T) {
 		{"to:example.com", true, false},
 		{"to:EXAMPLE.com", true, false},
 		{`to:/a b/`, false, false},
+		{`from:"Ann+news"@example.org`, true, false},
+		{`from:"a b"@example.org`, false, false},
 	} {
 		s := load(t, Options{Delimiters: "+"}, "inline:"+tt.pattern)
 		if got := s.Find(typical) != nil; got != tt.first {

@@ -91,7 +91,7 @@ type VolumeConfig struct {
 
 // ZoneConfig is one [[rbl.zone]] section: options of one zone in Lists.
 type ZoneConfig struct {
-	// Zone is the zone as written in Lists.
+	// Zone is the zone as written in rbl.lists.
 	Zone string `toml:"zone"`
 	// Name is how the list is called in replies, logs, metrics and status.
 	// Default: the zone.
@@ -104,7 +104,7 @@ type ZoneConfig struct {
 	Mode policy.Mode `toml:"mode"`
 	// Reply replaces rbl.reply when this list decides. Default none.
 	Reply string `toml:"reply"`
-	// Timeout replaces rbl.list_timeout. Default "0s": it does not.
+	// Timeout replaces rbl.list_timeout, unless it is 0. Default "0s".
 	Timeout conf.Duration `toml:"timeout"`
 	// Test is false for a list without test entries. It is then trusted
 	// untested. Default true.
@@ -121,7 +121,7 @@ type ZoneConfig struct {
 	// of the shipped table. Default: the table.
 	Errors []string `toml:"errors"`
 	// VolumeShare replaces rbl.volume.share; 0 switches the guard off for this
-	// list. Default: it does not.
+	// list. Default: as there.
 	VolumeShare *int `toml:"volume_share"`
 }
 

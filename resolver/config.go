@@ -12,9 +12,9 @@ import (
 type Config struct {
 	// Servers are the addresses of the recursive name servers, in the order
 	// in which they are preferred: "127.0.0.1", "127.0.0.1:5353", "::1" or
-	// "[::1]:5353". Default [], which means those of /etc/resolv.conf, read
-	// again when that file changes. A validating resolver on the same host is
-	// the best choice: DNS lists refuse those that many share.
+	// "[::1]:5353". Empty: those of /etc/resolv.conf, read again when that file
+	// changes. A validating resolver on the same host is the best choice: DNS
+	// lists refuse those that many share. Default [].
 	Servers []string `toml:"servers"`
 	// Timeout is how long one server has to answer one query before the next
 	// one is asked. Default "2s".

@@ -1,0 +1,260 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/internal/conf"
+	"postern/pipeline"
+	"postern/policy"
+)
+
+func write(t testing.TB, dir, name, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func loadText(t *testing.T, text string) (*Config, error) {
+	t.Helper()
+	cfg, _, err := Load(write(t, t.TempDir(), "postern.toml", text))
+	return cfg, err
+}
+
+func TestAnEmptyFileIsTheDefaults(t *testing.T) {
+	cfg, err := loadText(t, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Path = cfg.Path
+	if !reflect.DeepEqual(cfg, want) {
+		t.Errorf("got %+v\nwant %+v", cfg, want)
+	}
+}
+
+// Each file in testdata/bad has the faults that its .want names, all of them
+// and no more. -update writes them: read what it wrote.
+func TestBadFiles(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad/*.toml")
+	if err != nil || len(files) < 6 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		_, _, err := Load(file)
+		if err == nil {
+			t.Errorf("%s loads", file)
+			continue
+		}
+		got := strings.ReplaceAll(err.Error(), file+":", "") + "\n"
+		if *update {
+			if err := os.WriteFile(file+".want", []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file + ".want")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != string(want) {
+			t.Errorf("%s:\n%s\nwant\n%s", file, got, want)
+		}
+	}
+}
+
+func TestConfD(t *testing.T) {
+	dir := t.TempDir()
+	main := write(t, dir, "postern.toml", `
+[greylist]
+delay = "3m"
+window = "1d"
+[access]
+deny = ["inline:192.0.2.1"]
+[chains.inbound]
+checks = ["access", "greylist"]
+[[rbl.zone]]
+zone = "a.example"
+[rbl]
+lists = ["a.example*3", "b.example"]
+`)
+	write(t, dir, "conf.d/20-second.toml", "[greylist]\ndelay = \"5m\"\n[chains.submission]\nchecks = [\"access\"]\nmode = \"shadow\"\n")
+	write(t, dir, "conf.d/10-first.toml", "[greylist]\ndelay = \"4m\"\n[access]\ndeny = [\"inline:192.0.2.2\", \"inline:192.0.2.3\"]\n[chains.inbound]\nbudget = \"9s\"\n[[rbl.zone]]\nzone = \"b.example\"\nname = \"b\"\n")
+	write(t, dir, "conf.d/ignored.txt", "nonsense")
+	cfg, _, err := Load(main)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Greylist.Delay != conf.Duration(5*time.Minute) || cfg.Greylist.Window != conf.Duration(24*time.Hour) {
+		t.Errorf("scalars: %+v", cfg.Greylist)
+	}
+	if want := []string{"inline:192.0.2.2", "inline:192.0.2.3"}; !reflect.DeepEqual(cfg.Access.Deny, want) {
+		t.Errorf("list: %q", cfg.Access.Deny)
+	}
+	in, sub := cfg.Chains["inbound"], cfg.Chains["submission"]
+	if in.Budget != conf.Duration(9*time.Second) || len(in.Checks) != 2 || sub.Mode != policy.Shadow || sub.Budget != pipeline.DefaultChain().Budget || len(cfg.Chains) != 2 {
+		t.Errorf("chains: %+v", cfg.Chains)
+	}
+	if len(cfg.RBL.Zones) != 1 || cfg.RBL.Zones[0].Name != "b" {
+		t.Errorf("list of tables: %+v", cfg.RBL.Zones)
+	}
+
+	write(t, dir, "conf.d/30-bad.toml", "[greylist]\ndelay = \"13h\"\n")
+	_, _, err = Load(main)
+	if want := filepath.Join(dir, "conf.d/30-bad.toml") + ":2:1: greylist.delay: 13h is out of range"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a fault of the last file: %v, want %s", err, want)
+	}
+}
+
+func TestDumpLoadsAgain(t *testing.T) {
+	cfg, err := loadText(t, `
+hostname = "mx.example.org"
+mode = "shadow"
+[policy]
+listen = ["unix:/run/postern/p.sock,mode=0660,chain=other", "tcp:[::1]:10040"]
+[chains.inbound]
+checks = ["access", "rbl", "greylist"]
+stages = ["rcpt", "data"]
+[chains.other]
+purpose = "relay"
+checks = ["access"]
+[rbl]
+lists = ["a.example=127.0.0.[2..11]*3"]
+[rbl.volume]
+share = 0
+[[rbl.zone]]
+zone = "a.example"
+test = false
+volume_share = 50
+[greylist]
+on_error = "defer"
+delay = "90s"
+skip = ["to:\"odd one\"@example.org delay=10m"]
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first bytes.Buffer
+	if err := cfg.Dump(&first); err != nil {
+		t.Fatal(err)
+	}
+	again, err := loadText(t, first.String())
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, first.String())
+	}
+	var second bytes.Buffer
+	if err := again.Dump(&second); err != nil || first.String() != second.String() {
+		t.Errorf("%v; a dump of the dump:\n%s\nof\n%s", err, second.String(), first.String())
+	}
+	if !reflect.DeepEqual(cfg.Chains["other"].Checks, again.Chains["other"].Checks) || !reflect.DeepEqual(cfg.RBL.Zones[0].Test, again.RBL.Zones[0].Test) ||
+		cfg.Greylist.Step != again.Greylist.Step || !reflect.DeepEqual(cfg.Policy, again.Policy) {
+		t.Errorf("got %+v\nwant %+v", again, cfg)
+	}
+}
+
+func TestUnreadable(t *testing.T) {
+	dir := t.TempDir()
+	if _, _, err := Load(filepath.Join(dir, "none.toml")); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "none.toml: no such file") {
+		t.Errorf("a missing file: %v", err)
+	}
+	if _, _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory: %v", err)
+	}
+	if _, err := loadText(t, "hostname = \"\xff\""); err == nil || !strings.Contains(err.Error(), "not UTF-8") {
+		t.Errorf("bytes: %v", err)
+	}
+	if _, err := loadText(t, "\ufeffhostname = \"mx.example.org\""); err != nil {
+		t.Errorf("a byte order mark: %v", err)
+	}
+	main := write(t, dir, "postern.toml", "")
+	if err := os.Symlink("/nonexistent", filepath.Join(dir, "conf.d")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Load(main); err != nil {
+		t.Errorf("without conf.d: %v", err)
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	dir := t.TempDir()
+	secret := write(t, dir, "token", "s3cret\r\n")
+	cfg, warnings, err := Load(write(t, dir, "postern.toml", "[admin]\nlisten = \"tcp:127.0.0.1:10049\"\ntoken_file = \""+secret+"\"\n"))
+	if err != nil || len(warnings) != 0 {
+		t.Fatal(err, warnings)
+	}
+	if token, err := cfg.AdminToken(); token != "s3cret" || err != nil {
+		t.Errorf("token %q %v", token, err)
+	}
+	var dump bytes.Buffer
+	if err := cfg.Dump(&dump); err != nil || strings.Contains(dump.String(), "s3cret") {
+		t.Errorf("the dump holds the secret: %v", err)
+	}
+	if err := os.Chmod(secret, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, warnings, _ := Load(cfg.Path); len(warnings) != 1 || !strings.Contains(warnings[0], "everybody on this host can read") {
+		t.Errorf("warnings %q", warnings)
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	if s, err := cfg.Secret("token"); s != "s3cret" || err != nil {
+		t.Errorf("a credential: %q %v", s, err)
+	}
+	if s, err := cfg.Secret(""); s != "" || err != nil {
+		t.Errorf("no secret: %q %v", s, err)
+	}
+	write(t, dir, "large", strings.Repeat("x", maxSecret+1))
+	if _, err := cfg.Secret("large"); err == nil {
+		t.Error("a large file is a secret")
+	}
+}
+
+func TestPeekReadsWhatItCan(t *testing.T) {
+	cfg := Peek(write(t, t.TempDir(), "postern.toml", "[admin]\nlisten = \"unix:/run/other.sock\"\n[greylist]\nnonsense = 1\n"))
+	if cfg.Admin.Listen != "unix:/run/other.sock" {
+		t.Errorf("admin %+v", cfg.Admin)
+	}
+	if cfg := Peek("/nonexistent/x.toml"); cfg.Admin.Listen == "" {
+		t.Errorf("without a file: %+v", cfg.Admin)
+	}
+}
+
+func TestNearest(t *testing.T) {
+	of := []string{"delay", "window", "keep", "max_delay"}
+	for word, want := range map[string]string{
+		"dealy": "delay", "delays": "delay", "Window": "window", "max_dalay": "max_delay", "kepe": "keep", "completely": "", "x": "",
+	} {
+		if got := Nearest(word, of); got != want {
+			t.Errorf("Nearest(%q) = %q, want %q", word, got, want)
+		}
+	}
+}
+
+func FuzzDocument(f *testing.F) {
+	for _, s := range []string{"", "hostname = 1", "[chains.x]\nchecks = ['access']", "[[rbl.zone]]\nzone='a'\n[rbl.zone.x]", "a.b.c = 1", "[rbl]\nzone = [{zone='a', test=true}]", "[rbl]\nvolume = {share = 1}", "[chains]\nx = {}", "chains.a.b.c = 1", "[a]\n[a]", "x = 1979-05-27"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		c := Default()
+		d := newDecoder(c, func(string) any { return pipeline.DefaultChain() })
+		d.document("f", []byte(text))
+		d.document("g", []byte(text))
+		d.finish()
+		for _, fault := range d.faults {
+			if fault.Text == "" || fault.File == "" || fault.Line < 0 || fault.Column < 0 {
+				t.Fatalf("fault %+v", fault)
+			}
+		}
+	})
+}
