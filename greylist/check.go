@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -33,6 +34,7 @@ type Check struct {
 	lists    *list.Live
 	callouts map[string]bool // senders treated as the null sender, normalised
 	hints    *otter.Cache[hintKey, hint]
+	handedOn atomic.Bool // a successor uses hints
 	memo     *memo
 	metrics  *metrics
 }
@@ -84,6 +86,7 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 	}
 	if prev != nil && prev.cfg.Hints == cfg.Hints {
 		c.hints = prev.hints
+		prev.handedOn.Store(true)
 	} else if cfg.Hints > 0 {
 		c.hints = otter.Must(&otter.Options[hintKey, hint]{
 			MaximumSize:      cfg.Hints,
@@ -97,7 +100,12 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 func (c *Check) Start() { c.lists.Start(c.cfg.ReloadInterval.D()) }
 
 // Stop ends what Start began. It can be called twice.
-func (c *Check) Stop() { c.lists.Stop() }
+func (c *Check) Stop() {
+	c.lists.Stop()
+	if c.hints != nil && !c.handedOn.Load() {
+		c.hints.StopAllGoroutines()
+	}
+}
 
 // Reload reads the files of exceptions again, changed or not.
 func (c *Check) Reload() conf.Faults { return c.lists.Reload() }

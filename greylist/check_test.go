@@ -1,0 +1,559 @@
+package greylist_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"postern/greylist"
+	"postern/internal/conf"
+	"postern/internal/mailaddr"
+	"postern/policy"
+	"postern/store/mem"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// world is a check over a real store, with a clock of its own.
+type world struct {
+	t     testing.TB
+	check *greylist.Check
+	store *mem.Store
+	now   time.Time
+	reg   *prometheus.Registry
+}
+
+func newWorld(t testing.TB, edit func(*greylist.Config)) *world {
+	t.Helper()
+	w := &world{t: t, store: mem.New(100_000), now: time.Now(), reg: prometheus.NewRegistry()}
+	w.check = w.make(edit, nil)
+	t.Cleanup(func() {
+		w.check.Stop()
+		_ = w.store.Close(context.Background()) // nothing is pending
+	})
+	return w
+}
+
+func config(t testing.TB, edit func(*greylist.Config)) greylist.Config {
+	t.Helper()
+	cfg := greylist.DefaultConfig()
+	if edit != nil {
+		edit(&cfg)
+	}
+	var fs conf.Faults
+	if cfg.Validate("greylist", &fs); fs != nil {
+		t.Fatal(fs)
+	}
+	return cfg
+}
+
+func (w *world) make(edit func(*greylist.Config), prev *greylist.Check) *greylist.Check {
+	w.t.Helper()
+	c, err := greylist.New(config(w.t, edit), "mx.example.com", w.store, zap.NewNop(), w.reg, prev)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+// request is one at RCPT from a client with a verified name.
+func (w *world) request(client, name, sender, rcpt string) *policy.Request {
+	return &policy.Request{
+		Time: w.now, Stage: policy.StageRcpt, Helo: "helo.example",
+		Client: policy.Client{Addr: netip.MustParseAddr(client), Name: name},
+		Sender: mailaddr.Parse(sender), Recipient: mailaddr.Parse(rcpt),
+	}
+}
+
+func (w *world) ask(req *policy.Request) policy.Verdict {
+	w.t.Helper()
+	v, err := w.check.Evaluate(w.t.Context(), req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return v
+}
+
+// want asks and compares the reason.
+func (w *world) want(what, reason string, req *policy.Request) policy.Verdict {
+	w.t.Helper()
+	v := w.ask(req)
+	if v.Reason != reason {
+		w.t.Errorf("%s: %q, want %q", what, v.Reason, reason)
+	}
+	if delays := reason == first || reason == early; delays != (v.Action == policy.DeferIfPermit) {
+		w.t.Errorf("%s: action %v", what, v.Action)
+	}
+	return v
+}
+
+const (
+	first   = "greylist-first-contact"
+	early   = "greylist-early-retry"
+	passes  = "greylist-first-pass"
+	known   = "greylist-known-triplet"
+	client  = "greylist-known-client"
+	overdue = "greylist-overdue"
+)
+
+func TestLifeOfATriplet(t *testing.T) {
+	w := newWorld(t, nil)
+	req := func() *policy.Request { return w.request("192.0.2.7", "", "ann@example.org", "bob@example.com") }
+	v := w.want("first contact", first, req())
+	if v.Reply != (policy.Reply{Code: 450, Enhanced: "4.2.0", Text: "Greylisted, please try again in 120 seconds"}) {
+		t.Errorf("reply %v", v.Reply)
+	}
+	w.now = w.now.Add(119*time.Second + 500*time.Millisecond)
+	v = w.want("half a second too early", early, req())
+	if !strings.HasSuffix(v.Reply.Text, "in 1 seconds") {
+		t.Errorf("reply %v: a wait is rounded up", v.Reply)
+	}
+	w.now = w.now.Add(500 * time.Millisecond)
+	v = w.want("on time", passes, req())
+	if len(v.Add) != 1 || v.Add[0].Name != "X-Greylist" || !strings.HasPrefix(v.Add[0].Value, "delayed 120 seconds by postern at mx.example.com; ") {
+		t.Errorf("header %+v", v.Add)
+	}
+	v = w.want("again", known, req())
+	if len(v.Add) != 0 {
+		t.Errorf("header %+v", v.Add)
+	}
+	w.now = w.now.Add(36*24*time.Hour + time.Second)
+	w.want("after more than keep", first, req())
+	w.now = w.now.Add(48*time.Hour + time.Second)
+	w.want("a retry after the window", first, req())
+}
+
+func TestPoolsShareAnIdentity(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		first, second func(*policy.Request)
+		same          bool
+	}{
+		{"hosts of one organisation",
+			func(r *policy.Request) { r.Client.Name = "mail1.example.org" },
+			func(r *policy.Request) {
+				r.Client.Name, r.Client.Addr = "out7.example.org", netip.MustParseAddr("198.51.100.9")
+			}, true},
+		{"one network",
+			func(*policy.Request) {}, func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("192.0.2.200") }, true},
+		{"another network",
+			func(*policy.Request) {}, func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("192.0.3.7") }, false},
+		{"one IPv6 network",
+			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8::1") },
+			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8::ffff:1") }, true},
+		{"another IPv6 network",
+			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8::1") },
+			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8:0:1::1") }, false},
+		{"one domain with SPF pass",
+			func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: "pass", Domain: "example.org"} },
+			func(r *policy.Request) {
+				r.Facts.SPF, r.Client.Addr = policy.SPF{Result: "pass", Domain: "example.org"}, netip.MustParseAddr("203.0.113.9")
+			}, true},
+		{"SPF fails for the second",
+			func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: "pass", Domain: "example.org"} },
+			func(r *policy.Request) {
+				r.Facts.SPF, r.Client.Addr = policy.SPF{Result: "fail", Domain: "example.org"}, netip.MustParseAddr("203.0.113.9")
+			}, false},
+		{"one provider",
+			func(r *policy.Request) { r.Facts.Provider = "office365" },
+			func(r *policy.Request) {
+				r.Facts.Provider, r.Client.Addr = "office365", netip.MustParseAddr("203.0.113.9")
+			}, true},
+		{"names that an access provider made are no identity",
+			func(r *policy.Request) { r.Client.Name = "host-192-0-2-7.dyn.example.org" },
+			func(r *policy.Request) {
+				r.Client.Name, r.Client.Addr = "host-198-51-100-9.dyn.example.org", netip.MustParseAddr("198.51.100.9")
+			}, false},
+	} {
+		w := newWorld(t, nil)
+		a := w.request("192.0.2.7", "", "ann@example.org", "bob@example.com")
+		tt.first(a)
+		w.want(tt.name, first, a)
+		w.now = w.now.Add(3 * time.Minute)
+		b := w.request("192.0.2.7", "", "ann@example.org", "bob@example.com")
+		tt.second(b)
+		reason := first
+		if tt.same {
+			reason = passes
+		}
+		w.want(tt.name, reason, b)
+	}
+}
+
+func TestSendersAreNormalised(t *testing.T) {
+	for _, tt := range [][2]string{
+		{"ann+one@example.org", "Ann+two@EXAMPLE.org"},
+		{"prvs=0123abcdef=ann@example.org", "prvs=9876fedcba=ann@example.org"},
+		{"SRS0=AbCd=EF=example.net=ann@example.org", "SRS0=WxYz=GH=example.net=ann@example.org"},
+		{"list-bounce-1234-bob=example.com@example.org", "list-bounce-1235-bob=example.com@example.org"},
+	} {
+		w := newWorld(t, nil)
+		w.want(tt[0], first, w.request("192.0.2.7", "", tt[0], "bob@example.com"))
+		w.now = w.now.Add(3 * time.Minute)
+		w.want(tt[1], passes, w.request("192.0.2.7", "", tt[1], "BOB@example.com"))
+	}
+	w := newWorld(t, nil)
+	w.want("a number as a name", first, w.request("192.0.2.7", "", "12345@example.org", "bob@example.com"))
+	w.now = w.now.Add(3 * time.Minute)
+	w.want("another number", first, w.request("192.0.2.7", "", "54321@example.org", "bob@example.com"))
+}
+
+func TestKnownClients(t *testing.T) {
+	w := newWorld(t, nil)
+	rcpt := "bob@example.com"
+	for i := range 5 {
+		sender := string(rune('a'+i)) + "@example.org"
+		w.want("first contact", first, w.request("192.0.2.7", "", sender, rcpt))
+		w.now = w.now.Add(3 * time.Minute)
+		w.want("pass", passes, w.request("192.0.2.7", "", sender, rcpt))
+		again := known // at most one pass is counted in an hour
+		if i == 4 {
+			again = client
+		}
+		w.want("at once again", again, w.request("192.0.2.7", "", sender, rcpt))
+		w.now = w.now.Add(time.Hour)
+	}
+	w.want("a client that has passed five times", client, w.request("192.0.2.7", "", "new@example.net", "else@example.com"))
+	w.want("another client", first, w.request("198.51.100.7", "", "new@example.net", "else@example.com"))
+
+	off := newWorld(t, func(c *greylist.Config) { c.KnownAfter = 0 })
+	for range 10 {
+		off.ask(off.request("192.0.2.7", "", "a@example.org", rcpt))
+		off.now = off.now.Add(2 * time.Hour)
+	}
+	off.want("with known_after = 0", first, off.request("192.0.2.7", "", "new@example.net", rcpt))
+}
+
+func TestNobodyWaitsLongerThanMaxDelay(t *testing.T) {
+	w := newWorld(t, nil)
+	start := w.now
+	for i := 0; ; i++ {
+		// Each attempt comes from a network that was never seen.
+		req := w.request(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}).String(), "", "ann@example.org", "bob@example.com")
+		v := w.ask(req)
+		if v.Reason == overdue {
+			break
+		}
+		if w.now.Sub(start) > 4*time.Hour {
+			t.Fatalf("still %s after %v", v.Reason, w.now.Sub(start))
+		}
+		w.now = w.now.Add(10 * time.Minute)
+	}
+	if waited := w.now.Sub(start); waited < 4*time.Hour {
+		t.Errorf("passed after %v", waited)
+	}
+}
+
+func TestExceptions(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	w := newWorld(t, func(c *greylist.Config) {
+		c.Skip = append(c.Skip, "192.0.2.0/24", ".friend.example", "from:.trusted.example", "to:sales@example.com off",
+			"to:slow@example.com delay=10m", "to:.quick.example delay=1s", "192.0.2.66 on", "to:picky@example.com on")
+		c.Exceptions = []string{
+			write("a.list", "2001:db8::/32\n"), "cidr:" + write("cidr", "203.0.113.0/24 OK\n"),
+			"postgrey-clients:" + write("clients", "postgrey.example\n"), "postgrey-recipients:" + write("rcpt", "help@\n"),
+		}
+	})
+	other := "198.51.100.7"
+	for _, tt := range []struct {
+		what, client, name, sender, rcpt, reason string
+	}{
+		{"network", "192.0.2.7", "", "a@example.org", "b@example.com", "greylist-exception"},
+		{"host", other, "mx.friend.example", "a@example.org", "b@example.com", "greylist-exception"},
+		{"sender", other, "", "a@x.trusted.example", "b@example.com", "greylist-exception"},
+		{"recipient", other, "", "a@example.org", "sales@example.com", "greylist-exception"},
+		{"recipient with an extension", other, "", "a@example.org", "sales+x@example.com", "greylist-exception"},
+		{"postmaster", other, "", "a@example.org", "postmaster@example.com", "greylist-exception"},
+		{"postmaster without a domain", other, "", "a@example.org", "Postmaster", "greylist-exception"},
+		{"abuse", other, "", "a@example.org", "abuse@example.net", "greylist-exception"},
+		{"a host in an exempt network that is not", "192.0.2.66", "", "a@example.org", "b@example.com", first},
+		{"a recipient that wants it for everybody", "192.0.2.7", "", "a@example.org", "picky@example.com", first},
+		{"file", "2001:db8::9", "", "a@example.org", "b@example.com", "greylist-exception"},
+		{"Postfix table", "203.0.113.9", "", "a@example.org", "b@example.com", "greylist-exception"},
+		{"postgrey's clients", other, "mx.postgrey.example", "a@example.org", "b@example.com", "greylist-exception"},
+		{"postgrey's recipients", other, "", "a@example.org", "help+me@example.com", "greylist-exception"},
+		{"nobody special", other, "", "a@example.org", "b@example.com", first},
+	} {
+		w.want(tt.what, tt.reason, w.request(tt.client, tt.name, tt.sender, tt.rcpt))
+	}
+	v := w.want("a delay of its own", first, w.request(other, "", "d@example.org", "slow@example.com"))
+	if !strings.HasSuffix(v.Reply.Text, "in 600 seconds") {
+		t.Errorf("reply %v", v.Reply)
+	}
+	w.want("a short one", first, w.request(other, "", "d@example.org", "x@a.quick.example"))
+	w.now = w.now.Add(3 * time.Minute)
+	w.want("a delay of its own, three minutes later", early, w.request(other, "", "d@example.org", "slow@example.com"))
+	w.want("a short one, three minutes later", passes, w.request(other, "", "d@example.org", "x@a.quick.example"))
+}
+
+func TestWhoIsNotGreylisted(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.SkipSPFPass = true })
+	req := func(edit func(*policy.Request)) *policy.Request {
+		r := w.request("192.0.2.7", "", "a@example.org", "b@example.com")
+		edit(r)
+		return r
+	}
+	w.want("a login", "greylist-authenticated", req(func(r *policy.Request) { r.SASL.Username = "ann" }))
+	w.want("a trusted certificate", "greylist-authenticated", req(func(r *policy.Request) { r.TLS.CertSubject = "mx.example.org" }))
+	w.want("SPF pass", "greylist-spf-pass", req(func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: "pass", Domain: "example.org"} }))
+	w.want("SPF fail", first, req(func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: "fail", Domain: "example.org"} }))
+	w.want("a client that Postfix no longer knows", "greylist-unknown-client", req(func(r *policy.Request) { r.Client.Addr = netip.Addr{} }))
+	w.want("DATA", "greylist-other-stage", req(func(r *policy.Request) { r.Stage = policy.StageData }))
+
+	on := newWorld(t, func(c *greylist.Config) { c.SkipAuthenticated = false })
+	r := on.request("192.0.2.7", "", "a@example.org", "b@example.com")
+	r.SASL.Username = "ann"
+	on.want("a login, with skip_authenticated = false", first, r)
+}
+
+func TestSuspicious(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.When = greylist.Suspicious })
+	plain := w.request("192.0.2.7", "", "a@example.org", "b@example.com")
+	w.want("without a mark", "greylist-not-suspicious", plain)
+	marked := w.request("192.0.2.7", "", "a@example.org", "b@example.com")
+	marked.Facts.Mark("rbl-listed")
+	w.want("with one", first, marked)
+	if _, ok := w.check.Hint(marked); ok {
+		t.Error("a hint before the marks are known")
+	}
+}
+
+func TestNullSender(t *testing.T) {
+	at := func(w *world, stage policy.Stage, sender string) *policy.Request {
+		r := w.request("192.0.2.7", "", sender, "b@example.com")
+		r.Stage = stage
+		return r
+	}
+	w := newWorld(t, func(c *greylist.Config) { c.CalloutSenders = []string{"verify@", "probe@example.net"} })
+	for _, sender := range []string{"", "verify@anywhere.example", "Probe@example.net"} {
+		w.want("a callout from "+sender, "greylist-null-sender", at(w, policy.StageRcpt, sender))
+		w.want("a message from "+sender, first, at(w, policy.StageData, sender))
+		w.want("a message from "+sender+" again", early, at(w, policy.StageData, sender))
+	}
+	w.want("a sender like it", first, at(w, policy.StageRcpt, "probe@example.org"))
+	w = newWorld(t, func(c *greylist.Config) { c.NullSender = greylist.AtRcpt })
+	w.want("null_sender = rcpt", first, at(w, policy.StageRcpt, ""))
+	w.want("null_sender = rcpt, DATA", "greylist-other-stage", at(w, policy.StageData, ""))
+	w = newWorld(t, func(c *greylist.Config) { c.NullSender = greylist.Never })
+	w.want("null_sender = skip", "greylist-null-sender", at(w, policy.StageData, ""))
+}
+
+func TestHints(t *testing.T) {
+	w := newWorld(t, nil)
+	req := func() *policy.Request { return w.request("192.0.2.7", "", "ann@example.org", "bob@example.com") }
+	if _, ok := w.check.Hint(req()); ok {
+		t.Error("a hint about a stranger")
+	}
+	w.ask(req())
+	w.now = w.now.Add(time.Minute)
+	v, ok := w.check.Hint(req())
+	if !ok || v.Action != policy.DeferIfPermit || v.Reason != early || !strings.HasSuffix(v.Reply.Text, "in 60 seconds") {
+		t.Errorf("too early: %v %v", v, ok)
+	}
+	for what, r := range map[string]*policy.Request{
+		"another client":    w.request("192.0.2.8", "", "ann@example.org", "bob@example.com"),
+		"another sender":    w.request("192.0.2.7", "", "carl@example.org", "bob@example.com"),
+		"another recipient": w.request("192.0.2.7", "", "ann@example.org", "dora@example.com"),
+	} {
+		if _, ok := w.check.Hint(r); ok {
+			t.Errorf("a hint about %s", what)
+		}
+	}
+	login := req()
+	login.SASL.Username = "ann"
+	if _, ok := w.check.Hint(login); ok {
+		t.Error("a hint about who is not greylisted")
+	}
+
+	next := w.make(nil, w.check) // a reload
+	defer next.Stop()
+	if _, ok := next.Hint(req()); !ok {
+		t.Error("the hints are lost by a reload")
+	}
+	w.now = w.now.Add(time.Minute)
+	if _, ok := w.check.Hint(req()); ok {
+		t.Error("a hint when the delay is over")
+	}
+	w.want("on time", passes, req())
+	w.now = w.now.Add(-time.Minute)
+	if _, ok := w.check.Hint(req()); ok {
+		t.Error("a hint about what has passed")
+	}
+
+	off := newWorld(t, func(c *greylist.Config) { c.Hints = 0 })
+	off.ask(off.request("192.0.2.7", "", "a@example.org", "b@example.com"))
+	if _, ok := off.check.Hint(off.request("192.0.2.7", "", "a@example.org", "b@example.com")); ok {
+		t.Error("hints = 0 gives hints")
+	}
+}
+
+func TestDryRunChangesNothing(t *testing.T) {
+	w := newWorld(t, nil)
+	req := w.request("192.0.2.7", "", "ann@example.org", "bob@example.com")
+	req.DryRun, req.Probe = true, new(policy.Probe)
+	w.want("dry run", first, req)
+	w.want("dry run again", first, req)
+	n, err := w.store.CountGreylist(t.Context(), w.now)
+	if err != nil || n != (greylist.Counts{}) {
+		t.Errorf("the store holds %+v %v", n, err)
+	}
+	if _, ok := w.check.Hint(req); ok {
+		t.Error("a hint from a dry run")
+	}
+	notes := map[string]string{}
+	for _, n := range req.Probe.Notes {
+		notes[n.What] = n.Value
+	}
+	if notes["who"] != "net:192.0.2.0/24" || notes["sender"] != "ann@example.org" || !strings.HasPrefix(notes["state"], "first-contact, would pass in 2m0s") {
+		t.Errorf("notes %v", notes)
+	}
+	gathered, err := w.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range gathered {
+		for _, m := range f.GetMetric() {
+			if strings.HasPrefix(f.GetName(), "postern_greylist_") && m.GetCounter().GetValue() != 0 {
+				t.Errorf("%s counts a dry run", f.GetName())
+			}
+		}
+	}
+}
+
+type broken struct{}
+
+var errBroken = errors.New("no store")
+
+func (broken) TouchGreylist(context.Context, *greylist.Contact) (greylist.Outcome, error) {
+	return greylist.Outcome{}, errBroken
+}
+
+func TestAStoreThatFailsIsAnError(t *testing.T) {
+	c, err := greylist.New(config(t, nil), "mx", broken{}, zap.NewNop(), prometheus.NewRegistry(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Stop()
+	w := newWorld(t, nil)
+	v, err := c.Evaluate(t.Context(), w.request("192.0.2.7", "", "a@example.org", "b@example.com"))
+	if !errors.Is(err, errBroken) || v.Action != policy.Continue {
+		t.Errorf("%v %v: what an undecided check does is the pipeline's business", v, err)
+	}
+}
+
+func TestHeaderOff(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.Header = false })
+	req := func() *policy.Request { return w.request("192.0.2.7", "", "a@example.org", "b@example.com") }
+	w.ask(req())
+	w.now = w.now.Add(3 * time.Minute)
+	if v := w.want("pass", passes, req()); len(v.Add) != 0 {
+		t.Errorf("header %+v", v.Add)
+	}
+}
+
+func TestExceptionFilesAreWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "x.list")
+		put := func(text string, hour int) {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			at := time.Unix(1e9, 0).Add(time.Duration(hour) * time.Hour)
+			if err := os.Chtimes(path, at, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("198.51.100.0/24\n", 1)
+		w := newWorld(t, func(c *greylist.Config) { c.Exceptions, c.Hints = []string{path}, 0 })
+		w.check.Start()
+		defer w.check.Stop()
+		put("192.0.2.0/24\n", 2)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		w.want("an entry that came later", "greylist-exception", w.request("192.0.2.7", "", "a@example.org", "b@example.com"))
+		put("192.0.2.300\n", 3)
+		if faults := w.check.Reload(); len(faults) != 1 {
+			t.Errorf("faults %v", faults)
+		}
+		if st := w.check.Status(); len(st.Skipping) != 3 || st.Skipping[2].Fault == "" || st.Delay != conf.Duration(2*time.Minute) {
+			t.Errorf("status %+v", st)
+		}
+		w.check.Stop()
+	})
+}
+
+func TestValidate(t *testing.T) {
+	cfg := greylist.DefaultConfig()
+	cfg.Timeout, cfg.Delay, cfg.Window, cfg.Keep, cfg.CountEvery, cfg.MaxDelay = 1, -1, 1, 1, -1, -1
+	cfg.KnownAfter, cfg.When, cfg.NullSender, cfg.IPv4Prefix, cfg.IPv6Prefix, cfg.Hints = -1, "often", "never", 4, 129, -1
+	cfg.Skip, cfg.Exceptions, cfg.CalloutSenders = []string{"to:postmaster"}, []string{"/nonexistent"}, []string{"nobody"}
+	cfg.Reply, cfg.ReloadInterval = "{nonsense}", 1
+	var fs conf.Faults
+	cfg.Validate("greylist", &fs)
+	text := fs.Error()
+	for _, key := range []string{
+		"timeout", "delay", "window", "keep", "count_every", "max_delay", "known_after", "when", "null_sender", "ipv4_prefix", "ipv6_prefix", "hints",
+		"skip[0]", "exceptions[0]", "callout_senders[0]", "reply", "reload_interval",
+	} {
+		if !strings.Contains("\n"+text, "\ngreylist."+key+": ") {
+			t.Errorf("nothing about %s in\n%s", key, text)
+		}
+	}
+	cfg = greylist.DefaultConfig()
+	cfg.Delay, cfg.Window = conf.Duration(5*time.Hour), conf.Duration(5*time.Hour)
+	cfg.Skip = []string{"to:a@example.org delay=5h"}
+	fs = nil
+	cfg.Validate("greylist", &fs)
+	for _, want := range []string{"greylist.max_delay: 4h is less than delay (5h)", "greylist.window: 5h is not more than delay", "delay: 5h is more than max_delay (4h)"} {
+		if !strings.Contains(fs.Error(), want) {
+			t.Errorf("no %q in\n%s", want, fs)
+		}
+	}
+}
+
+func TestShippedExceptions(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.Exceptions = []string{"../configs/greylist-exceptions.list"} })
+	w.want("a shipped exception", "greylist-exception", w.request("192.0.2.7", "smtp-out.amazon.com", "a@example.org", "b@example.com"))
+}
+
+func BenchmarkEvaluate(b *testing.B) {
+	for _, name := range []string{"known", "unique"} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, func(c *greylist.Config) { c.Delay = 0 })
+			req := w.request("192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
+			w.ask(req)
+			senders := make([]policy.Address, 1<<16)
+			for i := range senders {
+				senders[i] = mailaddr.Parse(string([]byte{'a' + byte(i&15), 'a' + byte(i>>4&15), 'a' + byte(i>>8&15), 'a' + byte(i>>12)}) + "@example.org")
+			}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if name == "unique" {
+					req.Sender = senders[i&(1<<16-1)]
+					i++
+				}
+				if _, err := w.check.Evaluate(b.Context(), req); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
