@@ -323,8 +323,10 @@ func TestReplies(t *testing.T) {
 		dns.set("zen.example", "192.0.2.6", "127.0.0.2")
 		dns.set("quiet.example", "192.0.2.6", "127.0.0.2")
 		for _, tt := range []struct{ client, sender, want string }{
-			{"192.0.2.1", "example.com",
-				"554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.example; see https://example.org/?ip=192.0.2.1 / two ???"},
+			{
+				"192.0.2.1", "example.com",
+				"554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.example; see https://example.org/?ip=192.0.2.1 / two ???",
+			},
 			{"192.0.2.2", "example.com", "550 5.7.9 192.0.2.2 unknown mx.example.com a@example.com b@example.org own.example 192.0.2.2 4: because"},
 			{"192.0.2.3", "example.com", "450 4.7.1 Service temporarily unavailable; Client host [192.0.2.3] listed by soft.example"},
 			{"192.0.2.4", "example.com", "554 5.7.1 Service unavailable; Client host [192.0.2.4] blocked using quiet.example"},
@@ -448,8 +450,11 @@ func TestDecisionIsCutShort(t *testing.T) {
 		{"an allow list cannot prevent it", `"fast.example*5", "slow.example*-2"`, []string{"fast.example"}, 0, policy.Reject},
 		{"cannot reach anything", `"fast.example*3", "slow.example*-1"`, nil, 0, policy.Continue},
 		{"can still be rejected", `"fast.example*3", "slow.example*3"`, nil, slow, policy.Continue},
-		{"an allow list cannot prevent what two lists add up to", `"fast.example*2", "slow.example*-1", "never.example*2"`,
-			[]string{"fast.example", "never.example"}, 0, policy.Reject},
+		{
+			"an allow list cannot prevent what two lists add up to", `"fast.example*2", "slow.example*-1", "never.example*2"`,
+			[]string{"fast.example", "never.example"},
+			0, policy.Reject,
+		},
 	} {
 		bubble(t, func(t *testing.T) {
 			dns := newDNS().zone("fast.example", "slow.example", "never.example")

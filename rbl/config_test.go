@@ -109,10 +109,14 @@ func TestConfigFaults(t *testing.T) {
 		{"[volume]\nclients = 1", `rbl.volume.clients: 1 is out of range`},
 		{"[volume]\nwindow = \"1s\"", `rbl.volume.window: 1s is out of range`},
 		{"[[zone]]\nzone = \"zne.example.org\"", `rbl.zone[0].zone: "zne.example.org" is in no entry of rbl.lists`},
-		{"lists = [\"zen.example.org*3\"]\n[[zone]]\nzone = \"zen.example.org\"\n[[zone]]\nzone = \"zen.example.org\"",
-			`rbl.zone[1].zone: "zen.example.org" already has options in rbl.zone[0]`},
-		{"lists = [\"zen.example.org*3\", \"bl.example.org\"]\n[[zone]]\nzone = \"zen.example.org\"\nname = \"bl.example.org\"",
-			`rbl.zone[0].name: "bl.example.org" is the name of another list`},
+		{
+			"lists = [\"zen.example.org*3\"]\n[[zone]]\nzone = \"zen.example.org\"\n[[zone]]\nzone = \"zen.example.org\"",
+			`rbl.zone[1].zone: "zen.example.org" already has options in rbl.zone[0]`,
+		},
+		{
+			"lists = [\"zen.example.org*3\", \"bl.example.org\"]\n[[zone]]\nzone = \"zen.example.org\"\nname = \"bl.example.org\"",
+			`rbl.zone[0].name: "bl.example.org" is the name of another list`,
+		},
 		{"[[zone]]\nname = \"a\\nb\"", `rbl.zone[0].name: "a\nb": at most 100 printable`},
 		{"[[zone]]\nkey_file = \"/nonexistent/key\"", `rbl.zone[0].key_file: open /nonexistent/key: no such file`},
 		{"[[zone]]\nkey_file = \"" + file("empty", "\n") + "\"", `empty is empty`},

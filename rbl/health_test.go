@@ -201,9 +201,12 @@ func TestFamilyWithoutEntriesIsNotAsked(t *testing.T) {
 			zone, client string
 			want         int
 		}{
-			{"v4.example", "192.0.2.1", 1}, {"v4.example", "2001:db8::1", 0},
-			{"v6.example", "192.0.2.1", 0}, {"v6.example", "2001:db8::1", 1},
-			{"forced.example", "192.0.2.1", 1}, {"forced.example", "2001:db8::1", 0},
+			{"v4.example", "192.0.2.1", 1},
+			{"v4.example", "2001:db8::1", 0},
+			{"v6.example", "192.0.2.1", 0},
+			{"v6.example", "2001:db8::1", 1},
+			{"forced.example", "192.0.2.1", 1},
+			{"forced.example", "2001:db8::1", 0},
 		} {
 			if n := dns.count(tt.zone, tt.client); n != tt.want {
 				t.Errorf("%s was asked about %s %d times, want %d", tt.zone, tt.client, n, tt.want)
@@ -298,6 +301,7 @@ func TestVolumeGuard(t *testing.T) {
 		for i := 400; i < 600; i++ {
 			s.ask(request(client(i)))
 		}
+		synctest.Wait() // nobody waits for the queries of a list in shadow
 		if st := s.check.Status()[0]; st.State != StateShadow {
 			t.Errorf("returned within the window: %v", st.State)
 		}
@@ -305,6 +309,7 @@ func TestVolumeGuard(t *testing.T) {
 		for i := 600; i < 700; i++ {
 			s.ask(request(client(i)))
 		}
+		synctest.Wait() // as above
 		if st := s.check.Status()[0]; st.State != StateOn || st.Why != "" {
 			t.Errorf("half the traffic is listed, and it is still %v %q", st.State, st.Why)
 		}

@@ -134,8 +134,10 @@ func TestQueryNames(t *testing.T) {
 	}{
 		{subject{addr: netip.MustParseAddr("192.0.2.99")}, "99.2.0.192.bl.example"},
 		// RFC 5782 section 2.4
-		{subject{addr: netip.MustParseAddr("2001:db8:1:2:3:4:567:89ab")},
-			"b.a.9.8.7.6.5.0.4.0.0.0.3.0.0.0.2.0.0.0.1.0.0.0.8.b.d.0.1.0.0.2.bl.example"},
+		{
+			subject{addr: netip.MustParseAddr("2001:db8:1:2:3:4:567:89ab")},
+			"b.a.9.8.7.6.5.0.4.0.0.0.3.0.0.0.2.0.0.0.1.0.0.0.8.b.d.0.1.0.0.2.bl.example",
+		},
 		{listedIPv6, "2.0.0.0.0.0.f.7.f.f.f.f.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.bl.example"},
 		{subject{domain: "mail.example.org"}, "mail.example.org.bl.example"},
 	} {
