@@ -1,8 +1,9 @@
 package rbl
 
-import "slices"
-
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Every list answers with addresses that stand for facts. Some stand for "we
 // do not answer you", and would be read as a listing of everybody by software
