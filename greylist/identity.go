@@ -66,10 +66,30 @@ func generic(name string, addr netip.Addr) bool {
 	}
 }
 
-// holdsIPv4 looks for the last two octets of the address, as numbers or in
-// hexadecimal, in either order.
+// mailWords are labels of hosts that send mail, or begin them. Large senders
+// number their hosts by the end of the address ("a8-31.smtp-out.mailer.example"):
+// with such a word, it takes the whole address to make a name generic.
+var mailWords = [...]string{"mail", "smtp", "mta", "mx", "mout", "out", "relay", "bounce", "delivery"}
+
+func mailWord(host string) bool {
+	for part := range strings.FieldsFuncSeq(host, labelEnd) {
+		letters := strings.Trim(part, "0123456789")
+		for _, w := range mailWords {
+			if letters == w || len(w) > 3 && strings.HasPrefix(letters, w) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func labelEnd(r rune) bool { return r == '.' || r == '-' || r == '_' }
+
+// holdsIPv4 looks for the last two octets of the address as numbers, or for
+// all of it in hexadecimal, in either order. In the name of a mail server it
+// looks for the first two octets as well.
 func holdsIPv4(host string, a [4]byte) bool {
-	if numbersHold(host, int(a[2]), int(a[3])) {
+	if numbersHold(host, int(a[2]), int(a[3])) && (numbersHold(host, int(a[0]), int(a[1])) || !mailWord(host)) {
 		return true
 	}
 	const digits = "0123456789abcdef"
@@ -124,8 +144,8 @@ func pad3(n int) string {
 	return string([]byte{'0' + byte(n/100), '0' + byte(n/10%10), '0' + byte(n%10)})
 }
 
-// holdsIPv6 looks for the last four groups or the last eight nibbles of the
-// address.
+// holdsIPv6 looks for the last two groups of the address, with or without
+// their leading zeros, or its last eight nibbles backwards.
 func holdsIPv6(host string, a [16]byte) bool {
 	const digits = "0123456789abcdef"
 	var nibbles [32]byte
@@ -136,13 +156,26 @@ func holdsIPv6(host string, a [16]byte) bool {
 	if low == "00000001" || strings.Trim(low, "0") == "" || len(strings.TrimLeft(low, "0")) < 3 {
 		return false // a host number such as ::25 is in too many honest names
 	}
-	plain := strings.NewReplacer("-", "", ".", "", ":", "").Replace(host)
+	plain := unseparated.Replace(host)
 	var reversed [8]byte
 	for i := range reversed {
 		reversed[i] = low[7-i]
 	}
-	return strings.Contains(plain, low) || strings.Contains(plain, string(reversed[:]))
+	if strings.Contains(plain, low) || strings.Contains(plain, string(reversed[:])) {
+		return true
+	}
+	group := func(i int) string { return strconv.FormatUint(uint64(a[i])<<8|uint64(a[i+1]), 16) }
+	last, want, end := "", group(12), group(14)
+	for part := range strings.FieldsFuncSeq(host, labelEnd) {
+		if last == want && part == end {
+			return true
+		}
+		last = part
+	}
+	return false
 }
+
+var unseparated = strings.NewReplacer("-", "", ".", "", "_", "")
 
 // dynamicWords occur in the names of customers' lines, beside digits.
 var dynamicWords = [...]string{
@@ -154,7 +187,7 @@ var dynamicWords = [...]string{
 // behind or before it, or beside such a label.
 func dynamicWord(host string) bool {
 	word, number := false, false
-	for part := range strings.FieldsFuncSeq(host, func(r rune) bool { return r == '.' || r == '-' || r == '_' }) {
+	for part := range strings.FieldsFuncSeq(host, labelEnd) {
 		letters := strings.Trim(part, "0123456789")
 		if letters == "" {
 			number = true
@@ -171,105 +204,182 @@ func dynamicWord(host string) bool {
 }
 
 // normalise brings the envelope sender into the form that is stored: what
-// changes from one message or retry to the next is taken out. Domains compare
-// without case, and so do local parts here: nobody is delayed for a capital.
+// changes from one message or retry to the next is taken out, or stands as #.
+// Domains compare without case, and so do local parts here: nobody is delayed
+// for a capital. A form that is stored is its own form.
 //
 //	user+ext@d            user@d           extension
-//	prvs=0123abcdef=u@d   u@d              BATV (draft-levine-smtp-batv)
-//	SRS0=xxxx=tt=dom=u@d  srs0=dom=u@d     SRS: hash and timestamp
-//	SRS1=xxxx=h==...@d    srs1=h==...@d
-//	list-bounce-1234-u=dom@d  list-bounce-#-u=dom@d   VERP, numbers of messages
+//	prvs=0123abcdef=u@d   u@d              BATV (draft-levine-smtp-batv), also
+//	                                       btv1==...=u (Barracuda), msprvs1=...=u (Momentum)
+//	SRS0=xxxx=tt=dom=u@d  srs0=#=#=dom=u@d             SRS: hash and time
+//	SRS1=xxxx=h==xxxx=tt=dom=u@d  srs1=#=h==#=#=dom=u@d
+//	list-bounce-1234-u=dom@d  list-bounce-#-u=dom@d    VERP, numbers of messages
 func normalise(a policy.Address, delimiters string) string {
 	if a.Raw == "" {
 		return ""
 	}
-	local := strings.ToLower(a.Local)
-	switch {
-	case strings.HasPrefix(local, "prvs="):
-		if _, rest, ok := strings.Cut(local[len("prvs="):], "="); ok && rest != "" {
-			local = rest
-		}
-	case strings.HasPrefix(local, "srs0"):
-		local = srs(local, 2)
-	case strings.HasPrefix(local, "srs1"):
-		local = srs(local, 1)
-	default:
+	local := untagged(strings.ToLower(a.Local))
+	if form, ok := srs(local); ok {
+		local = form
+	} else {
 		local, _ = mailaddr.SplitExtension(local, delimiters)
 	}
 	local = numbers(local)
-	if a.Domain == "" {
+	switch n := len(local); {
+	case a.Domain == "":
 		return local
+	case len(a.Raw) == n+1+len(a.Domain) && a.Raw[:n] == local && a.Raw[n+1:] == a.Domain:
+		return a.Raw // as it came
 	}
 	return local + "@" + a.Domain
 }
 
-// srs drops the first n fields behind the tag: the hash, and in SRS0 the timestamp.
-func srs(local string, n int) string {
-	tag, rest := local[:4], local[4:]
-	if rest == "" || !strings.ContainsRune("=+-", rune(rest[0])) {
-		return local
-	}
-	rest = rest[1:]
-	for range n {
-		_, after, ok := strings.Cut(rest, "=")
-		if !ok || after == "" {
+// untagged takes the tags of BATV off a local part.
+func untagged(local string) string {
+	for {
+		rest, ok := strings.CutPrefix(local, "prvs=")
+		if !ok {
+			rest, ok = strings.CutPrefix(local, "msprvs1=")
+		}
+		if !ok {
+			rest, ok = strings.CutPrefix(local, "btv1==")
+			_, rest, _ = strings.Cut(rest, "=") // its tag ends in two
+		}
+		if !ok {
 			return local
 		}
-		rest = after
+		_, user, ok := strings.Cut(rest, "=")
+		if !ok || user == "" {
+			return local
+		}
+		local = user
 	}
-	return tag + "=" + rest
 }
 
-// numbers replaces what looks like the number of a message, in a local part
-// that has one: a run of digits, or of hexadecimal digits with a digit among
-// them, that stands between separators. A local part that is a number as a
-// whole ("12345@qq.example") is somebody's name and stays.
+// srs returns the local part of a forwarder's address without what changes.
+// ok is false when it is none. Any of = + - may stand behind the tag.
+func srs(local string) (form string, ok bool) {
+	if len(local) < 5 || !srsSeparator(local[4]) {
+		return "", false
+	}
+	rest := local[5:]
+	switch local[:4] {
+	case "srs0":
+		original, ok := original(rest)
+		return "srs0=#=#=" + original, ok
+	case "srs1":
+		// The hash, the first forwarder, and its own address without "SRS0".
+		_, rest, ok := strings.Cut(rest, "=")
+		forwarder, rest, more := strings.Cut(rest, "=")
+		if !ok || !more || rest == "" || !srsSeparator(rest[0]) {
+			return "", false
+		}
+		original, ok := original(rest[1:])
+		return "srs1=#=" + forwarder + "==#=#=" + original, ok
+	}
+	return "", false
+}
+
+func srsSeparator(c byte) bool { return c == '=' || c == '+' || c == '-' }
+
+// original drops the hash and the time of "hash=time=domain=user".
+func original(s string) (string, bool) {
+	_, s, hash := strings.Cut(s, "=")
+	_, s, time := strings.Cut(s, "=")
+	domain, user, ok := strings.Cut(s, "=")
+	return s, hash && time && ok && domain != "" && user != ""
+}
+
+// numbers replaces what looks like the number of a message by #: what stands
+// between separators and is a number, a UUID or a token. A local part that
+// has nothing but plain numbers ("12345@qq.example") is somebody's name and
+// stays.
 func numbers(local string) string {
-	if !strings.ContainsAny(local, "-=_.+") || !strings.ContainsAny(local, "0123456789") {
+	if !strings.ContainsAny(local, "0123456789") || len(local) < tokenSize && !strings.ContainsAny(local, separators) {
 		return local
 	}
 	var b strings.Builder
-	b.Grow(len(local))
-	changed := false
+	changed, named := false, false
 	for i := 0; i < len(local); {
-		j := i
-		for j < len(local) && !separator(local[j]) {
-			j++
+		n := uuid(local[i:])
+		replace := n > 0
+		if !replace {
+			if n = strings.IndexAny(local[i:], separators); n < 0 {
+				n = len(local) - i
+			}
+			replace = variable(local[i : i+n])
 		}
-		part := local[i:j]
-		if variable(part) {
-			b.WriteByte('#')
+		named = named || strings.Trim(local[i:i+n], "0123456789#") != ""
+		if replace && !changed {
+			b.Grow(len(local))
+			b.WriteString(local[:i])
 			changed = true
-		} else {
-			b.WriteString(part)
 		}
-		if j < len(local) {
-			b.WriteByte(local[j])
-			j++
+		if replace {
+			b.WriteByte('#')
+		} else if changed {
+			b.WriteString(local[i : i+n])
 		}
-		i = j
+		if i += n; i < len(local) {
+			if changed {
+				b.WriteByte(local[i])
+			}
+			i++
+		}
 	}
-	if !changed || strings.Trim(b.String(), "#-=_.+") == "" {
+	if !changed || !named {
 		return local
 	}
 	return b.String()
 }
 
-func separator(c byte) bool { return c == '-' || c == '=' || c == '_' || c == '.' || c == '+' }
+const separators = "-=_.+"
 
-// variable reports whether part is a number, or at least eight hexadecimal
-// digits with a decimal one among them.
+// uuid returns the length of the UUID that s begins with (RFC 9562 section 4),
+// 0 when there is none or it goes on without a separator.
+func uuid(s string) int {
+	const form = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
+	if len(s) < len(form) || len(s) > len(form) && strings.IndexByte(separators, s[len(form)]) < 0 {
+		return 0
+	}
+	for i := range len(form) {
+		c := s[i]
+		if hex := c >= '0' && c <= '9' || c >= 'a' && c <= 'f'; hex != (form[i] == 'x') || !hex && c != '-' {
+			return 0
+		}
+	}
+	return len(form)
+}
+
+// tokenSize is how long a mix of letters and digits must be to be nobody's name.
+const tokenSize = 16
+
+// variable reports whether part is a number, at least eight hexadecimal
+// digits with a decimal one among them, or a token: letters that go on behind
+// digits more than once, which the year behind a name does not.
 func variable(part string) bool {
-	digits, hex := 0, 0
+	digits, hex, letters, turns := 0, 0, 0, 0
 	for i := range len(part) {
 		switch c := part[i]; {
 		case c >= '0' && c <= '9':
 			digits++
+			continue
 		case c >= 'a' && c <= 'f':
 			hex++
+		case c >= 'g' && c <= 'z':
+			letters++
 		default:
 			return false
 		}
+		if i > 0 && part[i-1] <= '9' {
+			turns++
+		}
 	}
-	return digits > 0 && (hex == 0 || digits+hex >= 8)
+	switch {
+	case digits == 0:
+		return false
+	case letters == 0:
+		return hex == 0 || len(part) >= 8
+	}
+	return turns >= 2 && len(part) >= tokenSize
 }
