@@ -165,7 +165,7 @@ func tomlText(t *testing.T, v reflect.Value) string {
 	if v.Kind() == reflect.Pointer {
 		return ""
 	}
-	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
+	if m, ok := reflect.TypeAssert[encoding.TextMarshaler](v); ok {
 		text, err := m.MarshalText()
 		if err != nil {
 			t.Fatal(err)

@@ -191,6 +191,21 @@ type Counts struct {
 	Pairs    int `json:"pairs"`
 }
 
+// Add counts an entry.
+func (n *Counts) Add(e *Entry) {
+	switch e.Kind {
+	case "triplet":
+		n.Triplets++
+		if e.Passes > 0 {
+			n.Passed++
+		}
+	case "client":
+		n.Clients++
+	case "pair":
+		n.Pairs++
+	}
+}
+
 // AdminStore is what the administrator's commands need of the store.
 type AdminStore interface {
 	// ListGreylist calls yield for each live entry until it returns false.

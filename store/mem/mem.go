@@ -78,7 +78,7 @@ func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, err
 func (s *Store) CountGreylist(ctx context.Context, now time.Time) (greylist.Counts, error) {
 	var n greylist.Counts
 	err := s.ListGreylist(ctx, greylist.Filter{}, now, func(e greylist.Entry) bool {
-		overlay.Tally(&n, &e)
+		n.Add(&e)
 		return true
 	})
 	return n, err

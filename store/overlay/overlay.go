@@ -448,20 +448,5 @@ func Entry(key string, rec Record, now time.Time) (greylist.Entry, bool) {
 	return en, true
 }
 
-// Tally adds an entry to the counts.
-func Tally(n *greylist.Counts, e *greylist.Entry) {
-	switch e.Kind {
-	case "triplet":
-		n.Triplets++
-		if e.Passes > 0 {
-			n.Passed++
-		}
-	case "client":
-		n.Clients++
-	case "pair":
-		n.Pairs++
-	}
-}
-
 // SortKey orders changes for a write.
 func SortKey(a, b Change) int { return strings.Compare(a.Key, b.Key) }

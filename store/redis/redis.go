@@ -426,17 +426,7 @@ func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, err
 func (s *Store) CountGreylist(ctx context.Context, now time.Time) (greylist.Counts, error) {
 	var n greylist.Counts
 	err := s.ListGreylist(ctx, greylist.Filter{}, now, func(e greylist.Entry) bool {
-		switch e.Kind {
-		case "triplet":
-			n.Triplets++
-			if e.Passes > 0 {
-				n.Passed++
-			}
-		case "client":
-			n.Clients++
-		case "pair":
-			n.Pairs++
-		}
+		n.Add(&e)
 		return true
 	})
 	return n, err
