@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/mailaddr"
 	"postern/list"
 	"postern/policy"
 )
@@ -33,8 +34,8 @@ type Check struct {
 	store    Store
 	lists    *list.Live
 	callouts map[string]bool // senders treated as the null sender, normalised
-	hints    *otter.Cache[hintKey, hint]
-	handedOn atomic.Bool // a successor uses hints
+	hints    *hints          // nil: none
+	running  atomic.Bool
 	memo     *memo
 	metrics  *metrics
 }
@@ -52,6 +53,12 @@ type hint struct {
 	until time.Time // passes from here on
 	first time.Time
 	tries int
+}
+
+// hints are shared by a check and those that take its place.
+type hints struct {
+	*otter.Cache[hintKey, hint]
+	users atomic.Int32 // checks that have been started and not stopped
 }
 
 // New returns a check on validated settings. hostname is written into
@@ -76,7 +83,8 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(),
 	}
 	for _, s := range cfg.CalloutSenders {
-		c.callouts[strings.ToLower(s)] = true
+		a := mailaddr.Parse(s)
+		c.callouts[strings.ToLower(a.Local)+"@"+a.Domain] = true
 	}
 	if prev != nil {
 		c.metrics = prev.metrics
@@ -86,23 +94,36 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 	}
 	if prev != nil && prev.cfg.Hints == cfg.Hints {
 		c.hints = prev.hints
-		prev.handedOn.Store(true)
 	} else if cfg.Hints > 0 {
-		c.hints = otter.Must(&otter.Options[hintKey, hint]{
+		c.hints = &hints{Cache: otter.Must(&otter.Options[hintKey, hint]{
 			MaximumSize:      cfg.Hints,
 			ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[hintKey, hint]) time.Duration { return time.Until(e.Value.until) }),
-		})
+		})}
 	}
 	return c, nil
 }
 
-// Start begins to watch the files of exceptions.
-func (c *Check) Start() { c.lists.Start(c.cfg.ReloadInterval.D()) }
+// Start begins to watch the files of exceptions. A check that has been
+// stopped is not started again.
+func (c *Check) Start() {
+	c.lists.Start(c.cfg.ReloadInterval.D())
+	if c.hints != nil && c.running.CompareAndSwap(false, true) {
+		c.hints.users.Add(1)
+	}
+}
 
-// Stop ends what Start began. It can be called twice.
+// Stop ends what Start began. It can be called twice. Hints that a running
+// check uses too, the one before a reload that failed or the one behind a
+// reload that did not, stay in order.
 func (c *Check) Stop() {
 	c.lists.Stop()
-	if c.hints != nil && !c.handedOn.Load() {
+	if c.hints == nil {
+		return
+	}
+	if c.running.CompareAndSwap(true, false) {
+		c.hints.users.Add(-1)
+	}
+	if c.hints.users.Load() == 0 {
 		c.hints.StopAllGoroutines()
 	}
 }
@@ -224,9 +245,13 @@ func (c *Check) decide(req *policy.Request, who string, out *Outcome) policy.Ver
 		v.Detail = who + ", attempt " + strconv.Itoa(out.Attempts)
 		return v
 	}
-	if c.cfg.Header && (out.State == FirstPass || out.State == Overdue) && out.Attempts > 0 {
+	// Who is overdue has waited, if not from this client.
+	if out.State == Overdue || out.State == FirstPass && out.Attempts > 0 {
 		waited := int(req.Time.Sub(out.First).Round(time.Second).Seconds())
 		v.Detail = who + ", delayed " + strconv.Itoa(waited) + " s"
+		if !c.cfg.Header {
+			return v
+		}
 		v.Add = []policy.Header{{Name: "X-Greylist", Value: fmt.Sprintf("delayed %d seconds by postern at %s; %s",
 			waited, c.hostname, req.Time.Format("Mon, 2 Jan 2006 15:04:05 -0700"))}}
 	}
@@ -381,8 +406,12 @@ func (c *Config) listOptions(prefix string) list.Options {
 		Params: map[string]func(string) error{
 			"delay": func(v string) error {
 				d, err := conf.ParseDuration(v)
-				if err == nil && d > c.MaxDelay.D() {
+				switch {
+				case err != nil:
+				case d > c.MaxDelay.D():
 					err = fmt.Errorf("%s is more than max_delay (%v)", v, c.MaxDelay)
+				case d >= c.Window.D():
+					err = fmt.Errorf("%s is not less than window (%v): no retry would ever pass", v, c.Window)
 				}
 				return err
 			},

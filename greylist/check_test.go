@@ -3,6 +3,7 @@ package greylist_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,6 +20,8 @@ import (
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
 	"postern/policy"
+	"postern/store"
+	"postern/store/bolt"
 	"postern/store/mem"
 )
 
@@ -68,8 +71,12 @@ func (w *world) make(edit func(*greylist.Config), prev *greylist.Check) *greylis
 
 // request is one at RCPT from a client with a verified name.
 func (w *world) request(client, name, sender, rcpt string) *policy.Request {
+	return newRequest(w.now, client, name, sender, rcpt)
+}
+
+func newRequest(now time.Time, client, name, sender, rcpt string) *policy.Request {
 	return &policy.Request{
-		Time: w.now, Stage: policy.StageRcpt, Helo: "helo.example",
+		Time: now, Stage: policy.StageRcpt, Helo: "helo.example",
 		Client: policy.Client{Addr: netip.MustParseAddr(client), Name: name},
 		Sender: mailaddr.Parse(sender), Recipient: mailaddr.Parse(rcpt),
 	}
@@ -242,6 +249,10 @@ func TestNobodyWaitsLongerThanMaxDelay(t *testing.T) {
 		req := w.request(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}).String(), "", "ann@example.org", "bob@example.com")
 		v := w.ask(req)
 		if v.Reason == overdue {
+			// This network is new, the message is not.
+			if len(v.Add) != 1 || !strings.HasPrefix(v.Add[0].Value, "delayed 14400 seconds ") {
+				t.Errorf("header %+v", v.Add)
+			}
 			break
 		}
 		if w.now.Sub(start) > 4*time.Hour {
@@ -330,6 +341,13 @@ func TestSuspicious(t *testing.T) {
 	marked := w.request("192.0.2.7", "", "a@example.org", "b@example.com")
 	marked.Facts.Mark("rbl-listed")
 	w.want("with one", first, marked)
+	exempt := w.request("192.0.2.7", "", "a@example.org", "postmaster@example.com")
+	exempt.Facts.Mark("rbl-listed")
+	w.want("with one, to an exception", "greylist-exception", exempt)
+	n, err := w.store.CountGreylist(t.Context(), w.now)
+	if err != nil || n.Triplets != 1 {
+		t.Errorf("the store holds %+v %v, want the marked one", n, err)
+	}
 	if _, ok := w.check.Hint(marked); ok {
 		t.Error("a hint before the marks are known")
 	}
@@ -348,6 +366,18 @@ func TestNullSender(t *testing.T) {
 		w.want("a message from "+sender+" again", early, at(w, policy.StageData, sender))
 	}
 	w.want("a sender like it", first, at(w, policy.StageRcpt, "probe@example.org"))
+	w.want("a sender like it, DATA", "greylist-other-stage", at(w, policy.StageData, "probe@example.org"))
+	// A bounce to several recipients has none at DATA.
+	several := at(w, policy.StageData, "")
+	several.Recipient, several.RecipientCount = policy.Address{}, 2
+	w.want("several recipients", first, several)
+	w.now = w.now.Add(2 * time.Minute)
+	several.Time = w.now
+	if v := w.want("several recipients, on time", passes, several); len(v.Add) != 1 {
+		t.Errorf("header %+v", v.Add)
+	}
+	w = newWorld(t, func(c *greylist.Config) { c.CalloutSenders = []string{"Probe@B\u00fccher.example"} })
+	w.want("a sender at an international domain", "greylist-null-sender", at(w, policy.StageRcpt, "probe@b\u00fccher.example"))
 	w = newWorld(t, func(c *greylist.Config) { c.NullSender = greylist.AtRcpt })
 	w.want("null_sender = rcpt", first, at(w, policy.StageRcpt, ""))
 	w.want("null_sender = rcpt, DATA", "greylist-other-stage", at(w, policy.StageData, ""))
@@ -402,6 +432,79 @@ func TestHints(t *testing.T) {
 	if _, ok := off.check.Hint(off.request("192.0.2.7", "", "a@example.org", "b@example.com")); ok {
 		t.Error("hints = 0 gives hints")
 	}
+}
+
+// A reload that fails late stops the new check; the old one goes on as before,
+// and so does the new one when the reload does not fail.
+func TestHintsOutliveAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.check.Start()
+		failed := w.make(nil, w.check)
+		failed.Start()
+		failed.Stop()
+		forgets := func(what string) {
+			t.Helper()
+			w.now = time.Now()
+			w.want(what, first, w.request("192.0.2.7", "", what+"@example.org", "bob@example.com"))
+			if n := w.check.Status().Hints; n != 1 {
+				t.Errorf("%s: %d hints", what, n)
+			}
+			time.Sleep(3 * time.Minute)
+			synctest.Wait()
+			if n := w.check.Status().Hints; n != 0 {
+				t.Errorf("%s: %d hints after their time", what, n)
+			}
+		}
+		forgets("failed")
+		old := w.check
+		w.check = w.make(nil, old)
+		w.check.Start()
+		old.Stop()
+		old.Stop()
+		forgets("reloaded")
+		other := w.make(func(c *greylist.Config) { c.Hints = 5 }, w.check)
+		other.Start()
+		w.check.Stop()
+		w.check = other
+		forgets("resized")
+		w.check.Stop()
+	})
+}
+
+// What is only asked is not counted as a hit of an exception.
+func TestHitsOfExceptions(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.Skip = []string{"to:bob@example.com"} })
+	hits := func() uint64 {
+		n, _ := w.check.Lists().Set().Entries()[0].Hits()
+		return n
+	}
+	w.ask(w.request("192.0.2.7", "", "a@example.org", "carl@example.com")) // hints are not empty from here on
+	req := w.request("192.0.2.7", "", "a@example.org", "bob@example.com")
+	w.check.Hint(req)
+	req.DryRun = true
+	w.want("dry run", "greylist-exception", req)
+	if n := hits(); n != 0 {
+		t.Errorf("%d hits of what was only asked", n)
+	}
+	req.DryRun = false
+	v := w.want("in earnest", "greylist-exception", req)
+	if n := hits(); n != 1 || v.Detail != "greylist.skip[0]:1" {
+		t.Errorf("%d hits, detail %q", n, v.Detail)
+	}
+	next := w.make(func(c *greylist.Config) { c.Skip = []string{"to:bob@example.com"} }, w.check)
+	defer next.Stop()
+	if n, _ := next.Lists().Set().Entries()[0].Hits(); n != 1 {
+		t.Errorf("%d hits after a reload", n)
+	}
+}
+
+func TestExceptionsEnd(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.Skip = []string{"to:bob@example.com until=2100-01-01 owner=ann"} })
+	req := w.request("192.0.2.7", "", "a@example.org", "bob@example.com")
+	w.want("before", "greylist-exception", req)
+	req.Time = time.Date(2100, 1, 3, 0, 0, 0, 0, time.UTC)
+	w.want("after", first, req)
 }
 
 func TestDryRunChangesNothing(t *testing.T) {
@@ -463,8 +566,8 @@ func TestHeaderOff(t *testing.T) {
 	req := func() *policy.Request { return w.request("192.0.2.7", "", "a@example.org", "b@example.com") }
 	w.ask(req())
 	w.now = w.now.Add(3 * time.Minute)
-	if v := w.want("pass", passes, req()); len(v.Add) != 0 {
-		t.Errorf("header %+v", v.Add)
+	if v := w.want("pass", passes, req()); len(v.Add) != 0 || v.Detail != "net:192.0.2.0/24, delayed 180 s" {
+		t.Errorf("header %+v, detail %q", v.Add, v.Detail)
 	}
 }
 
@@ -518,13 +621,30 @@ func TestValidate(t *testing.T) {
 	}
 	cfg = greylist.DefaultConfig()
 	cfg.Delay, cfg.Window = conf.Duration(5*time.Hour), conf.Duration(5*time.Hour)
-	cfg.Skip = []string{"to:a@example.org delay=5h"}
+	cfg.Skip = []string{"to:a@example.org delay=5h", "to:b@example.org delay=soon", "to:c@example.org later=5m", "to:d@example.org reject"}
 	fs = nil
 	cfg.Validate("greylist", &fs)
-	for _, want := range []string{"greylist.max_delay: 4h is less than delay (5h)", "greylist.window: 5h is not more than delay", "delay: 5h is more than max_delay (4h)"} {
+	for _, want := range []string{"greylist.max_delay: 4h is less than delay (5h)", "greylist.window: 5h is not more than delay", "delay: 5h is more than max_delay (4h)",
+		"greylist.skip[1]: delay: invalid duration", "greylist.skip[2]: unknown key \"later\"", "greylist.skip[3]: reject cannot stand"} {
 		if !strings.Contains(fs.Error(), want) {
 			t.Errorf("no %q in\n%s", want, fs)
 		}
+	}
+	cfg = greylist.DefaultConfig()
+	cfg.Window, cfg.Skip = conf.Duration(time.Hour), []string{"to:a@example.org delay=1h"}
+	fs = nil
+	cfg.Validate("greylist", &fs)
+	if want := "greylist.skip[0]: delay: 1h is not less than window (1h)"; len(fs) != 1 || !strings.Contains(fs.Error(), want) {
+		t.Errorf("no %q in\n%s", want, fs)
+	}
+}
+
+func TestTraits(t *testing.T) {
+	w := newWorld(t, nil)
+	// The first contact is remembered when nothing else has refused.
+	tr := w.check.Traits()
+	if w.check.Name() != "greylist" || !tr.Last || !tr.Waits || tr.Stages != policy.Stages(policy.StageRcpt, policy.StageData) {
+		t.Errorf("%s %+v", w.check.Name(), tr)
 	}
 }
 
@@ -533,27 +653,123 @@ func TestShippedExceptions(t *testing.T) {
 	w.want("a shipped exception", "greylist-exception", w.request("192.0.2.7", "smtp-out.amazon.com", "a@example.org", "b@example.com"))
 }
 
-func BenchmarkEvaluate(b *testing.B) {
-	for _, name := range []string{"known", "unique"} {
-		b.Run(name, func(b *testing.B) {
-			w := newWorld(b, func(c *greylist.Config) { c.Delay = 0 })
-			req := w.request("192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
-			w.ask(req)
-			senders := make([]policy.Address, 1<<16)
-			for i := range senders {
-				senders[i] = mailaddr.Parse(string([]byte{'a' + byte(i&15), 'a' + byte(i>>4&15), 'a' + byte(i>>8&15), 'a' + byte(i>>12)}) + "@example.org")
+// over returns a check over a store of that name, without hints' goroutine.
+func over(t testing.TB, name string, edit func(*greylist.Config)) *greylist.Check {
+	t.Helper()
+	c, err := greylist.New(config(t, edit), "mx.example.com", stores[name](t), zap.NewNop(), prometheus.NewRegistry(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Stop)
+	return c
+}
+
+// The path of nearly all mail that is let past stays cheap.
+func TestAllocations(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		edit func(*policy.Request)
+		most float64
+	}{
+		{"known triplet", func(*policy.Request) {}, 1},
+		{"known triplet, the sender in capitals", func(r *policy.Request) { r.Sender = mailaddr.Parse("Ann@example.org") }, 3},
+		{"exception", func(r *policy.Request) { r.Recipient = mailaddr.Parse("abuse@example.com") }, 2},
+		{"recipient with a delay of its own", func(r *policy.Request) { r.Recipient = mailaddr.Parse("slow@example.com") }, 2},
+		{"login", func(r *policy.Request) { r.SASL.Username = "ann" }, 1},
+	} {
+		for name := range stores {
+			c := over(t, name, func(c *greylist.Config) {
+				c.Delay, c.KnownAfter = 0, 0
+				c.Skip = append(c.Skip, "to:slow@example.com delay=0s")
+			})
+			req := newRequest(time.Now(), "192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
+			tt.edit(req)
+			n := testing.AllocsPerRun(200, func() {
+				if v, err := c.Evaluate(t.Context(), req); err != nil || v.Action != policy.Continue {
+					t.Fatal(v, err)
+				}
+			})
+			// The race detector makes sync.Pool drop things now and then.
+			if n > tt.most && !race {
+				t.Errorf("%s over %s: %v allocations, at most %v", tt.name, name, n, tt.most)
 			}
+		}
+	}
+}
+
+func BenchmarkEvaluate(b *testing.B) {
+	for _, name := range []string{"mem", "bolt"} {
+		for _, kind := range []string{"known", "unique"} {
+			b.Run(name+"/"+kind, func(b *testing.B) {
+				c := over(b, name, func(c *greylist.Config) { c.KnownAfter = 0 })
+				req := newRequest(time.Now(), "192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
+				evaluate := func() {
+					if _, err := c.Evaluate(b.Context(), req); err != nil {
+						b.Fatal(err)
+					}
+				}
+				evaluate()
+				req.Time = req.Time.Add(3 * time.Minute)
+				evaluate()
+				// More distinct senders in a second than a file takes make an
+				// error; so each is forgotten when its turn comes again.
+				senders := make([]policy.Address, 1<<16)
+				for i := range senders {
+					senders[i] = mailaddr.Parse(fmt.Sprintf("u%d@example.org", i))
+				}
+				b.ReportAllocs()
+				b.ResetTimer()
+				for i := 0; b.Loop(); i++ {
+					if kind == "unique" {
+						n := i % len(senders)
+						if n == 0 {
+							req.Time = req.Time.Add(50 * time.Hour)
+						}
+						req.Sender = senders[n]
+					}
+					evaluate()
+				}
+			})
+		}
+	}
+}
+
+func BenchmarkHint(b *testing.B) {
+	c := over(b, "mem", nil)
+	req := newRequest(time.Now(), "192.0.2.7", "", "ann@example.org", "bob@example.com")
+	if _, err := c.Evaluate(b.Context(), req); err != nil {
+		b.Fatal(err)
+	}
+	for name, sender := range map[string]string{"hit": "ann@example.org", "miss": "carl@example.org"} {
+		b.Run(name, func(b *testing.B) {
+			req.Sender = mailaddr.Parse(sender)
 			b.ReportAllocs()
-			i := 0
 			for b.Loop() {
-				if name == "unique" {
-					req.Sender = senders[i&(1<<16-1)]
-					i++
-				}
-				if _, err := w.check.Evaluate(b.Context(), req); err != nil {
-					b.Fatal(err)
-				}
+				c.Hint(req)
 			}
 		})
 	}
+}
+
+// stores are those that live in this process.
+var stores = map[string]func(testing.TB) greylist.Store{
+	"mem": func(t testing.TB) greylist.Store {
+		s := mem.New(10_000_000)
+		t.Cleanup(func() { _ = s.Close(context.Background()) }) // nothing is pending
+		return s
+	},
+	"bolt": func(t testing.TB) greylist.Store {
+		cfg := store.DefaultConfig()
+		cfg.Path, cfg.MaxEntries = filepath.Join(t.TempDir(), "state.db"), 10_000_000
+		s, err := bolt.Open(cfg, zap.NewNop(), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := s.Close(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+		return s
+	},
 }

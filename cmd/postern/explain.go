@@ -79,7 +79,7 @@ func writeDecision(w io.Writer, d *policy.Decision) {
 	fmt.Fprintf(w, "chain %s\n", d.Chain)
 	for i, s := range d.Steps {
 		fmt.Fprintf(w, "%2d. %-10s %s", i+1, s.Check, stepText(&s))
-		if s.Outcome != policy.Skipped {
+		if s.Outcome != policy.Skipped && s.Outcome != policy.Hinted {
 			fmt.Fprintf(w, "  (%s)", tidy(s.Took))
 		}
 		fmt.Fprintln(w)

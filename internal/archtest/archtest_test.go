@@ -68,11 +68,10 @@ var allowed = map[string]rule{
 	},
 
 	// Peers for tests; nothing that is shipped imports them.
-	"internal/dnstest":     {testing: true, outside: dns},
-	"internal/policytest":  {testing: true},
-	"internal/redistest":   {testing: true},
-	"internal/postfixtest": {testing: true, module: "internal/policytest"},
-	"store/storetest":      {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
+	"internal/dnstest":    {testing: true, outside: dns},
+	"internal/policytest": {testing: true},
+	"internal/redistest":  {testing: true},
+	"store/storetest":     {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
 
 	// Tests only.
 	"bench":             {testing: true},

@@ -30,7 +30,6 @@ func (d *Duration) UnmarshalText(text []byte) error {
 
 // ParseDuration reads what [Duration] reads. The error says what is allowed.
 func ParseDuration(s string) (time.Duration, error) {
-	bad := fmt.Errorf("invalid duration %q (a number with a unit, such as 250ms, 90s, 5m, 4h, 36d, 2w)", s)
 	if s == "0" {
 		return 0, nil
 	}
@@ -39,7 +38,7 @@ func ParseDuration(s string) (time.Duration, error) {
 	for rest != "" {
 		i := strings.IndexFunc(rest, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
 		if i <= 0 {
-			return 0, bad
+			return 0, badDuration(s)
 		}
 		j := i
 		for j < len(rest) && (rest[j] < '0' || rest[j] > '9') && rest[j] != '.' {
@@ -56,25 +55,29 @@ func ParseDuration(s string) (time.Duration, error) {
 		default:
 			v, err := time.ParseDuration(number + unit)
 			if err != nil {
-				return 0, bad
+				return 0, badDuration(s)
 			}
 			if total += v; total < 0 {
-				return 0, bad
+				return 0, badDuration(s)
 			}
 			continue
 		}
 		n, err := strconv.ParseFloat(number, 64)
 		if err != nil || n*float64(one) > float64(1<<62) {
-			return 0, bad
+			return 0, badDuration(s)
 		}
 		if total += time.Duration(n * float64(one)); total < 0 {
-			return 0, bad
+			return 0, badDuration(s)
 		}
 	}
 	if s == "" {
-		return 0, bad
+		return 0, badDuration(s)
 	}
 	return total, nil
+}
+
+func badDuration(s string) error {
+	return fmt.Errorf("invalid duration %q (a number with a unit, such as 250ms, 90s, 5m, 4h, 36d, 2w)", s)
 }
 
 // String writes d in the form that UnmarshalText reads: whole days as d.
