@@ -91,3 +91,85 @@ func TestPromises(t *testing.T) {
 		}
 	})
 }
+
+// A client that has passed often enough is never delayed while it is seen
+// within keep, and no pass is counted twice in count_every, however the
+// contacts come and whatever the rule.
+func TestKnownClientsAreNeverDelayed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := rule
+		r.KnownAfter = rapid.IntRange(0, 4).Draw(t, "known after")
+		r.CountEvery = time.Duration(rapid.IntRange(0, 3).Draw(t, "count every")) * time.Hour
+		var client Client
+		triplets, pairs := make([]Triplet, 6), make([]Pair, 6)
+		begin := time.UnixMilli(1e12)
+		now, most := begin, 0
+		for range rapid.IntRange(1, 80).Draw(t, "contacts") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 90).Draw(t, "minutes")) * time.Minute)
+			i := rapid.IntRange(0, len(triplets)-1).Draw(t, "triplet")
+			known := r.KnownAfter > 0 && int(client.Passes) >= r.KnownAfter
+			before := client
+			out := Advance(&Contact{Time: now, Rule: r}, &triplets[i], &client, &pairs[i])
+			if known != (out.State == KnownClient) {
+				t.Fatalf("%d passes of %d: %v", before.Passes, r.KnownAfter, out.State)
+			}
+			if out.Passes != int(client.Passes) || client.Passes < before.Passes || client.Passes > before.Passes+1 {
+				t.Fatalf("%d passes, before %d, told %d", client.Passes, before.Passes, out.Passes)
+			}
+			if !out.State.Delays() {
+				most++
+			}
+			if r.CountEvery > 0 {
+				most = min(most, 1+int(now.Sub(begin)/r.CountEvery))
+			}
+			if int(client.Passes) > most || r.KnownAfter > 0 && int(client.Passes) > r.KnownAfter {
+				t.Fatalf("%d passes, at most %d can have been counted", client.Passes, most)
+			}
+			if !out.State.Delays() && client.Last != now.UnixMilli() {
+				t.Fatal("a client that is seen is not kept")
+			}
+		}
+	})
+}
+
+// Whatever stands in the store, from whatever clock, an outcome makes sense:
+// what is delayed comes to an end, and no entry is left in the future but what
+// was there.
+func TestAnyStateHasAnOutcome(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		now := int64(1e12)
+		at := func(name string) int64 {
+			return rapid.SampledFrom([]int64{0, 1, now - 1e10, now - 1e7, now - 120_000, now - 1, now, now + 1, now + 1e7, now + 1e10}).Draw(t, name)
+		}
+		count := rapid.Uint32Range(0, 7)
+		triplet := Triplet{First: at("first"), Last: at("last"), Attempts: count.Draw(t, "attempts"), Passes: count.Draw(t, "passes")}
+		client := Client{Last: at("seen"), Counted: at("counted"), Passes: count.Draw(t, "client passes")}
+		pair := Pair{First: at("pair first"), Last: at("pair last")}
+		c := &Contact{Time: time.UnixMilli(now), Rule: rule}
+		out := Advance(c, &triplet, &client, &pair)
+		if out.State.Delays() != (out.Wait > 0) || out.Wait > rule.Delay {
+			t.Fatalf("%v with a wait of %v", out.State, out.Wait)
+		}
+		if !out.State.Delays() {
+			return
+		}
+		if triplet.First == 0 || triplet.First > now || pair.First == 0 || pair.First > now {
+			t.Fatalf("%+v %+v is not remembered", triplet, pair)
+		}
+		c.Time = c.Time.Add(out.Wait)
+		if again := Advance(c, &triplet, &client, &pair); again.State.Delays() {
+			t.Fatalf("told to wait for %v, then %v", out.Wait, again.State)
+		}
+	})
+}
+
+func TestStates(t *testing.T) {
+	for s, delays := range []bool{FirstContact: true, EarlyRetry: true, FirstPass: false, KnownTriplet: false, KnownClient: false, Overdue: false} {
+		if State(s).Delays() != delays || State(s).String() == "unknown" {
+			t.Errorf("%v: delays %v", State(s), !delays)
+		}
+	}
+	if s := State(99).String(); s != "unknown" {
+		t.Errorf("state 99 is %q", s)
+	}
+}
