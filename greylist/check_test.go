@@ -648,11 +648,6 @@ func TestTraits(t *testing.T) {
 	}
 }
 
-func TestShippedExceptions(t *testing.T) {
-	w := newWorld(t, func(c *greylist.Config) { c.Exceptions = []string{"../configs/greylist-exceptions.list"} })
-	w.want("a shipped exception", "greylist-exception", w.request("192.0.2.7", "smtp-out.amazon.com", "a@example.org", "b@example.com"))
-}
-
 // over returns a check over a store of that name, without hints' goroutine.
 func over(t testing.TB, name string, edit func(*greylist.Config)) *greylist.Check {
 	t.Helper()
