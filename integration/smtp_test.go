@@ -2,7 +2,9 @@ package integration
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -212,4 +214,96 @@ func TestMailGoesOnWithoutTheDaemon(t *testing.T) {
 	rcpt, data := p.dial("192.0.2.7", "").mail("a@example.org", "b@example.com")
 	matches(t, "without the daemon", rcpt[0], `^250`)
 	matches(t, "without the daemon", data, `^250`)
+}
+
+// A client that nobody here wrote.
+func TestSwaks(t *testing.T) {
+	t.Parallel()
+	require(t, "swaks")
+	d := newDaemon(t, base)
+	d.start()
+	p := startPostfix(t, false, restrictions("unix:"+d.socket())...)
+	swaks := func() (string, error) {
+		out, err := exec.Command("swaks", "--server", "127.0.0.1", "--port", fmt.Sprint(p.port), "--from", "ann@example.org", "--to", "bob@example.com",
+			"--helo", "mail.example.org").CombinedOutput()
+		return string(out), err
+	}
+	if out, err := swaks(); err == nil || !strings.Contains(out, "450 4.2.0 <bob@example.com>: Recipient address rejected: Greylisted") {
+		t.Errorf("first contact: %v\n%s", err, out)
+	}
+	time.Sleep(1100 * time.Millisecond)
+	if out, err := swaks(); err != nil {
+		t.Errorf("retry: %v\n%s", err, out)
+	}
+	if m := p.messages(1)[0]; !strings.Contains(m, "\nX-Greylist: delayed ") {
+		t.Errorf("message:\n%s", m)
+	}
+}
+
+// A real recursive server between the daemon and the lists, as in life.
+func TestThroughUnbound(t *testing.T) {
+	t.Parallel()
+	require(t, "unbound")
+	dns := dnstest.Start(t)
+	list(dns, "bl.example")
+	dns.Add("7.2.0.192.bl.example. 300 IN A 127.0.0.2", `7.2.0.192.bl.example. 300 IN TXT "real words"`)
+	host, port, ok := strings.Cut(dns.Addr(), ":")
+	if !ok {
+		t.Fatal(dns.Addr())
+	}
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := l.LocalAddr().(*net.UDPAddr).Port
+	_ = l.Close() // unbound takes it
+	dir := shortDir(t)
+	conf := filepath.Join(dir, "unbound.conf")
+	text := fmt.Sprintf(`server:
+  interface: 127.0.0.1
+  port: %d
+  username: ""
+  chroot: ""
+  directory: %q
+  pidfile: ""
+  use-syslog: no
+  do-daemonize: no
+  do-not-query-localhost: no
+  module-config: "iterator"
+remote-control:
+  control-enable: no
+forward-zone:
+  name: "."
+  forward-addr: %s@%s
+`, own, dir, host, port)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("unbound", "-d", "-c", conf)
+	out := &logBuffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it has nothing to save
+		_ = cmd.Wait()         // killed
+		if t.Failed() {
+			t.Logf("unbound: %s", out)
+		}
+	})
+	d := newDaemon(t, fmt.Sprintf(`
+[dns]
+servers = ["127.0.0.1:%d"]
+[rbl]
+lists = ["bl.example*3"]
+ask_private = true
+[greylist]
+mode = "off"
+`, own))
+	d.start()
+	d.eventually("the list passes its test", func() bool { return strings.Contains(d.run("status"), "bl.example: on") })
+	c := d.dial()
+	expect(t, "listed", c.MustAsk(t, sample("192.0.2.7", "a@example.org", "b@example.com")), "554 5.7.1 ", "blocked using bl.example; real words")
+	expect(t, "not listed", c.MustAsk(t, sample("192.0.2.8", "a@example.org", "b@example.com")), "DUNNO")
 }

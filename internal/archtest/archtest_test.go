@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -196,8 +195,7 @@ func TestImports(t *testing.T) {
 }
 
 // An import cycle through tests, or a check that tests itself with another
-// check, ties together what should be apart. store/mem is the plainest real
-// store, for those that need one.
+// check, ties together what should be apart. Real stores are fine.
 func TestImportsOfTests(t *testing.T) {
 	checks := []string{"access", "rbl", "greylist"}
 	for _, p := range list(t) {
@@ -206,7 +204,7 @@ func TestImportsOfTests(t *testing.T) {
 		}
 		for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
 			own, ok := strings.CutPrefix(imported, module+"/")
-			if ok && own != p.name() && (slices.Contains(checks, own) || own == "config" || own == "app" || path.Dir(own) == "store" && own != "store/mem") {
+			if ok && own != p.name() && (slices.Contains(checks, own) || own == "config" || own == "app") {
 				t.Errorf("the tests of %s must not import %s", p.name(), own)
 			}
 		}
