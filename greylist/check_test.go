@@ -20,8 +20,6 @@ import (
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
 	"postern/policy"
-	"postern/store"
-	"postern/store/bolt"
 	"postern/store/mem"
 )
 
@@ -71,12 +69,8 @@ func (w *world) make(edit func(*greylist.Config), prev *greylist.Check) *greylis
 
 // request is one at RCPT from a client with a verified name.
 func (w *world) request(client, name, sender, rcpt string) *policy.Request {
-	return newRequest(w.now, client, name, sender, rcpt)
-}
-
-func newRequest(now time.Time, client, name, sender, rcpt string) *policy.Request {
 	return &policy.Request{
-		Time: now, Stage: policy.StageRcpt, Helo: "helo.example",
+		Time: w.now, Stage: policy.StageRcpt, Helo: "helo.example",
 		Client: policy.Client{Addr: netip.MustParseAddr(client), Name: name},
 		Sender: mailaddr.Parse(sender), Recipient: mailaddr.Parse(rcpt),
 	}
@@ -648,19 +642,12 @@ func TestTraits(t *testing.T) {
 	}
 }
 
-// over returns a check over a store of that name, without hints' goroutine.
-func over(t testing.TB, name string, edit func(*greylist.Config)) *greylist.Check {
-	t.Helper()
-	c, err := greylist.New(config(t, edit), "mx.example.com", stores[name](t), zap.NewNop(), prometheus.NewRegistry(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Stop)
-	return c
-}
-
 // The path of nearly all mail that is let past stays cheap.
 func TestAllocations(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) {
+		c.Delay, c.KnownAfter = 0, 0
+		c.Skip = append(c.Skip, "to:slow@example.com delay=0s")
+	})
 	for _, tt := range []struct {
 		name string
 		edit func(*policy.Request)
@@ -672,99 +659,60 @@ func TestAllocations(t *testing.T) {
 		{"recipient with a delay of its own", func(r *policy.Request) { r.Recipient = mailaddr.Parse("slow@example.com") }, 2},
 		{"login", func(r *policy.Request) { r.SASL.Username = "ann" }, 1},
 	} {
-		for name := range stores {
-			c := over(t, name, func(c *greylist.Config) {
-				c.Delay, c.KnownAfter = 0, 0
-				c.Skip = append(c.Skip, "to:slow@example.com delay=0s")
-			})
-			req := newRequest(time.Now(), "192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
-			tt.edit(req)
-			n := testing.AllocsPerRun(200, func() {
-				if v, err := c.Evaluate(t.Context(), req); err != nil || v.Action != policy.Continue {
-					t.Fatal(v, err)
-				}
-			})
-			// The race detector makes sync.Pool drop things now and then.
-			if n > tt.most && !race {
-				t.Errorf("%s over %s: %v allocations, at most %v", tt.name, name, n, tt.most)
+		req := w.request("192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
+		tt.edit(req)
+		n := testing.AllocsPerRun(200, func() {
+			if v := w.ask(req); v.Action != policy.Continue {
+				t.Fatal(v)
 			}
+		})
+		// The race detector makes sync.Pool drop things now and then.
+		if n > tt.most && !race {
+			t.Errorf("%s: %v allocations, at most %v", tt.name, n, tt.most)
 		}
 	}
 }
 
 func BenchmarkEvaluate(b *testing.B) {
-	for _, name := range []string{"mem", "bolt"} {
-		for _, kind := range []string{"known", "unique"} {
-			b.Run(name+"/"+kind, func(b *testing.B) {
-				c := over(b, name, func(c *greylist.Config) { c.KnownAfter = 0 })
-				req := newRequest(time.Now(), "192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
-				evaluate := func() {
-					if _, err := c.Evaluate(b.Context(), req); err != nil {
-						b.Fatal(err)
+	for _, name := range []string{"known", "unique"} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, func(c *greylist.Config) { c.KnownAfter = 0 })
+			req := w.request("192.0.2.7", "mail.example.org", "ann@example.org", "bob@example.com")
+			w.ask(req)
+			req.Time = req.Time.Add(3 * time.Minute)
+			w.want("the triplet", passes, req)
+			// Each sender is forgotten when its turn comes again.
+			senders := make([]policy.Address, 1<<15)
+			for i := range senders {
+				senders[i] = mailaddr.Parse(fmt.Sprintf("u%d@example.org", i))
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := 0; b.Loop(); i++ {
+				if name == "unique" {
+					n := i % len(senders)
+					if n == 0 {
+						req.Time = req.Time.Add(50 * time.Hour)
 					}
+					req.Sender = senders[n]
 				}
-				evaluate()
-				req.Time = req.Time.Add(3 * time.Minute)
-				evaluate()
-				// More distinct senders in a second than a file takes make an
-				// error; so each is forgotten when its turn comes again.
-				senders := make([]policy.Address, 1<<16)
-				for i := range senders {
-					senders[i] = mailaddr.Parse(fmt.Sprintf("u%d@example.org", i))
-				}
-				b.ReportAllocs()
-				b.ResetTimer()
-				for i := 0; b.Loop(); i++ {
-					if kind == "unique" {
-						n := i % len(senders)
-						if n == 0 {
-							req.Time = req.Time.Add(50 * time.Hour)
-						}
-						req.Sender = senders[n]
-					}
-					evaluate()
-				}
-			})
-		}
+				w.ask(req)
+			}
+		})
 	}
 }
 
 func BenchmarkHint(b *testing.B) {
-	c := over(b, "mem", nil)
-	req := newRequest(time.Now(), "192.0.2.7", "", "ann@example.org", "bob@example.com")
-	if _, err := c.Evaluate(b.Context(), req); err != nil {
-		b.Fatal(err)
-	}
+	w := newWorld(b, nil)
+	req := w.request("192.0.2.7", "", "ann@example.org", "bob@example.com")
+	w.ask(req)
 	for name, sender := range map[string]string{"hit": "ann@example.org", "miss": "carl@example.org"} {
 		b.Run(name, func(b *testing.B) {
 			req.Sender = mailaddr.Parse(sender)
 			b.ReportAllocs()
 			for b.Loop() {
-				c.Hint(req)
+				w.check.Hint(req)
 			}
 		})
 	}
-}
-
-// stores are those that live in this process.
-var stores = map[string]func(testing.TB) greylist.Store{
-	"mem": func(t testing.TB) greylist.Store {
-		s := mem.New(10_000_000)
-		t.Cleanup(func() { _ = s.Close(context.Background()) }) // nothing is pending
-		return s
-	},
-	"bolt": func(t testing.TB) greylist.Store {
-		cfg := store.DefaultConfig()
-		cfg.Path, cfg.MaxEntries = filepath.Join(t.TempDir(), "state.db"), 10_000_000
-		s, err := bolt.Open(cfg, zap.NewNop(), prometheus.NewRegistry())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := s.Close(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
-		return s
-	},
 }
