@@ -271,6 +271,9 @@ func placeholder(name string, req *policy.Request, wait time.Duration) string {
 	case "wait":
 		return strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10)
 	case "client":
+		if !req.Client.Addr.IsValid() {
+			return "unknown"
+		}
 		return req.Client.Addr.String()
 	case "helo":
 		return req.Helo

@@ -565,6 +565,76 @@ func TestHeaderOff(t *testing.T) {
 	}
 }
 
+func TestReply(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.Reply = "451 4.7.1 {wait} {client} {helo} {sender} {recipient} {{}}" })
+	req := w.request("2001:db8::7", "", "Ann+x@example.org", "Bob@example.com")
+	want := policy.Reply{Code: 451, Enhanced: "4.7.1", Text: "120 2001:db8::7 helo.example Ann+x@example.org Bob@example.com {}"}
+	if v := w.ask(req); v.Reply != want {
+		t.Errorf("reply %q, want %q", v.Reply, want)
+	}
+	req.Helo, req.Client = "a\r\n250 b\x00", policy.Client{Name: "mx.example.org"}
+	if v := w.ask(req); !strings.HasPrefix(v.Reply.Text, "120 unknown a 250 b? ") {
+		t.Errorf("reply %q", v.Reply)
+	}
+}
+
+func TestRecipientsAreComparedWithoutCase(t *testing.T) {
+	w := newWorld(t, nil)
+	w.want("as written", first, w.request("192.0.2.7", "", "ann@example.org", "Bob@B\u00fccher.example"))
+	w.now = w.now.Add(3 * time.Minute)
+	w.want("in another spelling", passes, w.request("192.0.2.7", "", "ann@example.org", "bob@xn--bcher-kva.example."))
+	w.want("in capitals", known, w.request("192.0.2.7", "", "ann@example.org", "BOB@XN--BCHER-KVA.EXAMPLE"))
+	w.want("with an extension", first, w.request("192.0.2.7", "", "ann@example.org", "bob+x@xn--bcher-kva.example"))
+	w.want("without a domain", first, w.request("192.0.2.7", "", "ann@example.org", "Bob"))
+	w.want("without a domain, again", early, w.request("192.0.2.7", "", "ann@example.org", "bob"))
+}
+
+// An explanation says what was compared, what was found, and what failed.
+func TestExplanations(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.NullSender = greylist.AtRcpt })
+	explain := func(ask func(*policy.Request), edit func(*policy.Request)) map[string]string {
+		req := w.request("192.0.2.7", "", "", "bob@example.com")
+		req.DryRun, req.Probe = true, new(policy.Probe)
+		edit(req)
+		ask(req)
+		notes := map[string]string{}
+		for _, n := range req.Probe.Notes {
+			notes[n.What] = n.Value
+		}
+		return notes
+	}
+	evaluate := func(req *policy.Request) { w.ask(req) }
+	w.ask(w.request("192.0.2.7", "", "", "bob@example.com"))
+	w.now = w.now.Add(time.Minute)
+	notes := explain(evaluate, func(*policy.Request) {})
+	if notes["sender"] != "<>" || notes["recipient"] != "bob@example.com" || notes["passes of the client"] != "0 of 5" ||
+		notes["state"] != "early-retry, first contact 1m0s ago, would pass in 1m0s" {
+		t.Errorf("an early retry: %v", notes)
+	}
+	notes = explain(func(req *policy.Request) {
+		if _, ok := w.check.Hint(req); !ok {
+			t.Error("no hint")
+		}
+	}, func(*policy.Request) {})
+	if notes["retry too early"] != "first contact 1m0s ago" {
+		t.Errorf("a hint: %v", notes)
+	}
+	notes = explain(evaluate, func(req *policy.Request) { req.SASL.Username = "ann" })
+	if notes["passed over"] != "authenticated login ann" {
+		t.Errorf("a login: %v", notes)
+	}
+	c, err := greylist.New(config(t, nil), "mx", broken{}, zap.NewNop(), prometheus.NewRegistry(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Stop()
+	notes = explain(func(req *policy.Request) { _, err = c.Evaluate(t.Context(), req) },
+		func(req *policy.Request) { req.Sender = mailaddr.Parse("ann@example.org") })
+	if notes["store"] != errBroken.Error() || !errors.Is(err, errBroken) {
+		t.Errorf("a broken store: %v %v", notes, err)
+	}
+}
+
 func TestExceptionFilesAreWatched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "x.list")
