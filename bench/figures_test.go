@@ -13,8 +13,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -225,11 +227,54 @@ func ask(c net.Conn, req []byte) error {
 			return err
 		}
 		n += m
-		if n >= 2 && buf[n-1] == '\n' && buf[n-2] == '\n' {
-			if string(buf[:7]) != "action=" {
-				return fmt.Errorf("answer %q", buf[:n])
-			}
-			return nil
+		if done, err := complete(buf[:n]); done {
+			return err
+		}
+	}
+}
+
+// complete reports whether an answer is whole.
+func complete(b []byte) (bool, error) {
+	n := len(b)
+	if n < 2 || b[n-1] != '\n' || b[n-2] != '\n' {
+		return false, nil
+	}
+	if string(b[:7]) != "action=" {
+		return true, fmt.Errorf("answer %q", b)
+	}
+	return true, nil
+}
+
+// smtpd is a connection as one of Postfix's smtpd processes holds it: a thread
+// of its own that blocks in the kernel.
+type smtpd struct{ fd int }
+
+func dialBlocking(t *testing.T, socket string) smtpd {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}); err != nil {
+		t.Fatal(err)
+	}
+	return smtpd{fd}
+}
+
+func (c smtpd) ask(req []byte) error {
+	var buf [1024]byte
+	if _, _, e := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(&req[0])), uintptr(len(req))); e != 0 {
+		return e
+	}
+	n := 0
+	for {
+		m, _, e := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&buf[n])), uintptr(len(buf)-n))
+		if e != 0 || m == 0 {
+			return fmt.Errorf("read: %v", e)
+		}
+		n += int(m)
+		if done, err := complete(buf[:n]); done {
+			return err
 		}
 	}
 }
@@ -240,16 +285,18 @@ func load(t *testing.T, socket string, n int, src source) float64 {
 	var wg sync.WaitGroup
 	var total atomic.Int64
 	var failed atomic.Pointer[error]
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(n + 2)) // each blocks a processor of the runtime's
 	begin := time.Now()
 	for i := range n {
-		c := dial(t, socket)
+		c := dialBlocking(t, socket)
 		next := src(i)
 		wg.Go(func() {
-			defer c.Close() //nolint:errcheck // only a client
+			runtime.LockOSThread()
+			defer syscall.Close(c.fd) //nolint:errcheck // only a client
 			count := int64(0)
 			for time.Since(begin) < roundTime {
 				for range 16 {
-					if err := ask(c, next()); err != nil {
+					if err := c.ask(next()); err != nil {
 						failed.Store(&err)
 						return
 					}

@@ -84,11 +84,17 @@ type shared struct {
 const failureTTL = 30 * time.Second
 
 func (s *shared) cached(k cacheKey, now time.Time) (answer, bool) {
+	a, _, ok := s.cachedUntil(k, now)
+	return a, ok
+}
+
+// cachedUntil is cached, with the time (Unix ns) at which the answer expires.
+func (s *shared) cachedUntil(k cacheKey, now time.Time) (answer, int64, bool) {
 	v, ok := s.cache.GetIfPresent(k)
 	if !ok || v.expires <= now.UnixNano() || v.gen != k.list.gen.Load() {
-		return answer{}, false
+		return answer{}, 0, false
 	}
-	return v.answer, true
+	return v.answer, v.expires, true
 }
 
 func (s *shared) keep(k cacheKey, a answer, gen uint32, ttl time.Duration) {

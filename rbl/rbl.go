@@ -12,6 +12,7 @@ package rbl
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -47,6 +48,7 @@ type Check struct {
 	deferReply *policy.Template
 	shared     *shared
 	runs       sync.Pool // of *run
+	memo       memo
 
 	tasks tasks // queries, tests, timers
 	stop  context.CancelFunc
@@ -86,6 +88,7 @@ func (q *query) score(l *listing) (sum int, matched bool) {
 // error is that of a key file that can no longer be read.
 func New(cfg Config, res Resolver, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*Check, error) {
 	c := &Check{cfg: cfg, log: log.Named("rbl"), limits: limits{reject: cfg.RejectAt, hold: cfg.DeferAt, mark: cfg.MarkAt}}
+	c.memo.seed = maphash.MakeSeed()
 	var err error
 	if c.reply, err = policy.ParseTemplate(cfg.Reply, rejectReply, replyVars...); err != nil {
 		return nil, fmt.Errorf("rbl: reply: %w", err)
@@ -355,12 +358,28 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	if len(c.queries) == 0 {
 		return policy.Verdict{}, nil
 	}
+	s := c.subjectsOf(req)
+	if c.recall(&s, req) {
+		return policy.Verdict{}, nil
+	}
 	r := c.runs.Get().(*run)
 	defer r.release()
-	if r.begin(req) > 0 {
+	if r.begin(req, &s) > 0 {
 		r.wait(ctx)
+	} else {
+		r.remember(&s, req)
 	}
 	return r.conclude(ctx, req)
+}
+
+// subjectsOf returns what the lists can be asked about a request.
+func (c *Check) subjectsOf(req *policy.Request) (s subjects) {
+	for k, used := range c.kinds {
+		if used {
+			s[k] = subjectOf(Kind(k), req, c.cfg.AskPrivate)
+		}
+	}
+	return s
 }
 
 // tasks counts goroutines. Unlike a sync.WaitGroup it takes new ones while
@@ -449,6 +468,7 @@ type slot struct {
 	flight  *flight // not nil: under way
 	state   slotState
 	cached  bool
+	expires int64 // of a cached answer, Unix ns
 	took    time.Duration
 }
 
@@ -475,19 +495,13 @@ func (r *run) release() {
 
 // begin takes from memory what is there and asks for the rest. It returns the
 // number of queries under way.
-func (r *run) begin(req *policy.Request) (pending int) {
+func (r *run) begin(req *policy.Request, about *subjects) (pending int) {
 	c := r.check
 	r.showAll = req.Probe != nil
-	var subjects [kindCount]subject
-	for k, used := range c.kinds {
-		if used {
-			subjects[k] = subjectOf(Kind(k), req, c.cfg.AskPrivate)
-		}
-	}
 	now := time.Now()
 	for i := range c.queries {
 		q, s := &c.queries[i], &r.slots[i]
-		s.subject = subjects[q.kind]
+		s.subject = about[q.kind]
 		if !s.subject.ok() || len(s.subject.domain)+1+len(q.list.suffix) > 253 {
 			continue
 		}
@@ -498,7 +512,7 @@ func (r *run) begin(req *policy.Request) (pending int) {
 			continue
 		}
 		var ok bool
-		if s.answer, ok = c.shared.cached(cacheKey{q.list.listState, s.subject}, now); ok {
+		if s.answer, s.expires, ok = c.shared.cachedUntil(cacheKey{q.list.listState, s.subject}, now); ok {
 			s.state, s.cached = slotDone, true
 			if !req.DryRun {
 				q.list.cached.Add(1)
