@@ -62,6 +62,7 @@ type App struct {
 	door     *policyd.Server
 	started  time.Time
 
+	tuner     *tuner
 	admin     *admin.Server
 	adminDone chan error
 
@@ -113,6 +114,7 @@ func openStore(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (
 func (a *App) Start() (err error) {
 	g := a.current.Load()
 	g.start()
+	a.tuner = startTuner()
 	defer func() {
 		if err != nil {
 			a.Stop(context.Background())
@@ -177,6 +179,7 @@ func (a *App) Stop(ctx context.Context) {
 	g := a.current.Load()
 	g.stop()
 	g.resolver.Close()
+	a.tuner.close()
 	if err := a.parts.store.Close(ctx); err != nil {
 		a.log.Error("the state could not be saved", zap.Error(err))
 	}

@@ -66,7 +66,6 @@ const profileEnv = "POSTERN_BENCH_PROFILE"
 
 // serve runs a daemon in this process until stop is called.
 func serve(path string) (stop func(), err error) {
-	app.Tune()
 	cfg, _, err := config.Load(path)
 	if err != nil {
 		return nil, err

@@ -103,7 +103,15 @@ func (l *Live) rebuild() {
 		}
 		sources[i], contents[i] = s.source, s.content
 	}
-	l.set.Store(build(l.opts, sources, contents))
+	set := build(l.opts, sources, contents)
+	// The set's entries take the place of those that they were copied from:
+	// nobody needs both.
+	rest := set.entries
+	for _, s := range l.sources {
+		n := len(s.content.entries)
+		s.content.entries, rest = rest[:n:n], rest[n:]
+	}
+	l.set.Store(set)
 }
 
 func (l *Live) reportExpired(now time.Time) {

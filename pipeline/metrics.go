@@ -16,17 +16,14 @@ import (
 // Metrics are the counters of all pipelines of a daemon. They outlive a
 // reload, so they are made once.
 type Metrics struct {
-	decisions      *prometheus.CounterVec   // chain, stage, action
-	seconds        *prometheus.HistogramVec // chain
-	verdicts       *prometheus.CounterVec   // check, outcome, action, reason
-	stepSeconds    *prometheus.HistogramVec // check
-	degraded       *prometheus.CounterVec   // chain
-	shadowed       *prometheus.CounterVec   // check, action
+	decisions      *prometheus.CounterVec // chain, stage, action
+	seconds        *histograms            // chain
+	verdicts       *prometheus.CounterVec // check, outcome, action, reason
+	stepSeconds    *histograms            // check
+	degraded       *prometheus.CounterVec // chain
+	shadowed       *prometheus.CounterVec // check, action
 	unknownContext prometheus.Counter
 }
-
-// buckets reach from a warm answer to a spent budget.
-var buckets = []float64{20e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3, 100e-3, .5, 1, 2.5, 5, 10, 20}
 
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
@@ -34,15 +31,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postern_decisions_total", Help: "Decisions by chain, SMTP stage and action.",
 		}, []string{"chain", "stage", "action"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "postern_decision_seconds", Help: "Time a decision took, by chain.", Buckets: buckets,
-		}, []string{"chain"}),
+		seconds: newHistograms("postern_decision_seconds", "Time a decision took, by chain.", "chain"),
 		verdicts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postern_check_verdicts_total", Help: "Verdicts of single checks; outcome tells whether the verdict counted.",
 		}, []string{"check", "outcome", "action", "reason"}),
-		stepSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "postern_check_seconds", Help: "Time one check took.", Buckets: buckets,
-		}, []string{"check"}),
+		stepSeconds: newHistograms("postern_check_seconds", "Time one check took, of checks that can wait.", "check"),
 		degraded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postern_decisions_degraded_total", Help: "Decisions in which a check could not be asked.",
 		}, []string{"chain"}),
@@ -58,13 +51,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 }
 
 type chainMetrics struct {
-	seconds  prometheus.Observer
+	seconds  *histogram
 	degraded prometheus.Counter
 	pass     [policy.StageEtrn + 1]prometheus.Counter // continue, by stage
 }
 
 func (m *Metrics) chain(name string) chainMetrics {
-	c := chainMetrics{seconds: m.seconds.WithLabelValues(name), degraded: m.degraded.WithLabelValues(name)}
+	c := chainMetrics{seconds: m.seconds.with(name), degraded: m.degraded.WithLabelValues(name)}
 	for s := range c.pass {
 		c.pass[s] = m.decisions.WithLabelValues(name, policy.Stage(s).String(), policy.Continue.String())
 	}
@@ -73,7 +66,7 @@ func (m *Metrics) chain(name string) chainMetrics {
 
 func (m *Metrics) observe(r *run) {
 	c, d := &r.chain.metrics, r.d
-	c.seconds.Observe(d.Took.Seconds())
+	c.seconds.observe(d.Took)
 	if d.Degraded {
 		c.degraded.Inc()
 	}
@@ -90,7 +83,8 @@ func (m *Metrics) observe(r *run) {
 type stepMetrics struct {
 	name     string
 	verdicts *prometheus.CounterVec
-	seconds  prometheus.Observer
+	seconds  *histogram
+	timed    bool // the check can wait; the time of others is not worth its measuring
 	// counters holds the children met so far. It is copied to grow, so the
 	// request path reads it without a lock.
 	counters *atomic.Pointer[map[verdictKey]prometheus.Counter]
@@ -104,7 +98,7 @@ type verdictKey struct {
 
 func (m *Metrics) step(name string) stepMetrics {
 	s := stepMetrics{
-		name: name, verdicts: m.verdicts, seconds: m.stepSeconds.WithLabelValues(name),
+		name: name, verdicts: m.verdicts, seconds: m.stepSeconds.with(name),
 		counters: new(atomic.Pointer[map[verdictKey]prometheus.Counter]),
 	}
 	s.counters.Store(&map[verdictKey]prometheus.Counter{})
@@ -112,8 +106,8 @@ func (m *Metrics) step(name string) stepMetrics {
 }
 
 func (s *stepMetrics) observe(line *policy.Step, took time.Duration) {
-	if line.Outcome != policy.Hinted {
-		s.seconds.Observe(took.Seconds())
+	if s.timed && line.Outcome != policy.Hinted {
+		s.seconds.observe(took)
 	}
 	key := verdictKey{line.Outcome, line.Verdict.Action, line.Verdict.Reason}
 	old := s.counters.Load()

@@ -106,6 +106,7 @@ func New(o Options) (*Pipeline, error) {
 		for i, check := range cfg.Checks {
 			s := step{Step: o.Steps[check], name: check, metrics: o.Metrics.step(check)}
 			s.traits = s.Check.Traits()
+			s.metrics.timed = s.traits.Waits
 			s.hinter, _ = s.Check.(policy.Hinter)
 			if s.traits.Waits && i < c.hintAt {
 				c.hintAt = i

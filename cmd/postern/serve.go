@@ -34,7 +34,6 @@ func (c *cli) serveCommand() *cobra.Command {
 }
 
 func (c *cli) serve(ctx context.Context) (err error) {
-	app.Tune()
 	cfg, warnings, err := config.Load(c.config)
 	if err != nil {
 		return err
