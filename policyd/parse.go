@@ -34,6 +34,12 @@ type scanner struct {
 // included, or 0 when it is not complete yet. buf must begin with what it
 // began with before.
 func (s *scanner) end(buf []byte, l Limits) (int, error) {
+	if s.at == 0 && len(buf) > 0 && len(buf) <= min(l.Line, l.Request) && buf[0] != '\n' {
+		// The usual case: all of it at once, and no line can be too long.
+		if i := bytes.Index(buf, endOfRequest); i >= 0 && bytes.IndexByte(buf[:i], '\r') < 0 {
+			return i + 2, nil
+		}
+	}
 	for {
 		i := bytes.IndexByte(buf[s.at:], '\n')
 		if i < 0 {
