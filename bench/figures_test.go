@@ -71,14 +71,14 @@ func TestFigures(t *testing.T) {
 		return
 	}
 
-	t.Run("together", func(t *testing.T) { together(t, dir, dns.Addr()) })
+	t.Run("allocations", func(t *testing.T) { together(t, dir, dns.Addr()) })
 	t.Run("redis", func(t *testing.T) { redisFigures(t, dir, dns.Addr(), fl) })
 	t.Run("million", func(t *testing.T) { million(t, dir, dns.Addr(), fl) })
 	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
 }
 
-// together has floor, daemon and client in one process: what they cost
-// without the kernel's changes between processes.
+// together has floor, daemon and client in one process, whose allocations can
+// be counted.
 func together(t *testing.T, dir, dns string) {
 	fl := filepath.Join(dir, "herefloor.sock")
 	l, err := net.Listen("unix", fl)
@@ -94,9 +94,7 @@ func together(t *testing.T, dir, dns string) {
 	}
 	defer stop()
 	warm(t, p.socket)
-	compare(t, "one process, known triplets", fl, p.socket, nil, known)
 	t.Logf("%-42s %.1f", "allocations of a known triplet", allocations(t, p.socket, known)-allocations(t, fl, known))
-	compare(t, "one process, unique triplets", fl, p.socket, nil, unique)
 }
 
 // tested gives a list the entries by which it passes its test (RFC 5782).
@@ -313,28 +311,19 @@ func load(t *testing.T, socket string, n int, src source) float64 {
 	return float64(total.Load()) / time.Since(begin).Seconds()
 }
 
-// compare loads the floor and the daemon in turn. d is the daemon's process,
-// nil when it is this one.
+// compare loads the floor and the daemon, whose process is d, in turn.
 func compare(t *testing.T, what, floor, socket string, d *child, src source) {
 	t.Helper()
 	var ratios, rates, floors, cpus []float64
 	for range rounds {
 		f := load(t, floor, conns, known)
-		var used time.Duration
-		if d != nil {
-			used = d.cpu(t)
-		}
+		used := d.cpu(t)
 		r := load(t, socket, conns, src)
-		if d != nil {
-			cpus = append(cpus, float64((d.cpu(t)-used).Microseconds())/(r*roundTime.Seconds()))
-		}
+		cpus = append(cpus, float64((d.cpu(t)-used).Microseconds())/(r*roundTime.Seconds()))
 		ratios, rates, floors = append(ratios, r/f), append(rates, r), append(floors, f)
 	}
-	text := ""
-	if d != nil {
-		text = fmt.Sprintf("; %.1f µs of the daemon's processor time each, %d MiB resident", median(cpus), d.resident(t))
-	}
-	t.Logf("%-42s %.2f of the floor (%.0f of %.0f requests/s%s)", what, median(ratios), median(rates), median(floors), text)
+	t.Logf("%-42s %.2f of the floor (%.0f of %.0f requests/s; %.1f µs of the daemon's processor time each, %d MiB resident)",
+		what, median(ratios), median(rates), median(floors), median(cpus), d.resident(t))
 }
 
 // allocations counts those of the whole process for one request.
