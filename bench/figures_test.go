@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -267,8 +268,11 @@ func (c smtpd) ask(req []byte) error {
 	n := 0
 	for {
 		m, _, e := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&buf[n])), uintptr(len(buf)-n))
-		if e != 0 || m == 0 {
-			return fmt.Errorf("read: %v", e)
+		if e != 0 {
+			return e
+		}
+		if m == 0 {
+			return io.ErrUnexpectedEOF
 		}
 		n += int(m)
 		if done, err := complete(buf[:n]); done {

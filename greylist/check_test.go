@@ -140,41 +140,59 @@ func TestPoolsShareAnIdentity(t *testing.T) {
 		first, second func(*policy.Request)
 		same          bool
 	}{
-		{"hosts of one organisation",
+		{
+			"hosts of one organisation",
 			func(r *policy.Request) { r.Client.Name = "mail1.example.org" },
 			func(r *policy.Request) {
 				r.Client.Name, r.Client.Addr = "out7.example.org", netip.MustParseAddr("198.51.100.9")
-			}, true},
-		{"one network",
-			func(*policy.Request) {}, func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("192.0.2.200") }, true},
-		{"another network",
-			func(*policy.Request) {}, func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("192.0.3.7") }, false},
-		{"one IPv6 network",
+			}, true,
+		},
+		{
+			"one network",
+			func(*policy.Request) {}, func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("192.0.2.200") }, true,
+		},
+		{
+			"another network",
+			func(*policy.Request) {}, func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("192.0.3.7") }, false,
+		},
+		{
+			"one IPv6 network",
 			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8::1") },
-			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8::ffff:1") }, true},
-		{"another IPv6 network",
+			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8::ffff:1") }, true,
+		},
+		{
+			"another IPv6 network",
 			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8::1") },
-			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8:0:1::1") }, false},
-		{"one domain with SPF pass",
+			func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("2001:db8:0:1::1") }, false,
+		},
+		{
+			"one domain with SPF pass",
 			func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: "pass", Domain: "example.org"} },
 			func(r *policy.Request) {
 				r.Facts.SPF, r.Client.Addr = policy.SPF{Result: "pass", Domain: "example.org"}, netip.MustParseAddr("203.0.113.9")
-			}, true},
-		{"SPF fails for the second",
+			}, true,
+		},
+		{
+			"SPF fails for the second",
 			func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: "pass", Domain: "example.org"} },
 			func(r *policy.Request) {
 				r.Facts.SPF, r.Client.Addr = policy.SPF{Result: "fail", Domain: "example.org"}, netip.MustParseAddr("203.0.113.9")
-			}, false},
-		{"one provider",
+			}, false,
+		},
+		{
+			"one provider",
 			func(r *policy.Request) { r.Facts.Provider = "office365" },
 			func(r *policy.Request) {
 				r.Facts.Provider, r.Client.Addr = "office365", netip.MustParseAddr("203.0.113.9")
-			}, true},
-		{"names that an access provider made are no identity",
+			}, true,
+		},
+		{
+			"names that an access provider made are no identity",
 			func(r *policy.Request) { r.Client.Name = "host-192-0-2-7.dyn.example.org" },
 			func(r *policy.Request) {
 				r.Client.Name, r.Client.Addr = "host-198-51-100-9.dyn.example.org", netip.MustParseAddr("198.51.100.9")
-			}, false},
+			}, false,
+		},
 	} {
 		w := newWorld(t, nil)
 		a := w.request("192.0.2.7", "", "ann@example.org", "bob@example.com")
@@ -688,8 +706,10 @@ func TestValidate(t *testing.T) {
 	cfg.Skip = []string{"to:a@example.org delay=5h", "to:b@example.org delay=soon", "to:c@example.org later=5m", "to:d@example.org reject"}
 	fs = nil
 	cfg.Validate("greylist", &fs)
-	for _, want := range []string{"greylist.max_delay: 4h is less than delay (5h)", "greylist.window: 5h is not more than delay", "delay: 5h is more than max_delay (4h)",
-		"greylist.skip[1]: delay: invalid duration", "greylist.skip[2]: unknown key \"later\"", "greylist.skip[3]: reject cannot stand"} {
+	for _, want := range []string{
+		"greylist.max_delay: 4h is less than delay (5h)", "greylist.window: 5h is not more than delay", "delay: 5h is more than max_delay (4h)",
+		"greylist.skip[1]: delay: invalid duration", "greylist.skip[2]: unknown key \"later\"", "greylist.skip[3]: reject cannot stand",
+	} {
 		if !strings.Contains(fs.Error(), want) {
 			t.Errorf("no %q in\n%s", want, fs)
 		}

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"maps"
 	"math"
 	"sync/atomic"
 	"time"
@@ -64,10 +65,7 @@ func (hs *histograms) with(value string) *histogram {
 	if h := old[value]; h != nil {
 		return h
 	}
-	grown := make(map[string]*histogram, len(old)+1)
-	for k, h := range old {
-		grown[k] = h
-	}
+	grown := maps.Clone(old)
 	h := &histogram{desc: hs.desc, label: value}
 	grown[value] = h
 	hs.all.Store(&grown)
