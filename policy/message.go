@@ -1,0 +1,78 @@
+package policy
+
+import "context"
+
+// Field is one header field as a door received it. Value is all that follows
+// the colon, leading white space included; folded lines are joined by LF,
+// without CR.
+type Field struct {
+	Name, Value string
+}
+
+// EditKind says what an [Edit] does.
+type EditKind uint8
+
+// The edits.
+const (
+	InsertField      EditKind = iota // put Name and Value before field At
+	ReplaceField                     // put Name and Value in the place of field At
+	DeleteField                      // take field At out
+	AddRecipient                     // deliver to Arg too, without notifications
+	ReplaceRecipient                 // deliver to Arg only
+	ReplaceBody                      // Body in the place of the whole body
+	editKindCount
+)
+
+var editKindNames = [editKindCount]string{
+	"insert-field", "replace-field", "delete-field", "add-recipient", "replace-recipient", "replace-body",
+}
+
+// String returns the name used in logs and reports.
+func (k EditKind) String() string {
+	if k < editKindCount {
+		return editKindNames[k]
+	}
+	return "unknown"
+}
+
+// Edit is one change to a message. At counts the fields of the message as it
+// was received, from 0, whatever other edits do; the number of fields stands
+// for "after the last". Several edits may name the same field: insertions come
+// before it in their order.
+type Edit struct {
+	Kind        EditKind
+	At          int
+	Name, Value string // Value as in Field
+	Arg         string // an address without angle brackets
+	Body        []byte // with CRLF line ends
+}
+
+// Judgement is what an [Inspection] makes of a whole message. Edits count only
+// when the message is accepted.
+type Judgement struct {
+	Verdict Verdict
+	Edits   []Edit
+}
+
+// Inspector looks at the content of messages. It is safe for concurrent use.
+type Inspector interface {
+	// Name is its name in configuration, logs and metrics: "headers".
+	Name() string
+	// Inspect begins one message from the envelope: req at StageData, and its
+	// accepted recipients. Both stay unchanged until End. A nil Inspection
+	// has no interest in the message.
+	Inspect(req *Request, to []Address) Inspection
+}
+
+// Inspection looks at one message. Its methods are called in this order, by
+// one goroutine at a time: Header for each field, EndOfHeaders, Body for each
+// chunk, End. A message that is given up gets no End.
+type Inspection interface {
+	Header(f Field)
+	EndOfHeaders()
+	// Body takes the next bytes of the body, CRLF line ends, cut anywhere. It
+	// keeps nothing of p. It returns false when it needs no more of them.
+	Body(p []byte) (more bool)
+	// End returns the judgement. An error means "could not decide".
+	End(ctx context.Context) (Judgement, error)
+}
