@@ -37,6 +37,8 @@ var allowed = map[string]rule{
 	"rbl":      {module: "internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
 	"greylist": {module: "internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
+	"verify/callout": {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
+
 	// State. The greylist's types are the words of its store.
 	"store":         {module: "greylist internal/conf"},
 	"store/overlay": {module: "greylist store"},
@@ -70,6 +72,7 @@ var allowed = map[string]rule{
 	"internal/dnstest":    {testing: true, outside: dns},
 	"internal/policytest": {testing: true},
 	"internal/redistest":  {testing: true},
+	"internal/smtptest":   {testing: true},
 	"store/storetest":     {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
 
 	// Tests only.

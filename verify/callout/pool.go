@@ -1,0 +1,541 @@
+package callout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+)
+
+// ErrBusy is why a probe was not made: too many wait already.
+var ErrBusy = errors.New("too many probes wait for the next hop")
+
+var errRefusedPause = errors.New("the next hop refuses this host; left alone for a while")
+
+// Prober makes probes and knows how the next hops are. All methods are safe
+// for concurrent use.
+type Prober struct {
+	cfg     Config
+	helo    string
+	address string // the sender that is not the null sender
+	dns     Resolver
+	log     *zap.Logger
+	metrics *metrics
+	slots   chan struct{} // connections to all next hops
+
+	mu   sync.Mutex
+	hops map[string]*hop
+	done bool
+}
+
+// maxHopStates bounds the next hops remembered: a route with MX look-ups by
+// the recipient's domain has as many as there are domains.
+const maxHopStates = 10_000
+
+// New returns a prober on validated settings; hostname stands for what they
+// leave out. It starts nothing. prev, which may be nil, hands on what it knows
+// of next hops.
+func New(cfg Config, hostname string, dns Resolver, log *zap.Logger, reg prometheus.Registerer, prev *Prober) *Prober {
+	p := &Prober{
+		cfg: cfg, helo: cfg.Helo, address: SenderAddress(cfg.Sender, hostname), dns: dns, log: log.Named("callout"),
+		slots: make(chan struct{}, cfg.MaxConnections), hops: make(map[string]*hop),
+	}
+	if p.helo == "" {
+		p.helo = hostname
+	}
+	if p.address == "" {
+		p.address = SenderAddress("", hostname)
+	}
+	if prev == nil {
+		p.metrics = newMetrics(reg)
+		return p
+	}
+	p.metrics = prev.metrics
+	prev.mu.Lock()
+	defer prev.mu.Unlock()
+	for key, h := range prev.hops {
+		h.mu.Lock()
+		n := newHop(h.Hop, &cfg)
+		n.health, n.accepts, n.senders = h.health, h.accepts, h.senders
+		h.accepts, h.senders = nil, nil
+		h.mu.Unlock()
+		p.hops[key] = n
+	}
+	return p
+}
+
+// SenderAddress returns the address in MAIL FROM for a configured sender: ""
+// for "<>", double-bounce@hostname for "".
+func SenderAddress(configured, hostname string) string {
+	switch configured {
+	case "<>":
+		return ""
+	case "":
+		return "double-bounce@" + hostname
+	}
+	return configured
+}
+
+// Helo returns the name that the prober introduces itself with.
+func (p *Prober) Helo() string { return p.helo }
+
+// Close ends idle connections; the prober makes none idle any more. Probes
+// under way go on.
+func (p *Prober) Close() {
+	p.mu.Lock()
+	p.done = true
+	var all []*connection
+	for _, h := range p.hops {
+		h.mu.Lock()
+		all = append(all, h.conns...)
+		h.conns = nil
+		h.mu.Unlock()
+	}
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, c := range all {
+		wg.Go(func() {
+			if c.timer.Stop() {
+				c.close()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// connection is a session that can be used again by probes with the same options.
+type connection struct {
+	*session
+	options *Options
+	label   string
+	timer   *time.Timer // ends it when it stays idle
+}
+
+// hop is what is known of one next hop.
+type hop struct {
+	Hop
+	slots chan struct{} // connections
+	rate  *rate.Limiter
+
+	mu      sync.Mutex
+	waiting int
+	limit   int // of waiting
+	conns   []*connection
+	health  health
+	accepts map[string]acceptance // by domain
+	senders map[string]string     // by configured sender: the one that works
+}
+
+type acceptance struct {
+	all bool
+	at  time.Time
+}
+
+// health is how a next hop has been lately.
+type health struct {
+	failures  int       // in a row
+	until     time.Time // left alone until then
+	refused   bool      // because it refuses us
+	lastError string
+	errorAt   time.Time
+	lastOK    time.Time
+	alarm     string // what it refuses us with
+	alarmAt   time.Time
+	asked     uint64
+	failed    uint64
+	took      time.Duration // rolling mean of an answer
+}
+
+func newHop(h Hop, cfg *Config) *hop {
+	return &hop{
+		Hop: h, slots: make(chan struct{}, cfg.Connections), limit: cfg.Queue,
+		rate: rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Burst),
+	}
+}
+
+func (p *Prober) hop(h Hop) *hop {
+	key := h.String()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	state := p.hops[key]
+	if state == nil {
+		if len(p.hops) >= maxHopStates {
+			for k, old := range p.hops { // any that is at rest
+				if old.atRest() {
+					delete(p.hops, k)
+					break
+				}
+			}
+		}
+		state = newHop(h, &p.cfg)
+		p.hops[key] = state
+	}
+	return state
+}
+
+func (h *hop) atRest() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.waiting == 0 && len(h.slots) == 0 && len(h.conns) == 0
+}
+
+// leftAlone says why the next hop is not to be asked now.
+func (h *hop) leftAlone(now time.Time) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !now.Before(h.health.until) {
+		return nil
+	}
+	if h.health.refused {
+		return fmt.Errorf("%w: %s", errRefusedPause, h.health.lastError)
+	}
+	return fmt.Errorf("the next hop is down: %s", h.health.lastError)
+}
+
+// acquire waits for a connection's place and for the rate.
+func (h *hop) acquire(ctx context.Context, p *Prober, gentle bool) (release func(), err error) {
+	h.mu.Lock()
+	if h.waiting >= h.limit || gentle && h.waiting > 0 {
+		h.mu.Unlock()
+		p.metrics.busy.Inc()
+		return nil, ErrBusy
+	}
+	h.waiting++
+	h.mu.Unlock()
+	p.metrics.waiting.Inc()
+	defer func() {
+		h.mu.Lock()
+		h.waiting--
+		h.mu.Unlock()
+		p.metrics.waiting.Dec()
+	}()
+	if gentle && !h.rate.Allow() {
+		return nil, ErrBusy
+	}
+	if !gentle {
+		if err := h.rate.Wait(ctx); err != nil {
+			return nil, fmt.Errorf("%w: the rate is used up", ErrBusy)
+		}
+	}
+	for i, slots := range []chan struct{}{h.slots, p.slots} {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			if i == 1 {
+				<-h.slots
+			}
+			return nil, fmt.Errorf("%w: no connection became free", ErrBusy)
+		}
+	}
+	p.metrics.open.Inc()
+	return func() {
+		p.metrics.open.Dec()
+		<-p.slots
+		<-h.slots
+	}, nil
+}
+
+// idle takes a connection that can be used again, the one used last.
+func (h *hop) idle(o *Options, keep time.Duration) *connection {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := len(h.conns) - 1; i >= 0; i-- {
+		c := h.conns[i]
+		if c.options.Level != o.Level || c.options.Roots != o.Roots || time.Since(c.usedAt) > keep {
+			continue
+		}
+		if !c.timer.Stop() {
+			continue // it is being ended
+		}
+		h.conns = slices.Delete(h.conns, i, i+1)
+		return c
+	}
+	return nil
+}
+
+// putBack keeps a connection for the next probe, or ends it when it has served
+// enough; nobody waits for that end, but its place is free only then.
+func (p *Prober) putBack(h *hop, c *connection, release func()) {
+	if c == nil {
+		release()
+		return
+	}
+	c.dialogue = nil
+	c.usedAt = time.Now()
+	p.mu.Lock()
+	done := p.done
+	p.mu.Unlock()
+	if done || c.broken || c.transactions >= p.cfg.MaxTransactions || c.refused >= p.cfg.MaxRefused || p.cfg.KeepIdle == 0 {
+		go func() { // bounded by quitTimeout
+			c.close()
+			release()
+		}()
+		return
+	}
+	defer release()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c.timer = time.AfterFunc(p.cfg.KeepIdle.D(), func() {
+		h.mu.Lock()
+		h.conns = slices.DeleteFunc(h.conns, func(o *connection) bool { return o == c })
+		h.mu.Unlock()
+		c.close()
+	})
+	h.conns = append(h.conns, c)
+}
+
+// note keeps what a result says of the next hop, and logs when it changes.
+func (h *hop) note(p *Prober, res *Result, began time.Time) {
+	now := time.Now()
+	h.mu.Lock()
+	st := &h.health
+	st.asked++
+	was := st.failures
+	alarm := Alarm(res.Stage, res.Reply)
+	down, back := false, false
+	if res.Class == Down {
+		st.failed++
+		st.failures++
+		st.lastError, st.errorAt, st.refused = res.Stage.String()+": "+res.Text(), now, false
+		if p.cfg.DownAfter > 0 && st.failures >= p.cfg.DownAfter {
+			down = st.failures == p.cfg.DownAfter
+			st.until = now.Add(p.cfg.DownPause.D())
+		}
+	} else {
+		back = p.cfg.DownAfter > 0 && was >= p.cfg.DownAfter
+		st.failures, st.lastOK, st.until = 0, now, time.Time{}
+		st.took += (now.Sub(began) - st.took) / 8
+	}
+	loud := false
+	if alarm {
+		loud = now.Sub(st.alarmAt) > p.cfg.RefusedPause.D()
+		st.alarm = res.Stage.String() + ": " + res.Reply.String()
+		if loud {
+			st.alarmAt = now
+		}
+		if res.Stage < StageRcpt { // it is not about one address
+			st.until, st.refused = now.Add(p.cfg.RefusedPause.D()), res.Class == Refused
+			st.lastError, st.errorAt = st.alarm, now
+		}
+	} else if res.Class == Known || res.Class == Unknown || res.Class == AcceptAll {
+		st.alarm = ""
+	}
+	h.mu.Unlock()
+	fields := []zap.Field{zap.String("next_hop", res.Hop), zap.String("host", res.Host), zap.Stringer("stage", res.Stage), zap.String("answer", res.Text())}
+	switch {
+	case loud:
+		p.log.Error("the next hop refuses this host's probes: recipients cannot be verified there", fields...)
+	case down:
+		p.log.Error("the next hop is down", fields...)
+	case back:
+		p.log.Info("the next hop is back", fields...)
+	}
+}
+
+// acceptAll returns whether the next hop takes every address of the domain;
+// nil when that is not known.
+func (h *hop) acceptAll(domain string, now time.Time) *bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a, ok := h.accepts[domain]
+	if !ok || !now.Before(a.at) {
+		return nil
+	}
+	return &a.all
+}
+
+// maxDomains bounds the domains remembered of one next hop.
+const maxDomains = 100_000
+
+func (h *hop) setAcceptAll(p *Prober, domain string, all bool) {
+	h.mu.Lock()
+	if h.accepts == nil {
+		h.accepts = make(map[string]acceptance)
+	}
+	old := h.accepts[domain]
+	if len(h.accepts) >= maxDomains {
+		clear(h.accepts)
+	}
+	// at is the end: a check that changes its settings asks anew soon enough.
+	h.accepts[domain] = acceptance{all, time.Now().Add(p.cfg.AcceptAllKeep.D())}
+	h.mu.Unlock()
+	switch {
+	case all && !old.all:
+		p.log.Warn("the next hop takes every address of a domain: its recipients cannot be verified",
+			zap.String("next_hop", h.String()), zap.String("domain", domain))
+	case !all && old.all:
+		p.log.Info("the next hop does tell unknown recipients of a domain now", zap.String("next_hop", h.String()), zap.String("domain", domain))
+	}
+}
+
+// sender returns what to say in MAIL FROM: the configured one, or the other
+// form when the next hop has refused that.
+func (h *hop) sender(o *Options) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s, ok := h.senders[o.Sender]; ok {
+		return s
+	}
+	return o.Sender
+}
+
+func (h *hop) preferSender(o *Options, sender string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.senders == nil {
+		h.senders = make(map[string]string)
+	}
+	h.senders[o.Sender] = sender
+}
+
+// AcceptsAll reports whether one of the hops is known to take every address
+// of the domain. It does no I/O.
+func (p *Prober) AcceptsAll(hops []Hop, domain string, now time.Time) bool {
+	for _, h := range hops {
+		p.mu.Lock()
+		state := p.hops[h.String()]
+		p.mu.Unlock()
+		if state == nil {
+			continue
+		}
+		if a := state.acceptAll(domain, now); a != nil {
+			return *a
+		}
+	}
+	return false
+}
+
+// Down reports whether all hops are left alone now.
+func (p *Prober) Down(hops []Hop, now time.Time) bool {
+	for _, h := range hops {
+		p.mu.Lock()
+		state := p.hops[h.String()]
+		p.mu.Unlock()
+		if state == nil || state.leftAlone(now) == nil {
+			return false
+		}
+	}
+	return len(hops) > 0
+}
+
+// Status is how one next hop is.
+type Status struct {
+	NextHop string `json:"next_hop"`
+	// State is "up", "down", "refuses us" or "not asked yet".
+	State       string          `json:"state"`
+	Asked       uint64          `json:"asked"`
+	Failed      uint64          `json:"failed"`
+	MeanSeconds float64         `json:"mean_seconds"`
+	Connections int             `json:"connections"` // in use
+	Idle        int             `json:"idle"`
+	Waiting     int             `json:"waiting"`
+	LastOK      time.Time       `json:"last_ok,omitzero"`
+	LastError   string          `json:"last_error,omitempty"`
+	ErrorAt     time.Time       `json:"error_at,omitzero"`
+	Until       time.Time       `json:"left_alone_until,omitzero"`
+	Alarm       string          `json:"alarm,omitempty"`
+	AcceptAll   map[string]bool `json:"accept_all,omitempty"` // by domain: tested, and what came out
+}
+
+// Status returns the next hops that have been asked, by name.
+func (p *Prober) Status() []Status {
+	p.mu.Lock()
+	hops := make([]*hop, 0, len(p.hops))
+	for _, h := range p.hops {
+		hops = append(hops, h)
+	}
+	p.mu.Unlock()
+	now := time.Now()
+	out := make([]Status, 0, len(hops))
+	for _, h := range hops {
+		out = append(out, h.status(now))
+	}
+	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.NextHop, b.NextHop) })
+	return out
+}
+
+func (h *hop) status(now time.Time) Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	st := &h.health
+	out := Status{
+		NextHop: h.String(), State: "up", Asked: st.asked, Failed: st.failed, MeanSeconds: st.took.Seconds(),
+		Connections: len(h.slots), Idle: len(h.conns), Waiting: h.waiting, LastOK: st.lastOK, LastError: st.lastError, ErrorAt: st.errorAt, Alarm: st.alarm,
+	}
+	switch {
+	case now.Before(st.until) && st.refused:
+		out.State, out.Until = "refuses us", st.until
+	case now.Before(st.until):
+		out.State, out.Until = "down", st.until
+	case st.asked == 0:
+		out.State = "not asked yet"
+	case st.failures > 0:
+		out.State = "failing"
+	}
+	if st.alarm != "" && out.State == "up" {
+		out.State = "refuses us"
+	}
+	for domain, a := range h.accepts {
+		if now.Before(a.at) {
+			if out.AcceptAll == nil {
+				out.AcceptAll = make(map[string]bool)
+			}
+			out.AcceptAll[domain] = a.all
+		}
+	}
+	return out
+}
+
+// metrics of all probers of one daemon.
+type metrics struct {
+	probes        [classCount]prometheus.Counter
+	seconds       prometheus.Observer
+	limited, busy prometheus.Counter
+	waiting, open prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		limited: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_verify_callouts_withheld_total", Help: "Callouts that were not made: limits, or a next hop that is left alone.",
+		}),
+		busy: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_verify_callouts_busy_total", Help: "Callouts that were not made because too many waited for the next hop.",
+		}),
+		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "postern_verify_callouts_waiting", Help: "Callouts that wait for a connection.",
+		}),
+		open: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "postern_verify_connections", Help: "Connections to next hops in use.",
+		}),
+	}
+	probes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postern_verify_callouts_total", Help: "Callouts made, by what came of them.",
+	}, []string{"result"})
+	seconds := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "postern_verify_callout_seconds", Help: "Time of a callout.",
+		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+	})
+	for c := range classCount {
+		m.probes[c] = probes.WithLabelValues(c.String())
+	}
+	m.seconds = seconds
+	reg.MustRegister(probes, seconds, m.limited, m.busy, m.waiting, m.open)
+	return m
+}
+
+func (m *metrics) observe(r *Result) {
+	if r.Limited {
+		m.limited.Inc()
+		return
+	}
+	m.probes[r.Class].Inc()
+	m.seconds.Observe(r.Took.Seconds())
+}
