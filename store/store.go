@@ -1,5 +1,5 @@
 // Package store is the state of the daemon behind one interface: whole,
-// atomic operations, not get and set. store/bolt (embedded, the default),
+// atomic operations for greylisting, compare-and-swap for the rest. store/bolt (embedded, the default),
 // store/redis (shared by several gateways) and store/mem implement it; the
 // suite in store/storetest holds all three to the same behaviour.
 package store
@@ -18,6 +18,7 @@ import (
 type Store interface {
 	greylist.Store
 	greylist.AdminStore
+	Values
 	// Status tells how the store is. It does no I/O.
 	Status() Status
 	// Ping reports whether the store can be used now.

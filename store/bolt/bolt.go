@@ -54,13 +54,15 @@ type Store struct {
 	path    string
 	db      *bbolt.DB
 	engine  *overlay.Engine
+	values  *overlay.Values
 	log     *zap.Logger
 	metrics *metrics
 
-	flushing sync.Mutex // one flush at a time
-	mu       sync.Mutex // guards status and cursor
-	status   store.Status
-	cursor   []byte // where the sweeper goes on
+	flushing    sync.Mutex // one flush at a time
+	mu          sync.Mutex // guards status and cursor
+	status      store.Status
+	cursor      []byte            // where the sweeper goes on
+	valueCursor map[string]string // the same, by space
 
 	stop chan struct{}
 	once sync.Once
@@ -83,6 +85,9 @@ func Open(cfg store.Config, log *zap.Logger, reg prometheus.Registerer) (*Store,
 	s.engine = overlay.New(overlay.Options{
 		MaxEntries: cfg.MaxEntries, Backing: s, MaxDirty: maxDirty, CacheSize: cacheSlots, Entries: entries,
 	})
+	if err := s.openValues(cfg.MaxEntries); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	s.metrics.observe(s.engine, reg)
 	s.done.Go(func() { s.run(cfg.FlushInterval.D()) })
 	return s, nil
@@ -207,12 +212,14 @@ func (s *Store) run(interval time.Duration) {
 	for {
 		select {
 		case <-s.stop:
-			s.end = s.flush()
+			s.end = errors.Join(s.flush(), s.flushValues())
 			return
 		case <-flush.C:
 			_ = s.flush() // told by note
+			_ = s.flushValues()
 		case now := <-sweep.C:
 			s.sweep(now)
+			s.sweepValues(now)
 		}
 	}
 }
@@ -411,7 +418,7 @@ func (s *Store) Status() store.Status {
 	s.mu.Lock()
 	st := s.status
 	s.mu.Unlock()
-	st.Entries, st.Pending = s.engine.Entries(), s.engine.Pending()
+	st.Entries, st.Pending = s.engine.Entries(), s.engine.Pending()+s.values.Pending()
 	return st
 }
 

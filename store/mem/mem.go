@@ -13,6 +13,7 @@ import (
 
 // Store keeps everything in memory. It is safe for concurrent use.
 type Store struct {
+	*overlay.Values
 	engine *overlay.Engine
 	stop   chan struct{}
 	once   sync.Once
@@ -27,7 +28,7 @@ const sweepEvery = 5 * time.Second
 // New returns a store for at most maxEntries records and starts its sweeper,
 // which Close ends.
 func New(maxEntries int) *Store {
-	s := &Store{engine: overlay.New(overlay.Options{MaxEntries: maxEntries}), stop: make(chan struct{})}
+	s := &Store{engine: overlay.New(overlay.Options{MaxEntries: maxEntries}), Values: overlay.NewValues(maxEntries, nil, nil), stop: make(chan struct{})}
 	s.done.Go(func() {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
@@ -37,10 +38,16 @@ func New(maxEntries int) *Store {
 				return
 			case now := <-tick.C:
 				s.engine.SweepShard(n, now)
+				s.Values.SweepShard(n, now)
 			}
 		}
 	})
 	return s
+}
+
+// EachValue implements store.Values.
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key string, value []byte) bool) error {
+	return s.Each(ctx, space, yield)
 }
 
 // TouchGreylist implements greylist.Store.

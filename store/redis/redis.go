@@ -64,10 +64,12 @@ type Store struct {
 	mu     sync.Mutex // guards status
 	status store.Status
 
-	stop context.CancelFunc
-	once sync.Once
-	done sync.WaitGroup
-	end  error
+	counts   counts
+	counting context.Context // ends with the store
+	stop     context.CancelFunc
+	once     sync.Once
+	done     sync.WaitGroup
+	end      error
 }
 
 var _ store.Store = (*Store)(nil)
@@ -119,7 +121,7 @@ func Open(cfg store.RedisConfig, password string, log *zap.Logger, reg prometheu
 		OnStateChange: s.changed,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	s.stop = cancel
+	s.counting, s.stop = ctx, cancel
 	s.done.Go(func() { s.probe(ctx) })
 	return s, nil
 }

@@ -28,6 +28,9 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 		"Forget":      forget,
 		"OddNames":    oddNames,
 		"Expiry":      expiry,
+		"Values":      values,
+		"Swap":        swap,
+		"ValueNames":  valueNames,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -342,4 +345,134 @@ func sameAsTheRule(t *testing.T, open func(t testing.TB) store.Store) {
 			}
 		}
 	})
+}
+
+// later is when the values of the suite expire.
+var later = base.Add(time.Hour)
+
+func swapped(t testing.TB, s store.Store, space, key, old, next string) bool {
+	t.Helper()
+	b := func(s string) []byte {
+		if s == "" {
+			return nil
+		}
+		return []byte(s)
+	}
+	ok, err := s.SwapValue(context.Background(), space, key, b(old), b(next), later)
+	if err != nil {
+		t.Fatalf("SwapValue(%s %s %q %q): %v", space, key, old, next, err)
+	}
+	return ok
+}
+
+func value(t testing.TB, s store.Store, space, key string) string {
+	t.Helper()
+	v, err := s.LoadValue(context.Background(), space, key)
+	if err != nil {
+		t.Fatalf("LoadValue(%s %s): %v", space, key, err)
+	}
+	if v != nil && len(v) == 0 {
+		t.Error("an empty value")
+	}
+	return string(v)
+}
+
+func values(t *testing.T, s store.Store) {
+	if v := value(t, s, "a", "k"); v != "" {
+		t.Errorf("at first: %q", v)
+	}
+	for i, step := range []struct {
+		old, next string
+		want      bool
+		then      string
+	}{
+		{"x", "y", false, ""},
+		{"", "one", true, "one"},
+		{"", "two", false, "one"},
+		{"on", "two", false, "one"},
+		{"one", "two", true, "two"},
+		{"two", "two", true, "two"},
+		{"one", "", false, "two"},
+		{"two", "", true, ""},
+		{"", "", true, ""},
+		{"", "three", true, "three"},
+	} {
+		if got := swapped(t, s, "a", "k", step.old, step.next); got != step.want {
+			t.Errorf("step %d: swapped %v", i, got)
+		}
+		if v := value(t, s, "a", "k"); v != step.then {
+			t.Errorf("step %d: %q", i, v)
+		}
+	}
+	if v := value(t, s, "b", "k"); v != "" {
+		t.Errorf("in another space: %q", v)
+	}
+	swapped(t, s, "b", "k", "", "other")
+	for i := range 1200 {
+		swapped(t, s, "many", fmt.Sprintf("k%d", i), "", fmt.Sprint("v", i))
+	}
+	seen := map[string]string{}
+	err := s.EachValue(context.Background(), "many", func(key string, v []byte) bool {
+		seen[key] = string(v)
+		return true
+	})
+	if err != nil || len(seen) != 1200 || seen["k77"] != "v77" {
+		t.Errorf("%d values, %v", len(seen), err)
+	}
+	n := 0
+	if err := s.EachValue(context.Background(), "many", func(string, []byte) bool { n++; return n < 3 }); err != nil || n != 3 {
+		t.Errorf("stopped after %d, %v", n, err)
+	}
+	if got := store.SpaceOf(s, "b").Count(); got != 1 {
+		t.Errorf("%d values counted", got)
+	}
+}
+
+// swap is that of many who add to a number at once, none is lost.
+func swap(t *testing.T, s store.Store) {
+	const workers, each = 8, 25
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for range each {
+				for {
+					old := value(t, s, "n", "sum")
+					n := 0
+					if old != "" {
+						if _, err := fmt.Sscan(old, &n); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+					if swapped(t, s, "n", "sum", old, fmt.Sprint(n+1)) {
+						break
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if v := value(t, s, "n", "sum"); v != fmt.Sprint(workers*each) {
+		t.Errorf("the sum is %s", v)
+	}
+}
+
+func valueNames(t *testing.T, s store.Store) {
+	names := []string{
+		"a@example.org", "a*b?[c]\\", "nul\x00", "\xff\xfe", " ", "jörg@example.org", strings.Repeat("x", 1000), strings.Repeat("x", 999) + "y",
+	}
+	for i, name := range names {
+		if !swapped(t, s, "odd", name, "", fmt.Sprint("v", i)) {
+			t.Errorf("%q is there already", name)
+		}
+	}
+	for i, name := range names {
+		if v := value(t, s, "odd", name); v != fmt.Sprint("v", i) {
+			t.Errorf("%q: %q", name, v)
+		}
+	}
+	binary := string([]byte{0, 1, 0xff, '\n', 0})
+	if !swapped(t, s, "odd", "binary", "", binary) || value(t, s, "odd", "binary") != binary {
+		t.Error("bytes are changed")
+	}
 }

@@ -1,0 +1,84 @@
+package bolt
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/store"
+)
+
+func reopen(t *testing.T, path string) *Store {
+	t.Helper()
+	cfg := store.DefaultConfig()
+	cfg.Path = path
+	s, err := Open(cfg, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestValuesOutliveTheProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := reopen(t, path)
+	ctx := context.Background()
+	now := time.Now()
+	for i := range 50 {
+		if ok, err := s.SwapValue(ctx, "verify", fmt.Sprint(i), nil, []byte("v"), now.Add(time.Hour)); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	if ok, err := s.SwapValue(ctx, "verify", "7", []byte("v"), nil, now); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if ok, err := s.SwapValue(ctx, "verify", "old", nil, []byte("v"), now.Add(-time.Hour)); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+
+	s = reopen(t, path)
+	defer s.Close(ctx) //nolint:errcheck // a test
+	if n := s.CountValues("verify"); n != 50 {
+		t.Errorf("%d values counted", n)
+	}
+	for key, want := range map[string]string{"3": "v", "7": "", "99": ""} {
+		if v, err := s.LoadValue(ctx, "verify", key); string(v) != want || err != nil {
+			t.Errorf("%s: %q, %v", key, v, err)
+		}
+	}
+	s.sweepValues(now)
+	if v, err := s.LoadValue(ctx, "verify", "old"); v != nil || err != nil {
+		t.Errorf("expired: %q, %v", v, err)
+	}
+	if n := s.CountValues("verify"); n != 49 {
+		t.Errorf("%d values after the sweep", n)
+	}
+}
+
+func TestValuesAreBounded(t *testing.T) {
+	cfg := store.DefaultConfig()
+	cfg.Path, cfg.MaxEntries = filepath.Join(t.TempDir(), "state.db"), 1000
+	s, err := Open(cfg, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background()) //nolint:errcheck // a test
+	later := time.Now().Add(time.Hour)
+	for i := range 1001 {
+		_, err = s.SwapValue(context.Background(), "verify", fmt.Sprint(i), nil, []byte("v"), later)
+	}
+	if err == nil {
+		t.Error("more values than max_entries were taken")
+	}
+	if ok, err := s.SwapValue(context.Background(), "verify", "1", []byte("v"), []byte("w"), later); !ok || err != nil {
+		t.Errorf("a change of a value that is there: %v, %v", ok, err)
+	}
+}

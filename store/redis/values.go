@@ -1,0 +1,173 @@
+package redis
+
+import (
+	"context"
+	"crypto/sha1" //nolint:gosec // the name that Redis gives a script
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"postern/store"
+)
+
+//go:embed swap.lua
+var swapScript string
+
+var swapSHA = func() string {
+	sum := sha1.Sum([]byte(swapScript)) //nolint:gosec // as above
+	return hex.EncodeToString(sum[:])
+}()
+
+// valueName returns the key of a value. Each is alone in its operation, so
+// none needs a hash tag.
+func (s *Store) valueName(space, key string) string {
+	return s.cfg.Prefix + ":" + schema + ":v:" + space + ":" + store.ValueKey(key)
+}
+
+// LoadValue implements store.Values.
+func (s *Store) LoadValue(ctx context.Context, space, key string) ([]byte, error) {
+	cmd := redis.NewStringCmd(ctx, "get", s.valueName(space, key))
+	err := s.do(ctx, cmd)
+	if errors.Is(err, redis.Nil) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return cmd.Bytes()
+}
+
+// SwapValue implements store.Values.
+func (s *Store) SwapValue(ctx context.Context, space, key string, old, next []byte, expires time.Time) (bool, error) {
+	keep := max(time.Until(expires)+slack, time.Second)
+	args := []any{"evalsha", swapSHA, 1, s.valueName(space, key), old, next, keep.Milliseconds()}
+	for attempt := 0; ; attempt++ {
+		cmd := redis.NewCmd(ctx, append([]any(nil), args...)...)
+		err := s.do(ctx, cmd)
+		if err == nil {
+			n, err := cmd.Int64()
+			if err != nil {
+				return false, fmt.Errorf("store: redis: answer of the script: %w", err)
+			}
+			if n == 1 {
+				s.counts.add(space, old, next)
+			}
+			return n == 1, nil
+		}
+		if attempt > 0 || !redis.HasErrorPrefix(err, "NOSCRIPT") {
+			return false, err
+		}
+		if err := s.do(ctx, redis.NewStringCmd(ctx, "script", "load", swapScript)); err != nil {
+			return false, err
+		}
+	}
+}
+
+// countValues counts the keys of a space on the server.
+func (s *Store) countValues(ctx context.Context, space string) (total int64, err error) {
+	var cursor uint64
+	for {
+		keys, next, err := s.client.Scan(ctx, cursor, escape(s.valueName(space, ""))+"*", page).Result()
+		if err != nil {
+			return 0, err
+		}
+		total += int64(len(keys))
+		if cursor = next; cursor == 0 {
+			return total, nil
+		}
+	}
+}
+
+// EachValue implements store.Values.
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key string, value []byte) bool) error {
+	prefix := s.valueName(space, "")
+	var cursor uint64
+	for {
+		keys, next, err := s.client.Scan(ctx, cursor, escape(prefix)+"*", page).Result()
+		if err != nil {
+			return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
+		}
+		if len(keys) > 0 {
+			values, err := s.client.MGet(ctx, keys...).Result()
+			if err != nil {
+				return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
+			}
+			for i, key := range keys {
+				if text, ok := values[i].(string); ok && !yield(strings.TrimPrefix(key, prefix), []byte(text)) {
+					return nil
+				}
+			}
+		}
+		if cursor = next; cursor == 0 {
+			return nil
+		}
+	}
+}
+
+// countEvery is how often the values of a space are counted on the server.
+// What expires or others add in between is not noticed.
+const countEvery = 10 * time.Minute
+
+// counts are about how many values each space has.
+type counts struct {
+	mu     sync.Mutex
+	spaces map[string]*count
+}
+
+type count struct {
+	n    atomic.Int64
+	at   time.Time
+	busy bool
+}
+
+func (c *counts) of(space string) *count {
+	if c.spaces == nil {
+		c.spaces = make(map[string]*count)
+	}
+	n := c.spaces[space]
+	if n == nil {
+		n = &count{}
+		c.spaces[space] = n
+	}
+	return n
+}
+
+func (c *counts) add(space string, old, next []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case old == nil && next != nil:
+		c.of(space).n.Add(1)
+	case old != nil && next == nil:
+		c.of(space).n.Add(-1)
+	}
+}
+
+// CountValues implements store.Values: the last count, and what this process
+// has added since. Counting goes on in the background.
+func (s *Store) CountValues(space string) int {
+	s.counts.mu.Lock()
+	defer s.counts.mu.Unlock()
+	c := s.counts.of(space)
+	if !c.busy && time.Since(c.at) > countEvery && s.counting.Err() == nil {
+		c.busy = true
+		s.done.Go(func() {
+			ctx, cancel := context.WithTimeout(s.counting, time.Minute)
+			defer cancel()
+			n, err := s.countValues(ctx, space)
+			s.counts.mu.Lock()
+			defer s.counts.mu.Unlock()
+			if c.busy, c.at = false, time.Now(); err == nil {
+				c.n.Store(n)
+			}
+		})
+	}
+	return int(c.n.Load())
+}
