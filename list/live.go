@@ -1,7 +1,6 @@
 package list
 
 import (
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/watch"
 	"postern/policy"
 )
 
@@ -31,37 +31,12 @@ type Live struct {
 // liveSource is a source and what is known of its file.
 type liveSource struct {
 	*source
-	content *content // the last good one
-	stamp   stamp    // of the file when it was last read
+	content *content    // the last good one
+	stamp   watch.Stamp // of the file when it was last read
 	loaded  time.Time
 	fault   string
 	faultAt time.Time
 }
-
-// stamp tells whether a file has changed.
-type stamp struct {
-	modified time.Time
-	size     int64
-	info     os.FileInfo
-	missing  bool
-}
-
-func (s stamp) same(o stamp) bool {
-	return s.missing == o.missing && s.size == o.size && s.modified.Equal(o.modified) &&
-		(s.info == nil || o.info == nil || os.SameFile(s.info, o.info))
-}
-
-func stampOf(path string) stamp {
-	st, err := os.Stat(path)
-	if err != nil {
-		return stamp{missing: true}
-	}
-	return stamp{modified: st.ModTime(), size: st.Size(), info: st}
-}
-
-// settle is how long a file must have been left alone before it is read
-// again: an editor that writes in place is not caught half way.
-const settle = 100 * time.Millisecond
 
 // NewLive reads the sources as [Load] does. It starts nothing. metrics may be nil.
 func NewLive(sources []string, opts Options, log *zap.Logger, metrics *Metrics) (*Live, conf.Faults) {
@@ -76,7 +51,7 @@ func NewLive(sources []string, opts Options, log *zap.Logger, metrics *Metrics) 
 		}
 		ls := &liveSource{source: s, loaded: now}
 		if s.file != "" {
-			ls.stamp = stampOf(s.file)
+			ls.stamp = watch.Of(s.file)
 		}
 		var fs conf.Faults
 		ls.content, fs = s.read(&opts)
@@ -194,11 +169,11 @@ func (l *Live) poll(now time.Time) {
 		if s.file == "" {
 			continue
 		}
-		st := stampOf(s.file)
-		if st.same(s.stamp) {
+		st := watch.Of(s.file)
+		if st.Same(s.stamp) {
 			continue
 		}
-		if age := now.Sub(st.modified); !st.missing && age >= 0 && age < settle {
+		if !st.Settled(now) {
 			continue
 		}
 		if l.reread(s, now) == nil {
@@ -213,11 +188,11 @@ func (l *Live) poll(now time.Time) {
 
 // reread reads one file; on faults its last good entries stay.
 func (l *Live) reread(s *liveSource, now time.Time) conf.Faults {
-	s.stamp = stampOf(s.file)
+	s.stamp = watch.Of(s.file)
 	c, faults := s.read(l.opts)
-	if len(faults) == 0 && !s.stamp.same(stampOf(s.file)) {
+	if len(faults) == 0 && !s.stamp.Same(watch.Of(s.file)) {
 		// It changed under our eyes: the next look reads all of it.
-		s.stamp = stamp{}
+		s.stamp = watch.Stamp{}
 		return conf.Faults{{File: s.file, Text: "changed while it was read"}}
 	}
 	if len(faults) > 0 {

@@ -28,8 +28,9 @@ var allowed = map[string]rule{
 	"internal/mailaddr": {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":   {outside: "github.com/coreos/go-systemd/v22/activation"},
 	"internal/logging":  {module: "internal/conf", outside: zap + " golang.org/x/term"},
+	"internal/watch":    {},
 	"table":             {module: "internal/conf internal/mailaddr policy", outside: bart + " github.com/dlclark/regexp2/v2"},
-	"list":              {module: "internal/conf internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
+	"list":              {module: "internal/conf internal/mailaddr internal/watch policy table", outside: bart + " " + metrics + " " + zap},
 	"resolver":          {module: "internal/conf internal/mailaddr", outside: dns + " " + cache + " " + metrics + " " + zap},
 
 	// The checks.

@@ -4,22 +4,15 @@ package smtptest
 
 import (
 	"bufio"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"postern/internal/certtest"
 )
 
 // Answers that are no replies.
@@ -200,30 +193,12 @@ func (s *Server) Restart() {
 // signs itself, and returns the path of that certificate.
 func (s *Server) TLS(names ...string) string {
 	s.tb.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	tpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "smtptest"}, DNSNames: names,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key)
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	path := filepath.Join(s.tb.TempDir(), "ca.pem")
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		s.tb.Fatal(err)
-	}
+	pair := certtest.New(s.tb, names...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cert = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	s.cert = &pair.Cert
 	s.features = append(s.features, "STARTTLS")
-	return path
+	return pair.CertFile
 }
 
 func (s *Server) accept() {
