@@ -9,16 +9,16 @@ import (
 // itself. A value is never empty. All methods are safe for concurrent use and
 // return by ctx's deadline.
 type Values interface {
-	// LoadValue returns a value, nil when there is none. An expired one may
-	// still be returned. The slice is the caller's.
-	LoadValue(ctx context.Context, space, key string) ([]byte, error)
+	// LoadValue returns a value, "" when there is none. An expired one may
+	// still be returned.
+	LoadValue(ctx context.Context, space, key string) (string, error)
 	// SwapValue puts next in the place of old if old is what is there now, in
-	// one atomic step, and reports whether it was. A nil old stands for no
-	// value, a nil next removes it. After expires the value may be dropped.
-	SwapValue(ctx context.Context, space, key string, old, next []byte, expires time.Time) (swapped bool, err error)
+	// one atomic step, and reports whether it was. An empty old stands for no
+	// value, an empty next removes it. After expires the value may be dropped.
+	SwapValue(ctx context.Context, space, key, old, next string, expires time.Time) (swapped bool, err error)
 	// EachValue calls yield for the values of a space until it returns false,
 	// in the order of the store. A value can come twice while it changes.
-	EachValue(ctx context.Context, space string, yield func(key string, value []byte) bool) error
+	EachValue(ctx context.Context, space string, yield func(key, value string) bool) error
 	// CountValues tells about how many values a space has. It does no I/O.
 	CountValues(space string) int
 }
@@ -33,17 +33,17 @@ type Space struct {
 func SpaceOf(v Values, name string) Space { return Space{v, name} }
 
 // Load is LoadValue.
-func (s Space) Load(ctx context.Context, key string) ([]byte, error) {
+func (s Space) Load(ctx context.Context, key string) (string, error) {
 	return s.values.LoadValue(ctx, s.name, key)
 }
 
 // Swap is SwapValue.
-func (s Space) Swap(ctx context.Context, key string, old, next []byte, expires time.Time) (bool, error) {
+func (s Space) Swap(ctx context.Context, key, old, next string, expires time.Time) (bool, error) {
 	return s.values.SwapValue(ctx, s.name, key, old, next, expires)
 }
 
 // Each is EachValue.
-func (s Space) Each(ctx context.Context, yield func(key string, value []byte) bool) error {
+func (s Space) Each(ctx context.Context, yield func(key, value string) bool) error {
 	return s.values.EachValue(ctx, s.name, yield)
 }
 

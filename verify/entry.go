@@ -179,7 +179,7 @@ func clip(s string) string {
 
 // encode writes an entry for the store: a version, then the fields behind NULs,
 // times in Unix milliseconds.
-func (e *Entry) encode() []byte {
+func (e *Entry) encode() string {
 	b := make([]byte, 0, 96+len(e.Source)+len(e.Detail))
 	b = append(b, '1', 0)
 	b = append(b, e.Result...)
@@ -194,13 +194,12 @@ func (e *Entry) encode() []byte {
 	for _, s := range []string{e.Holder, e.Source, e.Detail, e.Error} {
 		b = append(append(b, 0), clip(policy.Printable(s))...)
 	}
-	return b
+	return string(b)
 }
 
 // decode reads what encode wrote.
-func decode(b []byte) (Entry, error) {
+func decode(text string) (Entry, error) {
 	var e Entry
-	text := string(b)
 	var field [10]string
 	for i := range field {
 		var more bool

@@ -38,7 +38,12 @@ var allowed = map[string]rule{
 	"rbl":      {module: "internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
 	"greylist": {module: "internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
-	"verify/callout": {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
+	"verify": {
+		module:  "internal/conf internal/mailaddr internal/watch policy table verify/callout verify/directory",
+		outside: cache + " " + metrics + " " + zap,
+	},
+	"verify/directory": {module: "internal/conf policy", outside: "github.com/go-ldap/ldap/v3"},
+	"verify/callout":   {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
 
 	// State. The greylist's types are the words of its store.
 	"store":         {module: "greylist internal/conf"},
@@ -73,7 +78,9 @@ var allowed = map[string]rule{
 	"internal/dnstest":    {testing: true, outside: dns},
 	"internal/policytest": {testing: true},
 	"internal/redistest":  {testing: true},
-	"internal/smtptest":   {testing: true},
+	"internal/smtptest":   {testing: true, module: "internal/certtest"},
+	"internal/certtest":   {testing: true},
+	"internal/ldaptest":   {testing: true, module: "internal/certtest"},
 	"store/storetest":     {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
 
 	// Tests only.

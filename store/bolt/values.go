@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -43,7 +42,7 @@ func (s *Store) openValues(most int) error {
 type valueFile struct{ s *Store }
 
 // LoadValue implements overlay.ValueBacking.
-func (f valueFile) LoadValue(space, key string) (value []byte, expires int64, err error) {
+func (f valueFile) LoadValue(space, key string) (value string, expires int64, err error) {
 	defer guard(&err)
 	err = f.s.db.View(func(tx *bbolt.Tx) error {
 		b := tx.Bucket([]byte(valuesPrefix + space))
@@ -51,7 +50,7 @@ func (f valueFile) LoadValue(space, key string) (value []byte, expires int64, er
 			return nil
 		}
 		if v := b.Get([]byte(key)); len(v) > 8 {
-			expires, value = int64(binary.BigEndian.Uint64(v)), bytes.Clone(v[8:])
+			expires, value = int64(binary.BigEndian.Uint64(v)), string(v[8:])
 		}
 		return nil
 	})
@@ -92,7 +91,7 @@ func (s *Store) writeValues(changes []overlay.ValueChange) (err error) {
 				}
 			}
 			var err error
-			if c.Value == nil {
+			if c.Value == "" {
 				err = b.Delete([]byte(c.Key))
 			} else {
 				err = b.Put([]byte(c.Key), append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(c.Value)), uint64(c.Expires)), c.Value...))
@@ -113,7 +112,7 @@ func (s *Store) writeValues(changes []overlay.ValueChange) (err error) {
 
 // scanValues calls yield for at most n values of a space from a key on and
 // returns the key at which to go on, "" at the end. What it gives is copied.
-func (s *Store) scanValues(space, from string, n int, yield func(key string, value []byte, expires int64)) (next string, err error) {
+func (s *Store) scanValues(space, from string, n int, yield func(key, value string, expires int64)) (next string, err error) {
 	defer guard(&err)
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		b := tx.Bucket([]byte(valuesPrefix + space))
@@ -128,7 +127,7 @@ func (s *Store) scanValues(space, from string, n int, yield func(key string, val
 			}
 			n--
 			if len(v) > 8 {
-				yield(string(k), bytes.Clone(v[8:]), int64(binary.BigEndian.Uint64(v)))
+				yield(string(k), string(v[8:]), int64(binary.BigEndian.Uint64(v)))
 			}
 		}
 		return nil
@@ -148,7 +147,7 @@ func (s *Store) sweepValues(now time.Time) {
 		s.mu.Lock()
 		from := s.valueCursor[space]
 		s.mu.Unlock()
-		next, err := s.scanValues(space, from, sweepKeys, func(key string, _ []byte, expires int64) {
+		next, err := s.scanValues(space, from, sweepKeys, func(key, _ string, expires int64) {
 			if expires < now.UnixMilli() {
 				gone = append(gone, old{key, expires})
 			}
@@ -170,13 +169,13 @@ func (s *Store) sweepValues(now time.Time) {
 }
 
 // LoadValue implements store.Values.
-func (s *Store) LoadValue(ctx context.Context, space, key string) ([]byte, error) {
+func (s *Store) LoadValue(ctx context.Context, space, key string) (string, error) {
 	return s.values.LoadValue(ctx, space, key)
 }
 
 // SwapValue implements store.Values.
-func (s *Store) SwapValue(ctx context.Context, space, key string, old, next []byte, expires time.Time) (bool, error) {
-	if old == nil && s.values.Pending() >= maxDirty {
+func (s *Store) SwapValue(ctx context.Context, space, key, old, next string, expires time.Time) (bool, error) {
+	if old == "" && s.values.Pending() >= maxDirty {
 		return false, fmt.Errorf("%w: %d changes wait to be written", store.ErrUnavailable, s.values.Pending())
 	}
 	return s.values.SwapValue(ctx, space, key, old, next, expires)
@@ -184,7 +183,7 @@ func (s *Store) SwapValue(ctx context.Context, space, key string, old, next []by
 
 // EachValue implements store.Values. It writes first, so that the file knows
 // all keys, and holds no transaction while it yields.
-func (s *Store) EachValue(ctx context.Context, space string, yield func(key string, value []byte) bool) error {
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string) bool) error {
 	if err := s.flushValues(); err != nil {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
@@ -194,7 +193,7 @@ func (s *Store) EachValue(ctx context.Context, space string, yield func(key stri
 			return err
 		}
 		var keys []string
-		next, err := s.scanValues(space, from, listBatch, func(key string, _ []byte, _ int64) { keys = append(keys, strings.Clone(key)) })
+		next, err := s.scanValues(space, from, listBatch, func(key, _ string, _ int64) { keys = append(keys, key) })
 		if err != nil {
 			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 		}
@@ -203,7 +202,7 @@ func (s *Store) EachValue(ctx context.Context, space string, yield func(key stri
 			if err != nil {
 				return err
 			}
-			if value != nil && !yield(key, value) {
+			if value != "" && !yield(key, value) {
 				return nil
 			}
 		}

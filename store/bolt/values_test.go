@@ -30,14 +30,14 @@ func TestValuesOutliveTheProcess(t *testing.T) {
 	ctx := context.Background()
 	now := time.Now()
 	for i := range 50 {
-		if ok, err := s.SwapValue(ctx, "verify", fmt.Sprint(i), nil, []byte("v"), now.Add(time.Hour)); !ok || err != nil {
+		if ok, err := s.SwapValue(ctx, "verify", fmt.Sprint(i), "", "v", now.Add(time.Hour)); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 	}
-	if ok, err := s.SwapValue(ctx, "verify", "7", []byte("v"), nil, now); !ok || err != nil {
+	if ok, err := s.SwapValue(ctx, "verify", "7", "v", "", now); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	if ok, err := s.SwapValue(ctx, "verify", "old", nil, []byte("v"), now.Add(-time.Hour)); !ok || err != nil {
+	if ok, err := s.SwapValue(ctx, "verify", "old", "", "v", now.Add(-time.Hour)); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	if err := s.Close(ctx); err != nil {
@@ -50,12 +50,12 @@ func TestValuesOutliveTheProcess(t *testing.T) {
 		t.Errorf("%d values counted", n)
 	}
 	for key, want := range map[string]string{"3": "v", "7": "", "99": ""} {
-		if v, err := s.LoadValue(ctx, "verify", key); string(v) != want || err != nil {
+		if v, err := s.LoadValue(ctx, "verify", key); v != want || err != nil {
 			t.Errorf("%s: %q, %v", key, v, err)
 		}
 	}
 	s.sweepValues(now)
-	if v, err := s.LoadValue(ctx, "verify", "old"); v != nil || err != nil {
+	if v, err := s.LoadValue(ctx, "verify", "old"); v != "" || err != nil {
 		t.Errorf("expired: %q, %v", v, err)
 	}
 	if n := s.CountValues("verify"); n != 49 {
@@ -73,12 +73,12 @@ func TestValuesAreBounded(t *testing.T) {
 	defer s.Close(context.Background()) //nolint:errcheck // a test
 	later := time.Now().Add(time.Hour)
 	for i := range 1001 {
-		_, err = s.SwapValue(context.Background(), "verify", fmt.Sprint(i), nil, []byte("v"), later)
+		_, err = s.SwapValue(context.Background(), "verify", fmt.Sprint(i), "", "v", later)
 	}
 	if err == nil {
 		t.Error("more values than max_entries were taken")
 	}
-	if ok, err := s.SwapValue(context.Background(), "verify", "1", []byte("v"), []byte("w"), later); !ok || err != nil {
+	if ok, err := s.SwapValue(context.Background(), "verify", "1", "v", "w", later); !ok || err != nil {
 		t.Errorf("a change of a value that is there: %v, %v", ok, err)
 	}
 }

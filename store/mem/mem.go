@@ -46,7 +46,7 @@ func New(maxEntries int) *Store {
 }
 
 // EachValue implements store.Values.
-func (s *Store) EachValue(ctx context.Context, space string, yield func(key string, value []byte) bool) error {
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string) bool) error {
 	return s.Each(ctx, space, yield)
 }
 

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"hash/maphash"
@@ -18,14 +17,14 @@ import (
 // ValueBacking is the file behind [Values].
 type ValueBacking interface {
 	// LoadValue returns a value of the file and when it expires (Unix
-	// milliseconds), nil when it has none. The slice is the caller's.
-	LoadValue(space, key string) (value []byte, expires int64, err error)
+	// milliseconds), "" when it has none.
+	LoadValue(space, key string) (value string, expires int64, err error)
 }
 
-// ValueChange is one value to write, or to delete when Value is nil.
+// ValueChange is one value to write, or to delete when Value is empty.
 type ValueChange struct {
 	Space, Key string
-	Value      []byte
+	Value      string
 	Expires    int64
 }
 
@@ -40,7 +39,7 @@ type valueShard struct {
 }
 
 // Values is the part of a store that keeps named values: alone, or as what
-// has changed since the last flush in front of a file. It is safe for
+// has changed and what was used lately in front of a file. It is safe for
 // concurrent use.
 type Values struct {
 	shards  [shardCount]valueShard
@@ -74,36 +73,59 @@ func (v *Values) shard(name string) *valueShard {
 	return &v.shards[maphash.String(v.seed, name)%shardCount]
 }
 
+// maxShardValues is how many values a shard keeps in memory when there is a
+// file behind, besides those that wait to be written.
+const maxShardValues = 1024
+
+// room drops a value that the file has too when there are many.
+func (sh *valueShard) room() {
+	if len(sh.slots) < maxShardValues {
+		return
+	}
+	tries := 0
+	for name, sl := range sh.slots { // the order of a map is random enough
+		if sl.state == clean {
+			delete(sh.slots, name)
+			return
+		}
+		if tries++; tries > 8 {
+			return
+		}
+	}
+}
+
 func slotName(space, key string) string { return space + "\x00" + key }
 
 // load returns the value that is valid now. The shard is locked.
-func (v *Values) load(sh *valueShard, name, space, key string) ([]byte, error) {
+func (v *Values) load(sh *valueShard, name, space, key string) (string, error) {
 	if sl, ok := sh.slots[name]; ok {
 		return sl.Value, nil
 	}
 	if v.backing == nil {
-		return nil, nil
+		return "", nil
 	}
-	value, _, err := v.backing.LoadValue(space, key)
+	value, expires, err := v.backing.LoadValue(space, key)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+		return "", fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
+	// That there is none is worth remembering too.
+	sh.room()
+	sh.slots[name] = &valueSlot{ValueChange{space, key, value, expires}, clean}
 	return value, nil
 }
 
 // LoadValue implements store.Values.
-func (v *Values) LoadValue(_ context.Context, space, key string) ([]byte, error) {
+func (v *Values) LoadValue(_ context.Context, space, key string) (string, error) {
 	key = store.ValueKey(key)
 	name := slotName(space, key)
 	sh := v.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	value, err := v.load(sh, name, space, key)
-	return bytes.Clone(value), err
+	return v.load(sh, name, space, key)
 }
 
 // SwapValue implements store.Values.
-func (v *Values) SwapValue(_ context.Context, space, key string, old, next []byte, expires time.Time) (bool, error) {
+func (v *Values) SwapValue(_ context.Context, space, key, old, next string, expires time.Time) (bool, error) {
 	key = store.ValueKey(key)
 	name := slotName(space, key)
 	sh := v.shard(name)
@@ -113,24 +135,24 @@ func (v *Values) SwapValue(_ context.Context, space, key string, old, next []byt
 	if err != nil {
 		return false, err
 	}
-	if !bytes.Equal(now, old) || (now == nil) != (old == nil) {
+	if now != old {
 		return false, nil
 	}
-	if old == nil && next == nil {
+	if old == "" && next == "" {
 		return true, nil
 	}
-	if old == nil && int(v.total.Load()) >= v.most {
+	if old == "" && int(v.total.Load()) >= v.most {
 		return false, fmt.Errorf("%w: %d values", store.ErrFull, v.total.Load())
 	}
-	v.put(sh, name, ValueChange{space, key, bytes.Clone(next), expires.UnixMilli()}, grown(old, next))
+	v.put(sh, name, ValueChange{space, key, next, expires.UnixMilli()}, grown(old, next))
 	return true, nil
 }
 
-func grown(old, next []byte) int {
+func grown(old, next string) int {
 	switch {
-	case old == nil:
+	case old == "":
 		return 1
-	case next == nil:
+	case next == "":
 		return -1
 	}
 	return 0
@@ -144,12 +166,15 @@ func (v *Values) put(sh *valueShard, name string, c ValueChange, grown int) {
 		v.counts[c.Space] += grown
 		v.mu.Unlock()
 	}
-	if v.backing == nil && c.Value == nil {
+	if v.backing == nil && c.Value == "" {
 		delete(sh.slots, name)
 		return
 	}
 	if old := sh.slots[name]; v.backing != nil && (old == nil || old.state == clean) {
 		v.pending.Add(1)
+		if old == nil {
+			sh.room()
+		}
 	}
 	sh.slots[name] = &valueSlot{c, dirty}
 }
@@ -202,8 +227,11 @@ func (v *Values) Written(changes []ValueChange) {
 		sh := v.shard(name)
 		sh.mu.Lock()
 		if sl, ok := sh.slots[name]; ok && sl.state == flushing {
-			delete(sh.slots, name)
 			v.pending.Add(-1)
+			sl.state = clean
+			if sl.Value == "" || len(sh.slots) > maxShardValues {
+				delete(sh.slots, name)
+			}
 		}
 		sh.mu.Unlock()
 	}
@@ -224,7 +252,7 @@ func (v *Values) Failed(changes []ValueChange) {
 }
 
 // Each calls yield for a copy of each value in the maps, of one space.
-func (v *Values) Each(ctx context.Context, space string, yield func(key string, value []byte) bool) error {
+func (v *Values) Each(ctx context.Context, space string, yield func(key, value string) bool) error {
 	for i := range v.shards {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -233,13 +261,13 @@ func (v *Values) Each(ctx context.Context, space string, yield func(key string, 
 		sh := &v.shards[i]
 		sh.mu.Lock()
 		for _, sl := range sh.slots {
-			if sl.Space == space && sl.Value != nil {
+			if sl.Space == space && sl.Value != "" {
 				batch = append(batch, sl.ValueChange)
 			}
 		}
 		sh.mu.Unlock()
 		for _, c := range batch {
-			if !yield(c.Key, bytes.Clone(c.Value)) {
+			if !yield(c.Key, c.Value) {
 				return nil
 			}
 		}
@@ -255,7 +283,7 @@ func (v *Values) Expire(space, key string, stored int64, now time.Time) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sl, ok := sh.slots[name]; ok {
-		if sl.Value == nil {
+		if sl.Value == "" {
 			return
 		}
 		stored = sl.Expires

@@ -32,20 +32,20 @@ func (s *Store) valueName(space, key string) string {
 }
 
 // LoadValue implements store.Values.
-func (s *Store) LoadValue(ctx context.Context, space, key string) ([]byte, error) {
+func (s *Store) LoadValue(ctx context.Context, space, key string) (string, error) {
 	cmd := redis.NewStringCmd(ctx, "get", s.valueName(space, key))
 	err := s.do(ctx, cmd)
 	if errors.Is(err, redis.Nil) {
-		return nil, nil
+		return "", nil
 	}
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return cmd.Bytes()
+	return cmd.Val(), nil
 }
 
 // SwapValue implements store.Values.
-func (s *Store) SwapValue(ctx context.Context, space, key string, old, next []byte, expires time.Time) (bool, error) {
+func (s *Store) SwapValue(ctx context.Context, space, key, old, next string, expires time.Time) (bool, error) {
 	keep := max(time.Until(expires)+slack, time.Second)
 	args := []any{"evalsha", swapSHA, 1, s.valueName(space, key), old, next, keep.Milliseconds()}
 	for attempt := 0; ; attempt++ {
@@ -86,7 +86,7 @@ func (s *Store) countValues(ctx context.Context, space string) (total int64, err
 }
 
 // EachValue implements store.Values.
-func (s *Store) EachValue(ctx context.Context, space string, yield func(key string, value []byte) bool) error {
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string) bool) error {
 	prefix := s.valueName(space, "")
 	var cursor uint64
 	for {
@@ -100,7 +100,7 @@ func (s *Store) EachValue(ctx context.Context, space string, yield func(key stri
 				return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
 			}
 			for i, key := range keys {
-				if text, ok := values[i].(string); ok && !yield(strings.TrimPrefix(key, prefix), []byte(text)) {
+				if text, ok := values[i].(string); ok && !yield(strings.TrimPrefix(key, prefix), text) {
 					return nil
 				}
 			}
@@ -139,13 +139,13 @@ func (c *counts) of(space string) *count {
 	return n
 }
 
-func (c *counts) add(space string, old, next []byte) {
+func (c *counts) add(space, old, next string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case old == nil && next != nil:
+	case old == "" && next != "":
 		c.of(space).n.Add(1)
-	case old != nil && next == nil:
+	case old != "" && next == "":
 		c.of(space).n.Add(-1)
 	}
 }

@@ -1,0 +1,111 @@
+package verify
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/verify/callout"
+)
+
+// Who answered, as it stands in metrics.
+const (
+	sourceCache   = "cache"
+	sourceFile    = "file"
+	sourceLDAP    = "ldap"
+	sourceCallout = "callout"
+	sourceLimits  = "limits"
+
+	resultBusy    = "busy"
+	resultHarvest = "harvest"
+)
+
+// metrics of all verify checks of one daemon.
+type metrics struct {
+	answers     map[[2]string]prometheus.Counter
+	storeErrors prometheus.Counter
+
+	mu     sync.Mutex
+	checks map[*Check]bool // running, the newest last to start
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		answers: make(map[[2]string]prometheus.Counter), checks: make(map[*Check]bool),
+		storeErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_verify_store_errors_total", Help: "Answers that could not be looked up or kept.",
+		}),
+	}
+	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postern_verify_answers_total", Help: "Answers about recipients, by who gave them and what they were.",
+	}, []string{"source", "result"})
+	stored := []string{string(Known), string(Unknown), string(Temporary), string(Refused), string(Undecided)}
+	for source, results := range map[string][]string{
+		sourceCache: stored, sourceFile: stored[:2], sourceLDAP: stored[:3], sourceCallout: callout.Classes(),
+		sourceLimits: {resultBusy, resultHarvest},
+	} {
+		for _, r := range results {
+			m.answers[[2]string{source, r}] = answers.WithLabelValues(source, r)
+		}
+	}
+	reg.MustRegister(answers, m.storeErrors,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "postern_verify_entries", Help: "Addresses remembered, about.",
+		}, m.sum(func(c *Check) int { return c.store.Count() })),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "postern_verify_pending", Help: "Addresses that are being asked about.",
+		}, m.sum(func(c *Check) int {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return len(c.flights)
+		})),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "postern_verify_next_hops_down", Help: "Next hops that do not answer or refuse us.",
+		}, m.sum(func(c *Check) int {
+			n := 0
+			for _, h := range c.prober.Status() {
+				if h.State == "down" || h.State == "refuses us" {
+					n++
+				}
+			}
+			return n
+		})),
+	)
+	return m
+}
+
+// sum is a value of the check that runs; during a reload there are two, and
+// the greater tells.
+func (m *metrics) sum(f func(*Check) int) func() float64 {
+	return func() float64 {
+		m.mu.Lock()
+		checks := make([]*Check, 0, len(m.checks))
+		for c := range m.checks {
+			checks = append(checks, c)
+		}
+		m.mu.Unlock()
+		n := 0
+		for _, c := range checks {
+			n = max(n, f(c))
+		}
+		return float64(n)
+	}
+}
+
+func (m *metrics) observe(c *Check) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.checks[c] = true
+}
+
+func (m *metrics) forget(c *Check) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.checks, c)
+}
+
+func (m *metrics) count(source, result string) {
+	if c := m.answers[[2]string{source, result}]; c != nil {
+		c.Inc()
+	}
+}
