@@ -87,6 +87,7 @@ type Backend interface {
 	// ResetList ends the shadow into which the volume guard has put a DNS
 	// list: whether there is such a list, and whether it was held.
 	ResetList(name string) (known, held bool)
+	Verify() Verifier
 }
 
 // Question is a request as the administrator writes it for `postern explain`.
@@ -130,6 +131,7 @@ func NewServer(b Backend, token string, gather prometheus.Gatherer, log *zap.Log
 	mux.HandleFunc("GET /v1/access", h.accessList)
 	mux.HandleFunc("GET /v1/rbl/{addr}", h.rblTest)
 	mux.HandleFunc("POST /v1/rbl/{list}/reset", h.rblReset)
+	h.verifyRoutes(mux)
 	return &Server{log: log, http: &http.Server{
 		Handler:           withToken(token, mux),
 		ReadHeaderTimeout: 5 * time.Second,

@@ -10,6 +10,7 @@ import (
 	"postern/rbl"
 	"postern/resolver"
 	"postern/store"
+	"postern/verify"
 )
 
 // Status is what `postern status` shows.
@@ -26,6 +27,7 @@ type Status struct {
 	DNS      DNSStatus              `json:"dns"`
 	RBL      []rbl.Status           `json:"rbl"`
 	Access   access.Status          `json:"access"`
+	Verify   verify.Status          `json:"verify"`
 	Greylist greylist.Status        `json:"greylist"`
 	// Goroutines tells a leak.
 	Goroutines int      `json:"goroutines"`

@@ -320,6 +320,9 @@ func (a *App) TestLists(ctx context.Context, addr netip.Addr) (rbl.TestReport, e
 // ResetList implements admin.Backend.
 func (a *App) ResetList(name string) (known, held bool) { return a.current.Load().rbl.Reset(name) }
 
+// Verify implements admin.Backend.
+func (a *App) Verify() admin.Verifier { return a.current.Load().verify }
+
 // Addresses returns where the policy door listens.
 func (a *App) Addresses() []net.Addr { return a.door.Addresses() }
 
@@ -363,7 +366,7 @@ func (a *App) Status(context.Context) admin.Status {
 		Config: *a.state.Load(), Chains: map[string][]admin.CheckMode{},
 		Policy: a.door.Status(), Store: a.parts.store.Status(),
 		DNS: admin.DNSStatus{Servers: g.resolver.Status(), Stats: g.resolver.Stats()},
-		RBL: g.rbl.Status(), Access: g.access.Status(), Greylist: g.greylist.Status(),
+		RBL: g.rbl.Status(), Access: g.access.Status(), Verify: g.verify.Status(), Greylist: g.greylist.Status(),
 		Goroutines: runtime.NumGoroutine(),
 	}
 	for name, checks := range g.pipeline.Chains() {

@@ -19,6 +19,7 @@ import (
 	"postern/rbl"
 	"postern/resolver"
 	"postern/store"
+	"postern/verify"
 )
 
 // generation is everything that one reading of the configuration makes: the
@@ -29,6 +30,7 @@ type generation struct {
 	resolver *resolver.Resolver
 	access   *access.Check
 	rbl      *rbl.Check
+	verify   *verify.Check
 	greylist *greylist.Check
 	pipeline *pipeline.Pipeline
 
@@ -48,6 +50,7 @@ func (p *parts) resolver(cfg *config.Config, prev *generation) (*resolver.Resolv
 // DNS lists.
 func (g *generation) start() {
 	g.access.Start()
+	g.verify.Start()
 	g.greylist.Start()
 	g.rbl.Start(context.Background())
 }
@@ -55,6 +58,7 @@ func (g *generation) start() {
 // stop undoes start and waits for it.
 func (g *generation) stop() {
 	g.rbl.Stop()
+	g.verify.Stop()
 	g.greylist.Stop()
 	g.access.Stop()
 }
@@ -100,6 +104,21 @@ type parts struct {
 	metrics *pipeline.Metrics
 }
 
+func (p *parts) verify(cfg *config.Config, g, prev *generation) (*verify.Check, error) {
+	passwords := make(map[string]string, len(cfg.Verify.LDAP))
+	for _, l := range cfg.Verify.LDAP {
+		secret, err := cfg.Secret(l.PasswordFile)
+		if err != nil {
+			return nil, err
+		}
+		passwords[l.Name] = secret
+	}
+	return verify.New(cfg.Verify, verify.Options{
+		Hostname: cfg.Hostname, Passwords: passwords, Store: store.SpaceOf(p.store, "verify"), DNS: g.resolver.Net(),
+		Log: p.log, Metrics: p.reg,
+	}, prev.verify)
+}
+
 // build makes a generation that is not started. prev, which may be nil, hands
 // on what it has learned.
 func build(cfg *config.Config, p parts, prev *generation) (g *generation, err error) {
@@ -121,7 +140,12 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 	if g.rbl, err = rbl.New(cfg.RBL, g.resolver, p.log, p.reg, prev.rbl); err != nil {
 		return nil, err
 	}
-	if g.greylist, err = greylist.New(cfg.Greylist, cfg.Hostname, p.store, p.log, p.reg, prev.greylist); err != nil {
+	if g.verify, err = p.verify(cfg, g, prev); err != nil {
+		return nil, err
+	}
+	grey := cfg.Greylist
+	grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
+	if g.greylist, err = greylist.New(grey, cfg.Hostname, p.store, p.log, p.reg, prev.greylist); err != nil {
 		return nil, err
 	}
 	g.pipeline, err = pipeline.New(pipeline.Options{
@@ -129,6 +153,7 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 		Steps: map[string]pipeline.Step{
 			"access":   {Check: g.access, Step: cfg.Access.Step},
 			"rbl":      {Check: g.rbl, Step: cfg.RBL.Step},
+			"verify":   {Check: g.verify, Step: cfg.Verify.Step},
 			"greylist": {Check: g.greylist, Step: cfg.Greylist.Step},
 		},
 		Log: p.log, Metrics: p.metrics, Journal: p.journal,

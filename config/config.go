@@ -33,6 +33,7 @@ import (
 	"postern/rbl"
 	"postern/resolver"
 	"postern/store"
+	"postern/verify"
 )
 
 // DefaultPath is where the configuration is unless somebody says otherwise.
@@ -58,6 +59,7 @@ type Config struct {
 	Chains   map[string]pipeline.ChainConfig `toml:"chains"`
 	Access   access.Config                   `toml:"access"`
 	RBL      rbl.Config                      `toml:"rbl"`
+	Verify   verify.Config                   `toml:"verify"`
 	Greylist greylist.Config                 `toml:"greylist"`
 }
 
@@ -70,7 +72,7 @@ func Default() *Config {
 	return &Config{
 		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
 		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Chains: pipeline.DefaultChains(),
-		Access: access.DefaultConfig(), RBL: rbl.DefaultConfig(), Greylist: greylist.DefaultConfig(),
+		Access: access.DefaultConfig(), RBL: rbl.DefaultConfig(), Verify: verify.DefaultConfig(), Greylist: greylist.DefaultConfig(),
 	}
 }
 
@@ -79,6 +81,7 @@ func Default() *Config {
 var checks = pipeline.Describe{
 	"access":   access.Traits,
 	"rbl":      rbl.Traits,
+	"verify":   verify.Traits,
 	"greylist": greylist.Traits,
 }
 
@@ -210,6 +213,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	c.DNS.Validate("dns", fs)
 	c.Access.Validate("access", fs)
 	c.RBL.Validate("rbl", fs)
+	c.Verify.Validate("verify", fs)
 	c.Greylist.Validate("greylist", fs)
 	for _, name := range slices.Sorted(maps.Keys(c.Chains)) {
 		chain := c.Chains[name]
@@ -227,7 +231,12 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 			fs.Keyf(index("policy.listen", i), "there is no chain %q", a.Chain)
 		}
 	}
-	for key, path := range map[string]string{"admin.token_file": c.Admin.TokenFile, "store.redis.password_file": c.Store.Redis.PasswordFile} {
+	if len(c.Verify.Routes) > 0 && !c.names("verify") {
+		warnings = append(warnings, "verify.route: no chain has the check verify: no recipient is verified")
+	}
+	secrets := c.Verify.Secrets("verify")
+	secrets["admin.token_file"], secrets["store.redis.password_file"] = c.Admin.TokenFile, c.Store.Redis.PasswordFile
+	for key, path := range secrets {
 		if path == "" {
 			continue
 		}
@@ -243,6 +252,16 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	}
 	slices.Sort(warnings)
 	return warnings
+}
+
+// names reports whether a chain has the check.
+func (c *Config) names(check string) bool {
+	for _, chain := range c.Chains {
+		if slices.Contains(chain.Checks, check) {
+			return true
+		}
+	}
+	return false
 }
 
 // maxSecret is the most bytes of a secret.

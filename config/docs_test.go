@@ -19,6 +19,8 @@ import (
 
 	"postern/pipeline"
 	"postern/rbl"
+	"postern/verify"
+	"postern/verify/directory"
 )
 
 var update = flag.Bool("update", false, "write docs/configuration.md anew")
@@ -79,12 +81,16 @@ func writeManual(t *testing.T) []byte {
 		{"store", "", reflect.ValueOf(c.Store)},
 		{"store.redis", "For `store.kind = \"redis\"`.", reflect.ValueOf(c.Store.Redis)},
 		{"dns", "", reflect.ValueOf(c.DNS)},
-		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"rbl\", \"greylist\"]`. " +
+		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"rbl\", \"verify\", \"greylist\"]`. " +
 			"`policy_context=NAME` in main.cf, or `chain=NAME` behind a listening address, picks another.", reflect.ValueOf(chain)},
 		{"access", "The check's manual: [access](checks/access.md).", reflect.ValueOf(c.Access)},
 		{"rbl", "The check's manual: [rbl](checks/rbl.md).", reflect.ValueOf(c.RBL)},
 		{"rbl.volume", "", reflect.ValueOf(c.RBL.Volume)},
 		{"[rbl.zone]", "Options of one list; the section can stand many times.", reflect.ValueOf(rbl.ZoneConfig{})},
+		{"verify", "The check's manual: [verify](checks/verify.md).", reflect.ValueOf(c.Verify)},
+		{"verify.callout", "How next hops are asked.", reflect.ValueOf(c.Verify.Callout)},
+		{"[verify.route]", "Domains, and who knows their addresses; the section can stand many times. What it leaves out is as in `[verify]` and `[verify.callout]`.", reflect.ValueOf(verify.Route{})},
+		{"[verify.ldap]", "A directory that routes name as `ldap:NAME`; the section can stand many times.", reflect.ValueOf(directory.Config{})},
 		{"greylist", "The check's manual: [greylist](checks/greylist.md).", reflect.ValueOf(c.Greylist)},
 	} {
 		if s.title == "" {
@@ -190,7 +196,7 @@ func tomlText(t *testing.T, v reflect.Value) string {
 func fieldComments(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for _, dir := range []string{"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store"} {
+	for _, dir := range []string{"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory"} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -144,6 +144,7 @@ var Traits = policy.Traits{Stages: policy.Stages(policy.StageRcpt, policy.StageD
 const (
 	skipStage         = "greylist-other-stage"
 	skipNull          = "greylist-null-sender"
+	skipOwn           = "greylist-own-probe"
 	skipAuthenticated = "greylist-authenticated"
 	skipException     = "greylist-exception"
 	skipSPF           = "greylist-spf-pass"
@@ -156,12 +157,15 @@ const (
 func (c *Check) passOver(req *policy.Request, peek bool) (why, detail string, delay time.Duration) {
 	delay = c.rule.Delay
 	callout := req.NullSender() || len(c.callouts) > 0 && c.calloutSender(req.Sender)
+	own := c.ownProbe(req.Sender)
 	switch {
+	case own && req.Stage == policy.StageRcpt:
+		return skipOwn, "judged at DATA", 0
 	case callout && c.cfg.NullSender == Never:
 		return skipNull, "", 0
 	case callout && c.cfg.NullSender == AtData && req.Stage != policy.StageData:
 		return skipNull, "judged at DATA", 0
-	case req.Stage == policy.StageData && !(callout && c.cfg.NullSender == AtData):
+	case req.Stage == policy.StageData && !own && !(callout && c.cfg.NullSender == AtData):
 		return skipStage, "", 0 // has been judged at RCPT
 	case c.cfg.SkipAuthenticated && req.SASL.Username != "":
 		return skipAuthenticated, "login " + req.SASL.Username, 0
@@ -186,6 +190,15 @@ func (c *Check) passOver(req *policy.Request, peek bool) (why, detail string, de
 		return skipTrusted, "", 0
 	}
 	return "", "", delay
+}
+
+func (c *Check) ownProbe(a policy.Address) bool {
+	for _, s := range c.cfg.OwnProbes {
+		if strings.EqualFold(s, a.Raw) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Check) calloutSender(a policy.Address) bool {

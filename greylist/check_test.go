@@ -393,6 +393,13 @@ func TestNullSender(t *testing.T) {
 	w = newWorld(t, func(c *greylist.Config) { c.NullSender = greylist.AtRcpt })
 	w.want("null_sender = rcpt", first, at(w, policy.StageRcpt, ""))
 	w.want("null_sender = rcpt, DATA", "greylist-other-stage", at(w, policy.StageData, ""))
+	for _, when := range []string{greylist.AtRcpt, greylist.AtData} {
+		w = newWorld(t, func(c *greylist.Config) {
+			c.NullSender, c.OwnProbes = when, []string{"double-bounce@mx.example.org"}
+		})
+		w.want("our own probe, come back", "greylist-own-probe", at(w, policy.StageRcpt, "Double-Bounce@mx.example.org"))
+		w.want("a message in its name", first, at(w, policy.StageData, "double-bounce@mx.example.org"))
+	}
 	w = newWorld(t, func(c *greylist.Config) { c.NullSender = greylist.Never })
 	w.want("null_sender = skip", "greylist-null-sender", at(w, policy.StageData, ""))
 }

@@ -59,6 +59,9 @@ type Config struct {
 	// CalloutSenders are further senders that are treated as the null sender:
 	// addresses, or local parts with an @ behind. Default none.
 	CalloutSenders []string `toml:"callout_senders"`
+	// OwnProbes are the senders of this daemon's own callouts. They are never
+	// delayed at RCPT.
+	OwnProbes []string `toml:"-"`
 	// Delimiters are the characters that part an extension from the user in a
 	// sender's address; it is left out of the key. Default "+".
 	Delimiters string `toml:"delimiters"`

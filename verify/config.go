@@ -110,7 +110,7 @@ type Route struct {
 	// Sources are asked in their order until one knows the address: files
 	// ("list:/path", one address a line, or a Postfix table such as
 	// "texthash:/etc/postfix/relay_recipients"), "ldap:NAME", "callout". What no
-	// source knows is unknown. Default: "callout".
+	// source knows is unknown. Default: a callout only.
 	Sources []string `toml:"sources"`
 	// Sender replaces verify.callout.sender. Default: as there.
 	Sender string `toml:"sender"`

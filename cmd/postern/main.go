@@ -51,7 +51,7 @@ func (c *cli) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "postern",
 		Short: "the side gate beside Postfix: decides who may hand in mail",
-		Long: "postern answers Postfix's policy delegation protocol: access lists, DNSBLs, greylisting.\n" +
+		Long: "postern answers Postfix's policy delegation protocol: access lists, DNSBLs, recipient verification, greylisting.\n" +
 			"`postern serve` is the daemon; the other commands check its configuration or talk to it.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -69,7 +69,7 @@ func (c *cli) root() *cobra.Command {
 	f.BoolVar(&c.json, "json", false, "write JSON")
 	root.AddCommand(
 		c.serveCommand(), c.checkCommand(), c.configCommand(), c.reloadCommand(), c.statusCommand(),
-		c.explainCommand(), c.askCommand(), c.greylistCommand(), c.rblCommand(), c.accessCommand(), c.storeCommand(), c.versionCommand(),
+		c.explainCommand(), c.askCommand(), c.greylistCommand(), c.rblCommand(), c.accessCommand(), c.verifyCommand(), c.storeCommand(), c.versionCommand(),
 	)
 	return root
 }

@@ -15,6 +15,7 @@ import (
 	"postern/list"
 	"postern/policy"
 	"postern/rbl"
+	"postern/verify"
 )
 
 func (c *cli) statusCommand() *cobra.Command {
@@ -70,6 +71,7 @@ func writeStatus(w io.Writer, st *admin.Status, now time.Time) {
 		writeLists(w, kind.name, kind.lists, now)
 	}
 	writeRBL(w, st.RBL, now)
+	writeVerify(w, &st.Verify, now)
 	fmt.Fprintf(w, "greylist  delay %v, %s; %d early retries can be answered from memory\n", st.Greylist.Delay, st.Greylist.When, st.Greylist.Hints)
 	for _, warning := range st.Warnings {
 		fmt.Fprintf(w, "warning   %s\n", warning)
@@ -148,6 +150,42 @@ func writeRBL(w io.Writer, lists []rbl.Status, now time.Time) {
 			fmt.Fprintf(w, "; last error %s ago: %s", ago(now, l.LastErrorAt), l.LastError)
 		}
 		fmt.Fprintln(w)
+	}
+}
+
+func writeVerify(w io.Writer, v *verify.Status, now time.Time) {
+	if v.Routes == 0 {
+		return
+	}
+	fmt.Fprintf(w, "verify    %d routes; about %d addresses remembered, %d being asked about\n", v.Routes, v.Entries, v.Pending)
+	for _, h := range v.NextHops {
+		fmt.Fprintf(w, "          %s: %s", h.NextHop, strings.ToUpper(h.State))
+		switch {
+		case h.Alarm != "":
+			fmt.Fprintf(w, ": %s", printable(h.Alarm))
+		case h.LastError != "":
+			fmt.Fprintf(w, "; last error %s ago: %s", ago(now, h.ErrorAt), printable(h.LastError))
+		}
+		all := 0
+		for _, yes := range h.AcceptAll {
+			if yes {
+				all++
+			}
+		}
+		if all > 0 {
+			fmt.Fprintf(w, "; TAKES EVERY ADDRESS of %d domains", all)
+		}
+		fmt.Fprintln(w)
+	}
+	for _, d := range v.Directories {
+		if !d.Healthy {
+			fmt.Fprintf(w, "          ldap:%s NOT USABLE since %s: %s\n", d.Name, ago(now, d.ErrorAt), printable(d.LastError))
+		}
+	}
+	for _, f := range v.Files {
+		if f.Fault != "" {
+			fmt.Fprintf(w, "          %s: EDIT NOT TAKEN, its %d entries stay in force: %s\n", f.File, f.Entries, f.Fault)
+		}
 	}
 }
 

@@ -57,20 +57,20 @@ var allowed = map[string]rule{
 	"policyd":  {module: "internal/conf internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"journal":  {module: "policy"},
 	"admin": {
-		module:  "access greylist internal/conf internal/listen journal policy policyd rbl resolver store",
+		module:  "access greylist internal/conf internal/listen journal policy policyd rbl resolver store verify verify/callout verify/directory",
 		outside: metrics + " " + zap,
 	},
 	"config": {
-		module:  "access admin greylist internal/conf internal/logging pipeline policy policyd rbl resolver store",
+		module:  "access admin greylist internal/conf internal/logging pipeline policy policyd rbl resolver store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
 		module: "access admin config greylist internal/listen internal/mailaddr journal pipeline policy policyd rbl " +
-			"resolver store store/bolt store/mem store/redis",
+			"resolver store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module:  "access admin app config greylist internal/listen internal/logging journal list policy rbl store store/bolt",
+		module:  "access admin app config greylist internal/listen internal/logging journal list policy rbl store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 
@@ -208,7 +208,7 @@ func TestImports(t *testing.T) {
 // An import cycle through tests, or a check that tests itself with another
 // check, ties together what should be apart. Real stores are fine.
 func TestImportsOfTests(t *testing.T) {
-	checks := []string{"access", "rbl", "greylist"}
+	checks := []string{"access", "rbl", "verify", "greylist"}
 	for _, p := range list(t) {
 		if !slices.Contains(checks, p.name()) {
 			continue
@@ -249,9 +249,9 @@ func TestTable(t *testing.T) {
 			t.Errorf("the imports of %s are not sorted", name)
 		}
 	}
-	for _, check := range []string{"access", "rbl", "greylist"} {
+	for _, check := range []string{"access", "rbl", "verify", "greylist"} {
 		for imported := range strings.FieldsSeq(allowed[check].module) {
-			if slices.Contains([]string{"access", "rbl", "greylist", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
+			if slices.Contains([]string{"access", "rbl", "verify", "greylist", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
 				strings.HasPrefix(imported, "store") {
 				t.Errorf("the check %s may import %s", check, imported)
 			}

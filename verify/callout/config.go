@@ -63,7 +63,7 @@ type Config struct {
 	// Default "30s".
 	ReplyTimeout conf.Duration `toml:"reply_timeout"`
 	// Timeout is the most time for one probe, all hosts of a next hop together.
-	// Default "60s".
+	// Default "1m".
 	Timeout conf.Duration `toml:"timeout"`
 	// DownAfter is after how many failures in a row a next hop counts as down
 	// and is left alone for DownPause; 0 never. Default 3.

@@ -39,19 +39,19 @@ type Config struct {
 	PasswordFile string `toml:"password_file"`
 	// Base is where the search begins. Default: none, it is needed.
 	Base string `toml:"base"`
-	// Scope is "sub", "one" or "base". Default: "sub".
+	// Scope is "sub", "one" or "base". Default: sub, all below Base.
 	Scope string `toml:"scope"`
 	// Filter finds the entry of an address. Placeholders, escaped: {address},
 	// {user} (the local part) and {domain}. Default:
-	// "(|(mail={address})(proxyAddresses=smtp:{address}))", which does for most
+	// (|(mail={address})(proxyAddresses=smtp:{address})), which does for most
 	// directories and for Active Directory.
 	Filter string `toml:"filter"`
 	// Attribute, when set, must have a value in the entry that is found.
 	// Default: none.
 	Attribute string `toml:"attribute"`
-	// Timeout is the most time for a connection, and for a question. Default: "3s".
+	// Timeout is the most time for a connection, and for a question. Default: three seconds.
 	Timeout conf.Duration `toml:"timeout"`
-	// Connections is the most connections at once. Default: 4.
+	// Connections is the most connections at once; 0 stands for four. Default 0.
 	Connections int `toml:"connections"`
 }
 
