@@ -23,15 +23,14 @@ type Config struct {
 	// mistakes in this file be mended without loss. Default 450.
 	RejectCode int `toml:"reject_code"`
 	// RejectText is what the client reads of an unknown recipient. Placeholders:
-	// {recipient}, {sender}, {client}, {helo}. Default "Recipient address
-	// rejected: no such mailbox".
+	// {recipient}, {sender}, {client}, {helo}. Postfix puts "<recipient>:
+	// Recipient address rejected:" in front. Default "no such mailbox".
 	RejectText string `toml:"reject_text"`
 	// DeferReply is what the client reads while an address cannot be verified.
-	// Default "450 4.1.1 Recipient address could not be verified yet, please try
-	// again later".
+	// Default "450 4.1.1 not verified yet, please try again later".
 	DeferReply string `toml:"defer_reply"`
 	// HarvestReply is what a client reads that has asked for too many unknown
-	// addresses. Default "450 4.7.1 Too many unknown recipients, please try again
+	// addresses. Default "450 4.7.1 too many unknown recipients, please try again
 	// later".
 	HarvestReply string `toml:"harvest_reply"`
 	// WhenDown is what happens while no source can tell: "known-only" takes mail
@@ -157,9 +156,9 @@ func DefaultConfig() Config {
 	const day = 24 * time.Hour
 	return Config{
 		Step: conf.Step{Timeout: conf.Duration(10 * time.Second)},
-		Wait: conf.Duration(6 * time.Second), RejectCode: 450, RejectText: "Recipient address rejected: no such mailbox",
-		DeferReply:   "450 4.1.1 Recipient address could not be verified yet, please try again later",
-		HarvestReply: "450 4.7.1 Too many unknown recipients, please try again later",
+		Wait: conf.Duration(6 * time.Second), RejectCode: 450, RejectText: "no such mailbox",
+		DeferReply:   "450 4.1.1 not verified yet, please try again later",
+		HarvestReply: "450 4.7.1 too many unknown recipients, please try again later",
 		WhenDown:     KnownOnly, PositiveExpire: conf.Duration(31 * day), PositiveRefresh: conf.Duration(7 * day),
 		NegativeExpire: conf.Duration(3 * day), NegativeRefresh: conf.Duration(3 * time.Hour),
 		TemporaryExpire: conf.Duration(2 * time.Minute), RefusedExpire: conf.Duration(30 * time.Minute),

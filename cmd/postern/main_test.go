@@ -13,6 +13,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"postern/internal/dnstest"
+	"postern/internal/smtptest"
 )
 
 func TestMain(m *testing.M) {
@@ -42,6 +43,9 @@ func TestScenarios(t *testing.T) {
 				"9.2.0.192.bl.example. 60 IN A 127.0.0.2",
 				"9.2.0.192.bl.example. 60 IN TXT \"listed for a test\"",
 			)
+			hop := smtptest.Start(env.T().(testing.TB)).Know("ann@example.com", "bob@example.com")
+			env.Values["hop"] = hop
+			env.Setenv("HOP", hop.NextHop())
 			// The files say $RUN and $DNS.
 			return filepath.WalkDir(env.WorkDir, func(path string, d os.DirEntry, err error) error {
 				if err != nil || d.IsDir() || !strings.HasSuffix(path, ".toml") {
@@ -52,7 +56,7 @@ func TestScenarios(t *testing.T) {
 					return err
 				}
 				out := os.Expand(string(text), func(name string) string {
-					if name == "RUN" || name == "DNS" || name == "WORK" {
+					if name == "RUN" || name == "DNS" || name == "WORK" || name == "HOP" {
 						return env.Getenv(name)
 					}
 					return "$" + name
@@ -67,6 +71,10 @@ func TestScenarios(t *testing.T) {
 			},
 			"replace": replace,
 			"hangup":  hangup,
+			// hop VERB REPLY has the next hop answer so; "" as usual.
+			"hop": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Value("hop").(*smtptest.Server).Answer(args[0], args[1])
+			},
 		},
 	})
 }
