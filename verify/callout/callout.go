@@ -18,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"postern/policy"
 )
 
@@ -201,7 +203,8 @@ func (p *Prober) ownAddresses() map[netip.Addr]bool {
 	}
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
-		return own // the listed ones are left
+		p.log.Warn("this host's addresses are not known; list them in verify.callout.own_addresses", zap.Error(err))
+		return own
 	}
 	for _, a := range addrs {
 		if n, ok := a.(*net.IPNet); ok {

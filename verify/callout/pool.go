@@ -246,8 +246,7 @@ func (h *hop) acquire(ctx context.Context, p *Prober, gentle bool) (release func
 func (h *hop) idle(o *Options, keep time.Duration) *connection {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for i := len(h.conns) - 1; i >= 0; i-- {
-		c := h.conns[i]
+	for i, c := range slices.Backward(h.conns) {
 		if c.options.Level != o.Level || c.options.Roots != o.Roots || time.Since(c.usedAt) > keep {
 			continue
 		}

@@ -305,7 +305,7 @@ func plain(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return errTimeout
 	}
-	if t, ok := err.(interface{ Timeout() bool }); ok && t.Timeout() { //nolint:errorlint // as the net package gives it
+	if t, ok := err.(interface{ Timeout() bool }); ok && t.Timeout() {
 		return errTimeout
 	}
 	return err
