@@ -226,18 +226,19 @@ func (c *Check) ask(ctx context.Context, q *question) (Entry, outcome) {
 				return Entry{Result: kind, At: time.Now(), Source: place}, something
 			}
 		case s.directory != nil:
+			began := time.Now()
 			dn, found, err := s.directory.Ask(ctx, q.address)
 			if err != nil {
-				c.metrics.count(sourceLDAP, string(Temporary))
+				c.metrics.asked(sourceLDAP, string(Temporary), began)
 				c.log.Warn("a directory cannot be asked", zap.String("source", s.name), zap.Error(err))
 				missing = errors.Join(missing, err)
 				continue
 			}
 			if found {
-				c.metrics.count(sourceLDAP, string(Known))
+				c.metrics.asked(sourceLDAP, string(Known), began)
 				return Entry{Result: Known, At: time.Now(), Source: s.name, Detail: dn}, something
 			}
-			c.metrics.count(sourceLDAP, string(Unknown))
+			c.metrics.asked(sourceLDAP, string(Unknown), began)
 		default:
 			var what outcome
 			if e, what = c.callout(ctx, q, s); what != something || e.Result != Unknown {
@@ -271,7 +272,9 @@ func (c *Check) callout(ctx context.Context, q *question, s *source) (Entry, out
 	if res.Host != "" {
 		e.Source = "callout " + res.Host
 	}
-	c.metrics.count(sourceCallout, res.Class.String())
+	if !res.Limited {
+		c.metrics.asked(sourceCallout, res.Class.String(), e.At.Add(-res.Took))
+	}
 	switch {
 	case res.Class == callout.AcceptAll:
 		return e, takesAll

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -23,6 +24,7 @@ const (
 // metrics of all verify checks of one daemon.
 type metrics struct {
 	answers     map[[2]string]prometheus.Counter
+	seconds     map[[2]string]prometheus.Observer // of sources that are asked over the network
 	storeErrors prometheus.Counter
 
 	mu     sync.Mutex
@@ -31,13 +33,17 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
-		answers: make(map[[2]string]prometheus.Counter), checks: make(map[*Check]bool),
+		answers: make(map[[2]string]prometheus.Counter), seconds: make(map[[2]string]prometheus.Observer), checks: make(map[*Check]bool),
 		storeErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postern_verify_store_errors_total", Help: "Answers that could not be looked up or kept.",
 		}),
 	}
 	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "postern_verify_answers_total", Help: "Answers about recipients, by who gave them and what they were.",
+	}, []string{"source", "result"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "postern_verify_seconds", Help: "Time of a question to a directory or a next hop, by what the answer was.",
+		Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 	}, []string{"source", "result"})
 	stored := []string{string(Known), string(Unknown), string(Temporary), string(Refused), string(Undecided)}
 	for source, results := range map[string][]string{
@@ -46,9 +52,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	} {
 		for _, r := range results {
 			m.answers[[2]string{source, r}] = answers.WithLabelValues(source, r)
+			if source == sourceLDAP || source == sourceCallout {
+				m.seconds[[2]string{source, r}] = seconds.WithLabelValues(source, r)
+			}
 		}
 	}
-	reg.MustRegister(answers, m.storeErrors,
+	reg.MustRegister(answers, seconds, m.storeErrors,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "postern_verify_entries", Help: "Addresses remembered, about.",
 		}, m.sum(func(c *Check) int { return c.store.Count() })),
@@ -102,6 +111,14 @@ func (m *metrics) forget(c *Check) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.checks, c)
+}
+
+// asked counts an answer that had to be waited for.
+func (m *metrics) asked(source, result string, began time.Time) {
+	m.count(source, result)
+	if h := m.seconds[[2]string{source, result}]; h != nil {
+		h.Observe(time.Since(began).Seconds())
+	}
 }
 
 func (m *metrics) count(source, result string) {

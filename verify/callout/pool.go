@@ -494,8 +494,6 @@ func (h *hop) status(now time.Time) Status {
 
 // metrics of all probers of one daemon.
 type metrics struct {
-	probes        [classCount]prometheus.Counter
-	seconds       prometheus.Observer
 	limited, busy prometheus.Counter
 	waiting, open prometheus.Gauge
 }
@@ -515,26 +513,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "postern_verify_connections", Help: "Connections to next hops in use.",
 		}),
 	}
-	probes := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "postern_verify_callouts_total", Help: "Callouts made, by what came of them.",
-	}, []string{"result"})
-	seconds := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "postern_verify_callout_seconds", Help: "Time of a callout.",
-		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
-	})
-	for c := range classCount {
-		m.probes[c] = probes.WithLabelValues(c.String())
-	}
-	m.seconds = seconds
-	reg.MustRegister(probes, seconds, m.limited, m.busy, m.waiting, m.open)
+	reg.MustRegister(m.limited, m.busy, m.waiting, m.open)
 	return m
 }
 
 func (m *metrics) observe(r *Result) {
 	if r.Limited {
 		m.limited.Inc()
-		return
 	}
-	m.probes[r.Class].Inc()
-	m.seconds.Observe(r.Took.Seconds())
 }

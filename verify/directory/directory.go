@@ -195,6 +195,9 @@ func (d *Directory) Status() Status {
 // Ask reports whether the directory has an entry for the address, and its DN.
 // It returns by ctx's deadline. An error means that it could not be asked.
 func (d *Directory) Ask(ctx context.Context, a policy.Address) (dn string, found bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return "", false, fmt.Errorf("directory %s: %w", d.cfg.Name, err)
+	}
 	select {
 	case d.slots <- struct{}{}:
 	case <-ctx.Done():
