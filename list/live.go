@@ -9,7 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
-	"postern/internal/watch"
+	"postern/internal/filestamp"
 	"postern/policy"
 )
 
@@ -31,8 +31,8 @@ type Live struct {
 // liveSource is a source and what is known of its file.
 type liveSource struct {
 	*source
-	content *content    // the last good one
-	stamp   watch.Stamp // of the file when it was last read
+	content *content        // the last good one
+	stamp   filestamp.Stamp // of the file when it was last read
 	loaded  time.Time
 	fault   string
 	faultAt time.Time
@@ -51,7 +51,7 @@ func NewLive(sources []string, opts Options, log *zap.Logger, metrics *Metrics) 
 		}
 		ls := &liveSource{source: s, loaded: now}
 		if s.file != "" {
-			ls.stamp = watch.Of(s.file)
+			ls.stamp = filestamp.Of(s.file)
 		}
 		var fs conf.Faults
 		ls.content, fs = s.read(&opts)
@@ -169,11 +169,8 @@ func (l *Live) poll(now time.Time) {
 		if s.file == "" {
 			continue
 		}
-		st := watch.Of(s.file)
-		if st.Same(s.stamp) {
-			continue
-		}
-		if !st.Settled(now) {
+		st := filestamp.Of(s.file)
+		if st.Same(s.stamp) || !st.Settled(now) {
 			continue
 		}
 		if l.reread(s, now) == nil {
@@ -188,11 +185,11 @@ func (l *Live) poll(now time.Time) {
 
 // reread reads one file; on faults its last good entries stay.
 func (l *Live) reread(s *liveSource, now time.Time) conf.Faults {
-	s.stamp = watch.Of(s.file)
+	s.stamp = filestamp.Of(s.file)
 	c, faults := s.read(l.opts)
-	if len(faults) == 0 && !s.stamp.Same(watch.Of(s.file)) {
+	if len(faults) == 0 && !s.stamp.Same(filestamp.Of(s.file)) {
 		// It changed under our eyes: the next look reads all of it.
-		s.stamp = watch.Stamp{}
+		s.stamp = filestamp.Stamp{}
 		return conf.Faults{{File: s.file, Text: "changed while it was read"}}
 	}
 	if len(faults) > 0 {

@@ -13,6 +13,8 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"postern/internal/filestamp"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -147,16 +149,12 @@ func TestAFileBeingWrittenIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(path, []byte("192.0.2.2\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	st, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	written := st.ModTime()
-	l.poll(written.Add(50 * time.Millisecond))
+	written := modified(t, path)
+	l.poll(written.Add(filestamp.Settle / 2))
 	if l.Find(t, "192.0.2.2") {
 		t.Error("read while it was being written")
 	}
-	l.poll(written.Add(200 * time.Millisecond))
+	l.poll(written.Add(2 * filestamp.Settle))
 	if !l.Find(t, "192.0.2.2") {
 		t.Error("not read after it was left alone")
 	}
@@ -188,4 +186,13 @@ func TestAdopt(t *testing.T) {
 	if n, _ := next.Set().Entries()[1].Hits(); n != 0 {
 		t.Errorf("%d hits of the other", n)
 	}
+}
+
+func modified(t *testing.T, path string) time.Time {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.ModTime()
 }

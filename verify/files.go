@@ -13,8 +13,8 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/filestamp"
 	"postern/internal/mailaddr"
-	"postern/internal/watch"
 	"postern/policy"
 	"postern/table"
 )
@@ -26,7 +26,7 @@ type file struct {
 	kind    string // "list" or a Postfix table's
 	path    string
 	content atomic.Pointer[content]
-	stamp   watch.Stamp // used by one goroutine
+	stamp   filestamp.Stamp // used by one goroutine
 	fault   atomic.Pointer[string]
 }
 
@@ -57,7 +57,7 @@ func parseFile(text string) (*file, error) {
 
 // load reads the file; on faults the last good content stays.
 func (f *file) load() conf.Faults {
-	f.stamp = watch.Of(f.path)
+	f.stamp = filestamp.Of(f.path)
 	var fs conf.Faults
 	c := &content{}
 	if f.kind == listKind {
@@ -81,7 +81,7 @@ func (f *file) load() conf.Faults {
 
 // poll reads the file again if it has changed.
 func (f *file) poll(now time.Time, log *zap.Logger) {
-	st := watch.Of(f.path)
+	st := filestamp.Of(f.path)
 	if st.Same(f.stamp) || !st.Settled(now) {
 		return
 	}

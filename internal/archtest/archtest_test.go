@@ -23,14 +23,18 @@ var allowed = map[string]rule{
 	// The words all others share.
 	"policy": {},
 
+	// Small things that know nothing else.
+	"internal/filestamp": {},
+	"internal/netstring": {},
+
 	// Values, sockets, logs: below everything that uses them.
 	"internal/conf":     {module: "policy"},
 	"internal/mailaddr": {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":   {outside: "github.com/coreos/go-systemd/v22/activation"},
+	"internal/door":     {module: "internal/listen", outside: metrics + " " + zap},
 	"internal/logging":  {module: "internal/conf", outside: zap + " golang.org/x/term"},
-	"internal/watch":    {},
 	"table":             {module: "internal/conf internal/mailaddr policy", outside: bart + " github.com/dlclark/regexp2/v2"},
-	"list":              {module: "internal/conf internal/mailaddr internal/watch policy table", outside: bart + " " + metrics + " " + zap},
+	"list":              {module: "internal/conf internal/filestamp internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
 	"resolver":          {module: "internal/conf internal/mailaddr", outside: dns + " " + cache + " " + metrics + " " + zap},
 
 	// The checks.
@@ -39,7 +43,7 @@ var allowed = map[string]rule{
 	"greylist": {module: "internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
 	"verify": {
-		module:  "internal/conf internal/mailaddr internal/watch policy table verify/callout verify/directory",
+		module:  "internal/conf internal/filestamp internal/mailaddr policy table verify/callout verify/directory",
 		outside: cache + " " + metrics + " " + zap,
 	},
 	"verify/directory": {module: "internal/conf policy", outside: "github.com/go-ldap/ldap/v3"},
@@ -55,7 +59,11 @@ var allowed = map[string]rule{
 	// From a request to its answer.
 	"pipeline": {module: "internal/conf policy", outside: metrics + " " + zap},
 	"policyd":  {module: "internal/conf internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
-	"journal":  {module: "policy"},
+	"lookup": {
+		module:  "internal/conf internal/door internal/filestamp internal/listen internal/mailaddr internal/netstring policy table",
+		outside: metrics + " " + zap,
+	},
+	"journal": {module: "policy"},
 	"admin": {
 		module:  "access greylist internal/conf internal/listen journal policy policyd rbl resolver store verify verify/callout verify/directory",
 		outside: metrics + " " + zap,

@@ -1,0 +1,357 @@
+// Package door is what the doors that Postfix keeps connections to have in
+// common: listening sockets that can be changed while running, a bound on
+// connections, limits on how long a connection may take over each part of its
+// work, and an end that lets work under way finish.
+package door
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/internal/listen"
+)
+
+// Limits bound connections. A time of 0 is no limit.
+type Limits struct {
+	Connections int           // open at once
+	Idle        time.Duration // without a request
+	Request     time.Duration // from a request's first byte to its last
+	Answer      time.Duration // from there until there is an answer
+	Write       time.Duration // to send it
+}
+
+// Door accepts connections. Its methods are safe for concurrent use.
+type Door struct {
+	name    string // of the package
+	section string
+	serve   func(*Conn)
+	evict   bool
+	log     *zap.Logger
+
+	open         prometheus.Gauge
+	refused      prometheus.Counter
+	evicted      prometheus.Counter
+	acceptErrors prometheus.Counter
+
+	ctx    context.Context // parent of those of the connections
+	cancel context.CancelFunc
+	limits atomic.Pointer[Limits]
+
+	mu        sync.Mutex
+	wanted    []listen.Address
+	listeners map[string]*opened // by address as written
+	conns     map[*Conn]struct{}
+	stopping  bool
+	wg        sync.WaitGroup // connections and accept loops
+	watching  bool
+	watcher   sync.WaitGroup
+	done      chan struct{} // ends the watcher
+	once      sync.Once
+}
+
+type opened struct {
+	address listen.Address
+	l       net.Listener
+}
+
+// Options say what kind of door it is.
+type Options struct {
+	// Name is that of the package: of log lines and metrics.
+	Name string
+	// Section is that of the configuration, for advice in log lines.
+	Section string
+	// Serve serves one connection, which is closed when it returns. It is
+	// called in a goroutine of its own.
+	Serve func(*Conn)
+	// EvictIdle makes room for a new connection, where there are too many, by
+	// closing the one that has been idle longest: for a protocol whose clients
+	// do not mind.
+	EvictIdle bool
+}
+
+// New returns a door that is not open yet. Its metrics
+// postern_<name>_connections... go to reg.
+func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
+	d := &Door{
+		name: o.Name, section: o.Section, serve: o.Serve, evict: o.EvictIdle, log: log,
+		open: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "postern_" + o.Name + "_connections", Help: "Open connections.",
+		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_" + o.Name + "_connections_refused_total", Help: "Connections closed because there were too many.",
+		}),
+		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_" + o.Name + "_accept_errors_total", Help: "Connections that could not be accepted.",
+		}),
+		listeners: make(map[string]*opened), conns: make(map[*Conn]struct{}), done: make(chan struct{}),
+	}
+	reg.MustRegister(d.open, d.refused, d.acceptErrors)
+	if d.evict {
+		d.evicted = prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_" + o.Name + "_connections_evicted_total", Help: "Idle connections closed to make room for new ones.",
+		})
+		reg.MustRegister(d.evicted)
+	}
+	d.limits.Store(&Limits{})
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
+
+// Configure opens the addresses that are not open yet, closes those that are
+// no longer wanted, and applies the limits to what comes from now on. When an
+// address cannot be opened nothing changes.
+func (d *Door) Configure(addresses []listen.Address, limits Limits, in *listen.Inherited) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		return fmt.Errorf("%s: stopping", d.name)
+	}
+	wanted := make(map[string]bool, len(addresses))
+	var fresh []*opened
+	for _, a := range addresses {
+		text, _ := a.MarshalText()
+		if wanted[string(text)] {
+			continue
+		}
+		wanted[string(text)] = true
+		if d.listeners[string(text)] != nil {
+			continue
+		}
+		l, err := d.listen(a, in)
+		if err != nil {
+			for _, o := range fresh {
+				_ = o.l.Close() // err is what matters
+			}
+			return err
+		}
+		fresh = append(fresh, &opened{a, l})
+	}
+	for text, o := range d.listeners {
+		if !wanted[text] {
+			_ = o.l.Close() // nothing more comes from it either way
+			delete(d.listeners, text)
+			d.log.Info("no longer listening", zap.Stringer("address", o.address))
+		}
+	}
+	d.limits.Store(&limits)
+	d.wanted = addresses
+	if !d.watching {
+		d.watching = true
+		d.watcher.Go(d.watch)
+	}
+	for _, o := range fresh {
+		text, _ := o.address.MarshalText()
+		d.listeners[string(text)] = o
+		d.log.Info("listening", zap.Stringer("address", o.address))
+		d.wg.Go(func() { d.accept(o) })
+	}
+	return nil
+}
+
+// listen opens a. An address whose options alone have changed is still open:
+// that listener is closed first, since two cannot have one name.
+func (d *Door) listen(a listen.Address, in *listen.Inherited) (net.Listener, error) {
+	for text, o := range d.listeners {
+		if o.address.Network == a.Network && o.address.Target() == a.Target() && a.Port != "0" {
+			_ = o.l.Close() // it is replaced
+			delete(d.listeners, text)
+		}
+	}
+	return listen.Open(&a, in)
+}
+
+// Addresses returns where the door listens.
+func (d *Door) Addresses() []net.Addr {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []net.Addr
+	for _, o := range d.listeners {
+		out = append(out, o.l.Addr())
+	}
+	return out
+}
+
+// Limits returns those in force.
+func (d *Door) Limits() *Limits { return d.limits.Load() }
+
+// Status returns the addresses that are open, as written and in that order,
+// and the number of connections.
+func (d *Door) Status() (open []string, connections int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, a := range d.wanted {
+		text, _ := a.MarshalText()
+		if d.listeners[string(text)] != nil {
+			open = append(open, string(text))
+		}
+	}
+	return open, len(d.conns)
+}
+
+func (d *Door) accept(o *opened) {
+	for {
+		c, err := listen.Accept(o.l, func(err error) {
+			d.acceptErrors.Inc()
+			d.log.Warn("cannot accept a connection, trying again", zap.Error(err))
+		})
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				d.log.Error("no longer listening", zap.Stringer("address", o.address), zap.Error(err))
+			}
+			return
+		}
+		d.admit(o, c)
+	}
+}
+
+func (d *Door) admit(o *opened, nc net.Conn) {
+	c := &Conn{Conn: nc, Address: &o.address, door: d}
+	c.Enter(Waiting, time.Now())
+	d.mu.Lock()
+	limit := d.limits.Load().Connections
+	full := len(d.conns) >= limit
+	var old *Conn
+	if full && d.evict && !d.stopping {
+		if old = d.idlest(time.Now()); old != nil {
+			delete(d.conns, old)
+			full = false
+		}
+	}
+	if full || d.stopping {
+		d.mu.Unlock()
+		_ = nc.Close() // refused
+		if full {
+			d.refused.Inc()
+			d.log.Warn("too many connections, closing a new one: raise "+d.section+".max_connections", zap.Int("open", limit))
+		}
+		return
+	}
+	c.ctx, c.cancel = context.WithCancel(d.ctx)
+	d.conns[c] = struct{}{}
+	d.wg.Add(1)
+	d.mu.Unlock()
+	if old != nil {
+		d.evicted.Inc()
+		_ = old.Conn.Close() // its goroutine ends quietly
+	}
+	d.open.Inc()
+	go func() {
+		defer d.wg.Done()
+		d.serve(c)
+		_ = nc.Close() // nobody is left to tell
+		c.cancel()
+		d.mu.Lock()
+		delete(d.conns, c)
+		d.mu.Unlock()
+		d.open.Dec()
+	}()
+}
+
+// spare is how long a connection must have been idle to be closed in favour of
+// a new one.
+const spare = time.Second
+
+// idlest returns the connection that has been idle longest, nil when none has
+// been for long. d.mu is held.
+func (d *Door) idlest(now time.Time) *Conn {
+	var found *Conn
+	since := now.Add(-spare).UnixNano()
+	for c := range d.conns {
+		if at := c.since.Load(); c.phase.Load() == int32(Waiting) && at < since {
+			found, since = c, at
+		}
+	}
+	return found
+}
+
+// watch ends what takes too long. It looks often enough to be at most a
+// quarter of a limit late.
+func (d *Door) watch() {
+	for {
+		limits := d.limits.Load()
+		every := time.Second
+		for _, one := range []time.Duration{limits.Request, limits.Answer, limits.Write} {
+			if one > 0 {
+				every = min(every, one/4)
+			}
+		}
+		select {
+		case <-d.done:
+			return
+		case now := <-time.After(every):
+			d.mu.Lock()
+			for c := range d.conns {
+				c.enforce(limits, now)
+			}
+			d.mu.Unlock()
+		}
+	}
+}
+
+// settled is how long a connection must have been quiet before Stop closes
+// it: a transaction under way asks again within this time, and would feel the
+// closing.
+const settled = 500 * time.Millisecond
+
+// Stop closes the listeners, lets requests under way finish, and closes each
+// connection once it has been quiet for half a second; at ctx's end it closes
+// the rest. It may be called more than once.
+func (d *Door) Stop(ctx context.Context) error {
+	d.mu.Lock()
+	d.stopping = true
+	for text, o := range d.listeners {
+		_ = o.l.Close() // nothing more comes from it either way
+		delete(d.listeners, text)
+	}
+	d.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		d.wg.Wait()
+		d.once.Do(func() { close(d.done) })
+		d.watcher.Wait()
+		close(done)
+	}()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		d.closeQuiet(time.Now().Add(-settled))
+		select {
+		case <-done:
+			d.cancel()
+			return nil
+		case <-ctx.Done():
+			d.cancel()
+			d.closeAll()
+			<-done
+			return fmt.Errorf("%s: stop: %w", d.name, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *Door) closeQuiet(before time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		if c.phase.Load() == int32(Waiting) && c.since.Load() < before.UnixNano() {
+			_ = c.Conn.Close() // its goroutine ends quietly
+		}
+	}
+}
+
+func (d *Door) closeAll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		_ = c.Conn.Close() // as above
+	}
+}
