@@ -1,0 +1,116 @@
+package provider
+
+import (
+	"context"
+	"strings"
+
+	"postern/policy"
+)
+
+// Traits are those of every provider check: the client's address is known at
+// all stages.
+var Traits = policy.Traits{Stages: policy.AllStages}
+
+// Name implements [policy.Check].
+func (s *Set) Name() string { return "provider" }
+
+// Traits implements [policy.Check].
+func (s *Set) Traits() policy.Traits { return Traits }
+
+// Evaluate implements [policy.Check]. A client in a list is let past the checks
+// that the list names. At RCPT one that meets all conditions of a relay
+// section that can be checked by then is permitted, which counts in a chain
+// with purpose = "relay" only; Skip is that of an allow then, too.
+func (s *Set) Evaluate(_ context.Context, req *policy.Request) (policy.Verdict, error) {
+	addr := req.Client.Addr
+	var first *list
+	var at *Entry
+	var relays []*list
+	for _, l := range s.lists {
+		e := l.snap.Load().find(addr)
+		if e == nil {
+			continue
+		}
+		if first == nil {
+			first, at = l, e
+			req.Facts.Provider = l.cfg.Name
+		}
+		if req.Probe != nil {
+			req.Probe.Add("list", l.cfg.Name+" "+e.Prefix.String(), e.Record+" "+e.Term, 0)
+		}
+		if len(l.rules) > 0 && req.Stage == policy.StageRcpt {
+			relays = append(relays, l)
+		}
+	}
+	if first == nil {
+		return policy.Verdict{}, nil
+	}
+	v := policy.Verdict{Reason: "provider-listed", Skip: first.skip}
+	v.Detail = first.cfg.Name + " " + at.Prefix.String() + " " + at.Record
+	if len(first.skip) > 0 {
+		v.Action, v.Reason = policy.Allow, "provider-allowed"
+	}
+	if len(relays) > 0 {
+		r, why := s.permits(relays, req)
+		if r == nil {
+			v.Detail += "; not relayed: " + why
+		} else {
+			v.Action, v.Reason, v.Detail = policy.Permit, "provider-relay", r.name+" "+v.Detail
+		}
+	}
+	return v, nil
+}
+
+// permits returns the rule by which a recipient is permitted, nil if there is
+// none, and then why. The client is in all of the lists.
+func (s *Set) permits(lists []*list, req *policy.Request) (*rule, string) {
+	if own(s.own, &req.Recipient) {
+		return nil, "the recipient is ours and needs no permit"
+	}
+	var plain *rule     // one that does not look at the message
+	var content []*rule // those that do
+	var whys []string
+	for _, l := range lists {
+		for _, r := range l.rules {
+			ok, why := r.envelope(req)
+			switch {
+			case !ok:
+				if len(whys) < 10 {
+					whys = append(whys, r.name+" "+why)
+				}
+			case r.content():
+				content = append(content, r)
+			case plain == nil:
+				plain = r
+			}
+			if req.Probe != nil {
+				if ok {
+					why = "holds"
+				}
+				req.Probe.Add("relay", r.name+": "+why, "", 0)
+			}
+		}
+	}
+	switch {
+	case plain != nil:
+		count(plain, relayPermitted, req)
+		return plain, ""
+	case len(content) == 0:
+		count(lists[0].rules[0], relayDenied, req)
+		return nil, strings.Join(whys, ", ")
+	case s.cfg.RequireMilter && (s.milter == nil || !s.milter(&req.Client, req.ServerAddr)):
+		count(content[0], relayNoMilter, req)
+		return nil, "the milter has no session with this client, and " + content[0].name + " looks at the message"
+	}
+	if !req.DryRun && s.cfg.Mode == policy.Enforce {
+		s.memory.permit(req, content)
+	}
+	count(content[0], relayPermitted, req)
+	return content[0], ""
+}
+
+func count(r *rule, what relayResult, req *policy.Request) {
+	if !req.DryRun {
+		r.of.metrics.relay[what].Inc()
+	}
+}
