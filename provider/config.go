@@ -175,7 +175,7 @@ type RelayConfig struct {
 }
 
 // Content reports whether a condition can only be checked on the message itself.
-func (c *RelayConfig) Content() bool { return len(c.TenantIDs)+len(c.DKIMDomains) > 0 }
+func (r *RelayConfig) Content() bool { return len(r.TenantIDs)+len(r.DKIMDomains) > 0 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
@@ -208,10 +208,10 @@ const (
 )
 
 // domains returns those whose records make the list.
-func (c *ListConfig) domains() []string {
-	domains := c.Domains
-	if len(domains) == 0 && len(c.Files) == 0 {
-		domains = builtin[c.Name]
+func (l *ListConfig) domains() []string {
+	domains := l.Domains
+	if len(domains) == 0 && len(l.Files) == 0 {
+		domains = builtin[l.Name]
 	}
 	out := make([]string, len(domains))
 	for i, d := range domains {
@@ -221,11 +221,11 @@ func (c *ListConfig) domains() []string {
 }
 
 // guard returns what holds for the list.
-func (c *ListConfig) guard(all GuardConfig) GuardConfig {
+func (l *ListConfig) guard(all GuardConfig) GuardConfig {
 	for _, v := range []struct {
 		own *int
 		to  *int
-	}{{c.MaxShrink, &all.MaxShrink}, {c.MaxGrow, &all.MaxGrow}, {c.MinIPv4Prefix, &all.MinIPv4Prefix}, {c.MinIPv6Prefix, &all.MinIPv6Prefix}} {
+	}{{l.MaxShrink, &all.MaxShrink}, {l.MaxGrow, &all.MaxGrow}, {l.MinIPv4Prefix, &all.MinIPv4Prefix}, {l.MinIPv6Prefix, &all.MinIPv6Prefix}} {
 		if v.own != nil {
 			*v.to = *v.own
 		}
@@ -312,15 +312,15 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	c.validateOverlap(prefix, fs)
 }
 
-func (c *GuardConfig) validate(prefix string, fs *conf.Faults) {
+func (g *GuardConfig) validate(prefix string, fs *conf.Faults) {
 	for _, v := range []struct {
 		key            string
 		n, least, most int
 	}{
-		{"max_shrink", c.MaxShrink, 1, 100},
-		{"max_grow", c.MaxGrow, 1, 1_000_000},
-		{"min_ipv4_prefix", c.MinIPv4Prefix, 0, 32},
-		{"min_ipv6_prefix", c.MinIPv6Prefix, 0, 128},
+		{"max_shrink", g.MaxShrink, 1, 100},
+		{"max_grow", g.MaxGrow, 1, 1_000_000},
+		{"min_ipv4_prefix", g.MinIPv4Prefix, 0, 32},
+		{"min_ipv6_prefix", g.MinIPv6Prefix, 0, 128},
 	} {
 		if v.n < v.least || v.n > v.most {
 			fs.Keyf(prefix+"."+v.key, "%d is out of range: %d to %d", v.n, v.least, v.most)
@@ -396,9 +396,9 @@ func (l *ListConfig) validate(key string, c *Config, paths map[string]string, fs
 }
 
 // hasFault reports whether the section itself has been reported already.
-func (c *GuardConfig) hasFault(key string) bool {
+func (g *GuardConfig) hasFault(key string) bool {
 	var fs conf.Faults
-	c.validate("guard", &fs)
+	g.validate("guard", &fs)
 	return slices.ContainsFunc(fs, func(f *conf.Fault) bool { return f.Key == "guard."+key })
 }
 

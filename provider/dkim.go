@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/emersion/go-msgauth/dkim"
@@ -13,13 +14,18 @@ import (
 	"postern/internal/mailaddr"
 )
 
+// maxIdle is how long a verification waits for more of a message. Postfix
+// hands a whole message to a milter in one go.
+const maxIdle = 5 * time.Minute
+
 // maxSignatures is how many DKIM signatures of a message are looked at.
 const maxSignatures = 5
 
 // signatures verifies the DKIM signatures of one message while it comes in.
 type signatures struct {
 	in     *io.PipeWriter
-	limit  *time.Timer // ends it when nobody else does
+	idle   *time.Timer // ends it when nobody else does
+	gone   atomic.Bool // the timer has
 	cancel context.CancelFunc
 	done   chan struct{} // closed when what follows is set
 	valid  []string      // domains that signed, in the compared form
@@ -30,17 +36,18 @@ type signatures struct {
 // verify begins with the header, all fields in the order in which they came,
 // each with its line end. limit bounds the look-ups of keys.
 func verify(res Resolver, header string, limit time.Duration) *signatures {
-	ctx, cancel := context.WithTimeout(context.Background(), limit+slack)
+	ctx, cancel := context.WithCancel(context.Background())
 	out, in := io.Pipe()
 	s := &signatures{in: in, cancel: cancel, done: make(chan struct{})}
-	// The end of the input, not an error: the library leaves goroutines
-	// behind when a read fails.
-	s.limit = time.AfterFunc(limit+slack, s.abandon)
+	s.idle = time.AfterFunc(maxIdle, func() {
+		s.gone.Store(true)
+		s.abandon()
+	})
 	go func() {
 		defer close(s.done)
 		defer cancel()
-		defer s.limit.Stop()
-		defer out.Close() // writers must not wait for us
+		defer s.idle.Stop()
+		defer func() { _ = out.Close() }() // writers must not wait for us
 		s.run(ctx, io.MultiReader(strings.NewReader(header+"\r\n"), out), res, limit)
 	}()
 	return s
@@ -86,6 +93,7 @@ func (s *signatures) write(p []byte) bool {
 	if s.full {
 		return false
 	}
+	s.idle.Reset(maxIdle)
 	_, err := s.in.Write(p)
 	s.full = err != nil
 	return !s.full
@@ -97,6 +105,9 @@ func (s *signatures) wait(ctx context.Context) ([]string, error) {
 	_ = s.in.Close() // it has no error to tell
 	select {
 	case <-s.done:
+		if s.gone.Load() {
+			return nil, errUnknown // of a part of the message
+		}
 		return s.valid, s.err
 	case <-ctx.Done():
 		s.cancel()
@@ -104,7 +115,8 @@ func (s *signatures) wait(ctx context.Context) ([]string, error) {
 	}
 }
 
-// abandon ends it without a judgement.
+// abandon ends it without a judgement: by the end of the input, not by an
+// error, since the library leaves goroutines behind when a read fails.
 func (s *signatures) abandon() {
 	s.cancel()
 	_ = s.in.Close() // it has no error to tell

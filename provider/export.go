@@ -97,10 +97,10 @@ func owned(st os.FileInfo, uid, gid int) bool {
 // PostfixLines returns main.cf lines that use the list: by its exported files,
 // and live over the lookup door, whose table name ("socketmap:unix:...:") is
 // given, "" if there is none. They are proposals: each has its own use.
-func (c *ListConfig) PostfixLines(lookup string) []string {
+func (l *ListConfig) PostfixLines(lookup string) []string {
 	var out []string
-	for i := range c.Exports {
-		e := &c.Exports[i]
+	for i := range l.Exports {
+		e := &l.Exports[i]
 		table := "cidr:" + e.Path
 		if strings.EqualFold(e.result(), "permit") {
 			out = append(out, "# let past postscreen's tests", "postscreen_access_list = permit_mynetworks, "+table)
@@ -108,12 +108,12 @@ func (c *ListConfig) PostfixLines(lookup string) []string {
 		}
 		out = append(out, use(table)...)
 	}
-	if len(c.Exports) > 0 {
+	if len(l.Exports) > 0 {
 		out = append(out, "# Postfix reads cidr: files again when its processes end, or at \"postfix reload\"")
 	}
 	if lookup != "" {
 		out = append(out, "# live, without any reload")
-		out = append(out, use(lookup+c.Name)...)
+		out = append(out, use(lookup+l.Name)...)
 	}
 	return out
 }

@@ -302,6 +302,7 @@ func probes(r *rand.Rand, near []netip.Prefix, n int) []netip.Addr {
 func TestSameAsCheckHost(t *testing.T) {
 	z := newZone(providerRecords(t))
 	r := rand.New(rand.NewPCG(1, 2))
+	const each = 2500 // 10000 together; the evaluator is slow
 	for _, domain := range []string{"spf.protection.outlook.com", "outlook.com", "_spf.google.com", "gmail.com"} {
 		f, err := Flatten(t.Context(), z, domain, defaultLimits)
 		if err != nil {
@@ -309,7 +310,7 @@ func TestSameAsCheckHost(t *testing.T) {
 		}
 		snap := newSnapshot(f.Entries)
 		in, out := 0, 0
-		for _, a := range probes(r, snap.prefixes, 10_000) {
+		for _, a := range probes(r, snap.prefixes, each) {
 			want := passes(z, domain, a)
 			if got := snap.find(a) != nil; got != want {
 				t.Fatalf("%s: %v is in the list: %v, check_host passes: %v", domain, a, got, want)
@@ -320,7 +321,7 @@ func TestSameAsCheckHost(t *testing.T) {
 				out++
 			}
 		}
-		if in < 2000 || out < 2000 {
+		if in < each/4 || out < each/4 {
 			t.Errorf("%s: only %d inside and %d outside were tried", domain, in, out)
 		}
 	}
@@ -331,7 +332,7 @@ func TestSameAsCheckHost(t *testing.T) {
 func TestRandomRecordsSameAsCheckHost(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	checked, in := 0, 0
-	for round := range 2000 {
+	for round := range 500 {
 		z, near := randomZone(r)
 		f, err := Flatten(t.Context(), z, "n0.example", defaultLimits)
 		if err != nil {
@@ -344,7 +345,7 @@ func TestRandomRecordsSameAsCheckHost(t *testing.T) {
 		}
 		snap := newSnapshot(f.Entries)
 		aggregated := spansOf(snap.prefixes)
-		for _, a := range probes(r, near, 60) {
+		for _, a := range probes(r, near, 24) {
 			want, got := passes(z, "n0.example", a), snap.find(a) != nil
 			checked++
 			if want {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -176,7 +175,7 @@ func (m *inspection) EndOfHeaders() {
 func (m *inspection) Body(p []byte) bool { return m.dkim != nil && m.dkim.write(p) }
 
 // Abandon ends an inspection whose message was given up. Whoever does not call
-// it leaves a goroutine to its time limit.
+// it leaves a goroutine for a few minutes.
 func (m *inspection) Abandon() {
 	if m.dkim != nil {
 		m.dkim.abandon()
@@ -279,7 +278,3 @@ func (m *inspection) log(why string, deferred bool) {
 		zap.Stringer("client", m.client), zap.String("sender", m.sender), zap.String("queue_id", m.queueID),
 		zap.String("why", why), zap.Bool("deferred", deferred), zap.Bool("shadow", m.shadow))
 }
-
-// slack is how much longer than the inspection itself a verification may live
-// when nobody ends it.
-const slack = 5 * time.Minute

@@ -50,7 +50,7 @@ func (m *memory) permit(req *policy.Request, rules []*rule) {
 	known := m.now[key]
 	for _, r := range rules {
 		if !slices.Contains(known, r) {
-			known = append(known[:len(known):len(known)], r)
+			known = append(slices.Clip(known), r)
 		}
 	}
 	m.now[key] = known

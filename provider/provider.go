@@ -145,7 +145,7 @@ func (l *list) inherit(old *list) bool {
 	if l.doc.Serial > 0 && l.doc.How != ByHand && len(l.guard.absolute(prefixesOf(l.doc.Entries), l.cfg.AllowReserved)) > 0 {
 		// The guards have become narrower than the list: read it anew.
 		l.doc = document{History: l.doc.History, Pending: l.doc.Pending}
-		l.next = time.Now()
+		l.next = time.Time{}
 	}
 	l.snap.Store(old.snap.Load()) // for the Since of files
 	return true

@@ -161,7 +161,7 @@ func providerRecords(tb testing.TB) map[string]string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	out := map[string]string{}
 	for in := bufio.NewScanner(f); in.Scan(); {
 		name, text, ok := strings.Cut(in.Text(), "TXT")
