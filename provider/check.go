@@ -98,7 +98,8 @@ func (s *Set) permits(lists []*list, req *policy.Request) (*rule, string) {
 	case len(content) == 0:
 		count(lists[0].rules[0], relayDenied, req)
 		return nil, strings.Join(whys, ", ")
-	case s.cfg.RequireMilter && (s.milter == nil || !s.milter(&req.Client, req.ServerAddr)):
+	case s.cfg.RequireMilter && (s.milter == nil || !req.DryRun && !s.milter(&req.Client, req.ServerAddr)):
+		// Of a dry run nobody has a session; it asks what would be.
 		count(content[0], relayNoMilter, req)
 		return nil, "the milter has no session with this client, and " + content[0].name + " looks at the message"
 	}

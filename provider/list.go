@@ -62,8 +62,8 @@ func carrySince(entries []Entry, old *snapshot, now time.Time) {
 		if old == nil {
 			continue
 		}
-		if _, at, ok := old.table.LookupPrefixLPM(e.Prefix); ok {
-			e.Since = old.entries[at].Since
+		if _, was, ok := old.table.LookupPrefixLPM(e.Prefix); ok {
+			e.Since = was.Since
 		} else if covered(e.Prefix, old.prefixes) {
 			e.Since = newest(e.Prefix, old.entries, now)
 		}
@@ -99,14 +99,14 @@ func newest(p netip.Prefix, entries []Entry, now time.Time) time.Time {
 type snapshot struct {
 	entries  []Entry        // sorted
 	prefixes []netip.Prefix // aggregated, sorted
-	table    *bart.Table[int32]
+	table    *bart.Table[*Entry]
 }
 
 // newSnapshot takes over the entries, which are sorted.
 func newSnapshot(entries []Entry) *snapshot {
-	s := &snapshot{entries: entries, prefixes: prefixesOf(entries), table: new(bart.Table[int32])}
+	s := &snapshot{entries: entries, prefixes: prefixesOf(entries), table: new(bart.Table[*Entry])}
 	for i := range entries {
-		s.table.Insert(entries[i].Prefix, int32(i))
+		s.table.Insert(entries[i].Prefix, &entries[i])
 	}
 	return s
 }
@@ -117,10 +117,8 @@ func (s *snapshot) find(addr netip.Addr) *Entry {
 	if s == nil {
 		return nil
 	}
-	if i, ok := s.table.Lookup(addr); ok {
-		return &s.entries[i]
-	}
-	return nil
+	e, _ := s.table.Lookup(addr)
+	return e
 }
 
 // Diff is what one list has and another has not, aggregated.

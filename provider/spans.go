@@ -24,12 +24,26 @@ func spanOf(p netip.Prefix) span {
 }
 
 func lastAddr(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
+	if p.Addr().Is4() {
+		b := p.Addr().As4()
+		fill(b[:], p.Bits())
+		return netip.AddrFrom4(b)
+	}
+	b := p.Addr().As16()
+	fill(b[:], p.Bits())
+	return netip.AddrFrom16(b)
+}
+
+// fill sets all bits from n on.
+func fill(b []byte, n int) {
+	for i := n; i < len(b)*8; i++ {
+		if i%8 == 0 {
+			b[i/8] = 0xff
+			i += 7
+			continue
+		}
 		b[i/8] |= 0x80 >> (i % 8)
 	}
-	a, _ := netip.AddrFromSlice(b) // 4 or 16 bytes
-	return a
 }
 
 // spansOf returns the set of the addresses in some networks.
