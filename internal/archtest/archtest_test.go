@@ -26,6 +26,7 @@ var allowed = map[string]rule{
 	// Small things that know nothing else.
 	"internal/filestamp": {},
 	"internal/netstring": {},
+	"internal/spfrecord": {},
 
 	// Values, sockets, logs: below everything that uses them.
 	"internal/conf":     {module: "policy"},
@@ -48,6 +49,14 @@ var allowed = map[string]rule{
 	},
 	"verify/directory": {module: "internal/conf policy", outside: "github.com/go-ldap/ldap/v3"},
 	"verify/callout":   {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
+	"provider": {
+		module:  "internal/conf internal/mailaddr internal/spfrecord policy",
+		outside: bart + " github.com/emersion/go-msgauth/dkim " + metrics + " " + zap,
+	},
+	"headercheck": {
+		module:  "internal/conf internal/mailaddr policy table",
+		outside: "golang.org/x/text/encoding/htmlindex " + metrics + " " + zap,
+	},
 
 	// State. The greylist's types are the words of its store.
 	"store":         {module: "greylist internal/conf"},
@@ -58,7 +67,12 @@ var allowed = map[string]rule{
 
 	// From a request to its answer.
 	"pipeline": {module: "internal/conf policy", outside: metrics + " " + zap},
-	"policyd":  {module: "internal/conf internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
+	"policyd":  {module: "dialog internal/conf internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
+	"dialog":   {module: "policy"},
+	"milter": {
+		module:  "dialog internal/conf internal/listen internal/mailaddr policy",
+		outside: "github.com/d--j/go-milter " + metrics + " " + zap,
+	},
 	"lookup": {
 		module:  "internal/conf internal/door internal/filestamp internal/listen internal/mailaddr internal/netstring policy table",
 		outside: metrics + " " + zap,
@@ -216,7 +230,7 @@ func TestImports(t *testing.T) {
 // An import cycle through tests, or a check that tests itself with another
 // check, ties together what should be apart. Real stores are fine.
 func TestImportsOfTests(t *testing.T) {
-	checks := []string{"access", "rbl", "verify", "greylist"}
+	checks := []string{"access", "greylist", "headercheck", "provider", "rbl", "verify"}
 	for _, p := range list(t) {
 		if !slices.Contains(checks, p.name()) {
 			continue
@@ -257,9 +271,9 @@ func TestTable(t *testing.T) {
 			t.Errorf("the imports of %s are not sorted", name)
 		}
 	}
-	for _, check := range []string{"access", "rbl", "verify", "greylist"} {
+	for _, check := range []string{"access", "greylist", "headercheck", "provider", "rbl", "verify"} {
 		for imported := range strings.FieldsSeq(allowed[check].module) {
-			if slices.Contains([]string{"access", "rbl", "verify", "greylist", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
+			if slices.Contains([]string{"access", "greylist", "headercheck", "provider", "rbl", "verify", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
 				strings.HasPrefix(imported, "store") {
 				t.Errorf("the check %s may import %s", check, imported)
 			}
@@ -267,7 +281,7 @@ func TestTable(t *testing.T) {
 	}
 	for _, one := range []string{
 		"go.etcd.io/bbolt", "github.com/redis/go-redis/v9", "github.com/miekg/dns", "github.com/spf13/cobra",
-		"github.com/pelletier/go-toml/v2", "github.com/sony/gobreaker/v2", "github.com/dlclark/regexp2/v2",
+		"github.com/pelletier/go-toml/v2", "github.com/sony/gobreaker/v2", "github.com/dlclark/regexp2/v2", "github.com/d--j/go-milter",
 	} {
 		var users []string
 		for name, r := range allowed {
