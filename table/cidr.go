@@ -82,9 +82,15 @@ type run struct{ nets bart.Table[int] }
 // minRun is from how many plain rules on an index is worth its memory.
 const minRun = 16
 
-// link puts long stretches of plain cidr rules behind an index.
+// link puts long stretches of plain cidr rules behind an index, and arranges
+// the rules of pattern tables.
 func (t *Table) link() {
-	if t.kind != CIDR {
+	switch t.kind {
+	case Regexp, PCRE:
+		t.top = newBlock(t.prog, 0, len(t.prog))
+		return
+	case CIDR:
+	default:
 		return
 	}
 	var prog []instr

@@ -75,6 +75,7 @@ type Table struct {
 	name     string
 	rules    []Rule
 	prog     []instr
+	top      *block         // regexp and pcre
 	keys     map[string]int // texthash, folded
 	failures atomic.Uint64
 }
@@ -180,6 +181,9 @@ type instr struct {
 	run  *run
 }
 
+// maxNested is how many conditions may stand inside each other.
+const maxNested = 1000
+
 func (p *parser) program(lines []logicalLine) {
 	t := p.t
 	var open []int // indices of ifs
@@ -192,6 +196,10 @@ func (p *parser) program(lines []logicalLine) {
 			rest := p.condition(&in, len("if"))
 			if rest != "" {
 				p.faultf(len(p.l.text)-len(rest), "text after the condition: %q (a rule that is indented continues the line above)", clip(rest))
+			}
+			if len(open) == maxNested {
+				p.faultf(0, "more than %d conditions inside each other", maxNested)
+				return
 			}
 			open = append(open, len(t.prog))
 			t.prog = append(t.prog, in)
@@ -362,46 +370,9 @@ func (in *instr) holds(addr netip.Addr) bool {
 }
 
 func (t *Table) lookupText(key string) (string, *Rule) {
-	key = strings.TrimRight(key, "\n")
-	s := subject{text: key}
-	for i := 0; i < len(t.prog); i++ {
-		switch in := &t.prog[i]; in.op {
-		case opMatch:
-			r := &t.rules[in.rule]
-			if r.Substitutes {
-				if m := t.find(in.re, &s); m != nil && (in.re2 == nil || t.holds(in.re2, in.not2, &s)) {
-					return r.expand(m), r
-				}
-				continue
-			}
-			if t.holds(in.re, in.not, &s) && (in.re2 == nil || t.holds(in.re2, in.not2, &s)) {
-				return r.literal, r
-			}
-		case opIf:
-			if !t.holds(in.re, in.not, &s) {
-				i = in.end
-			}
-		case opEndif, opRun:
-		}
-	}
-	return "", nil
-}
-
-// holds is false when the engine gave up, negated or not, as in Postfix.
-func (t *Table) holds(re *expr, not bool, s *subject) bool {
-	ok, err := re.match(s)
-	if err != nil {
-		t.failures.Add(1)
-		return false
-	}
-	return ok != not
-}
-
-func (t *Table) find(re *expr, s *subject) []string {
-	m, err := re.find(s)
-	if err != nil {
-		t.failures.Add(1)
-		return nil
-	}
-	return m
+	q := queries.Get().(*Query)
+	q.failures = 0
+	result, rule := t.Find(q, key)
+	queries.Put(q)
+	return result, rule
 }
