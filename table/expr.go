@@ -18,6 +18,8 @@ const matchTimeout = 250 * time.Millisecond
 type errAt struct {
 	at   int
 	text string
+	// refused is set when Postfix's engine does not take the pattern either.
+	refused bool
 }
 
 func (e *errAt) Error() string { return e.text }
@@ -53,12 +55,12 @@ func (p *parser) onePattern(at int) (re *expr, not bool, end int, ok bool) {
 		}
 	}
 	if i == len(text) {
-		p.faultf(i, "no pattern")
+		p.warnf(i, "no pattern")
 		return nil, false, i, false
 	}
 	delimiter := text[i]
 	if isAlnum(delimiter) || delimiter == '\\' {
-		p.faultf(i, "a pattern between delimiters is expected here, such as /pattern/")
+		p.warnf(i, "a pattern between delimiters is expected here, such as /pattern/")
 		return nil, false, i, false
 	}
 	start := i + 1
@@ -68,7 +70,7 @@ func (p *parser) onePattern(at int) (re *expr, not bool, end int, ok bool) {
 		}
 	}
 	if i >= len(text) {
-		p.faultf(start-1, "the pattern has no closing %c", delimiter)
+		p.warnf(start-1, "the pattern has no closing %c", delimiter)
 		return nil, false, i, false
 	}
 	pattern := text[start:i]
@@ -85,19 +87,29 @@ func (p *parser) onePattern(at int) (re *expr, not bool, end int, ok bool) {
 		on = map[byte]bool{'i': true, 'x': true}
 	}
 	for j := flags; j < end; j++ {
+		if p.t.kind == PCRE && text[j] == 'X' {
+			p.warnf(j, "the flag X means nothing any more")
+			if p.lenient {
+				continue
+			}
+			return nil, false, end, false
+		}
 		if strings.IndexByte(known, text[j]) < 0 {
-			p.faultf(j, "unknown flag %q after the pattern (one of %s)", text[j:j+1], known)
+			p.warnf(j, "unknown flag %q after the pattern (one of %s)", text[j:j+1], known)
 			return nil, false, end, false
 		}
 		on[text[j]] = !on[text[j]]
 	}
 	re, err := compile(p.t.kind, pattern, on)
 	if err != nil {
-		offset := 0
+		offset, report := 0, p.faultf
 		if where, ok := errors.AsType[*errAt](err); ok {
 			offset = where.at
+			if where.refused {
+				report = p.warnf
+			}
 		}
-		p.faultf(start+offset, "%v", err)
+		report(start+offset, "%v", err)
 		return nil, false, end, false
 	}
 	return re, not, end, true

@@ -26,7 +26,7 @@ func isSpace(c byte) bool { return c == ' ' || '\t' <= c && c <= '\r' }
 // begins with white space goes on with the one before, and comments and blank
 // lines in between vanish. Carriage returns before line ends and a byte order
 // mark are dropped.
-func logicalLines(name string, data []byte, fs *conf.Faults) []logicalLine {
+func logicalLines(name string, data []byte, fs, warnings *conf.Faults) []logicalLine {
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
 	var lines []logicalLine
 	for n := 1; len(data) > 0; n++ {
@@ -44,7 +44,7 @@ func logicalLines(name string, data []byte, fs *conf.Faults) []logicalLine {
 		}
 		continues := isSpace(text[0])
 		if continues && len(lines) == 0 {
-			fs.Filef(name, n, 1, "a line that begins with white space continues the one before, but there is none")
+			warnings.Filef(name, n, 1, "a line that begins with white space continues the one before, but there is none")
 			continue
 		}
 		if continues {

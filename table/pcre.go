@@ -31,7 +31,7 @@ func parsePCRE(s string, flags map[byte]bool) (*node, int, error) {
 	}
 	n, err := p.alternatives(0)
 	if err == nil && p.i < len(s) {
-		err = p.errorf(p.i, "unmatched closing parenthesis")
+		err = p.refusef(p.i, "unmatched closing parenthesis")
 	}
 	if err != nil {
 		return nil, 0, err
@@ -57,7 +57,12 @@ func parsePCRE(s string, flags map[byte]bool) (*node, int, error) {
 }
 
 func (p *pcreParser) errorf(at int, format string, args ...any) error {
-	return &errAt{at, fmt.Sprintf(format, args...)}
+	return &errAt{at: at, text: fmt.Sprintf(format, args...)}
+}
+
+// refusef is errorf for what Postfix's engine does not take either.
+func (p *pcreParser) refusef(at int, format string, args ...any) error {
+	return &errAt{at: at, text: fmt.Sprintf(format, args...), refused: true}
 }
 
 func (p *pcreParser) has(s string) bool { return strings.HasPrefix(p.s[p.i:], s) }
@@ -91,7 +96,7 @@ func (p *pcreParser) skip() error {
 		case p.has("(?#"):
 			end := strings.IndexByte(p.s[p.i:], ')')
 			if end < 0 {
-				return p.errorf(p.i, "the comment is not closed")
+				return p.refusef(p.i, "the comment is not closed")
 			}
 			p.i += end + 1
 		case p.f.extended && isSpace(p.s[p.i]):
@@ -186,7 +191,7 @@ func (p *pcreParser) atom(depth int) (*node, error) {
 		}
 		return &node{kind: nEnd}, nil
 	case '*', '+', '?':
-		return nil, p.errorf(at, "%c has nothing before it to repeat (a literal one is written \\%c)", c, c)
+		return nil, p.refusef(at, "%c has nothing before it to repeat (a literal one is written \\%c)", c, c)
 	case '{':
 		if _, _, n := p.interval(at); n > 0 {
 			return nil, p.errorf(at, "{ has nothing before it to repeat (a literal one is written \\{)")
@@ -260,7 +265,7 @@ func (p *pcreParser) repeat(n *node) (*node, error) {
 			return n, nil
 		}
 		if lo > 65535 || hi > 65535 || hi >= 0 && hi < lo {
-			return nil, p.errorf(at, "%q: numbers up to 65535, the smaller first", p.s[at:at+length])
+			return nil, p.refusef(at, "%q: numbers up to 65535, the smaller first", p.s[at:at+length])
 		}
 		p.i += length
 	default:
@@ -305,7 +310,7 @@ func (p *pcreParser) group(at, depth int) (*node, error) {
 			return nil, err
 		}
 		if !p.has(")") {
-			return nil, p.errorf(at, "the parenthesis is not closed")
+			return nil, p.refusef(at, "the parenthesis is not closed")
 		}
 		p.i++
 		p.f = saved
@@ -379,7 +384,7 @@ func (p *pcreParser) group(at, depth int) (*node, error) {
 	case p.has("P="):
 		name, _, ok := strings.Cut(p.s[p.i+2:], ")")
 		if !ok {
-			return nil, p.errorf(at, "the parenthesis is not closed")
+			return nil, p.refusef(at, "the parenthesis is not closed")
 		}
 		p.i += 2 + len(name) + 1
 		return p.named(at, name)
@@ -424,7 +429,7 @@ func (p *pcreParser) options(at int, inside func() (*node, error)) (*node, error
 			return nil, p.errorf(at, "%q is not supported (recursion, conditions, branch reset and options other than i, m, s, x are not)", clip(p.s[at:p.i+1]))
 		}
 	}
-	return nil, p.errorf(at, "the parenthesis is not closed")
+	return nil, p.refusef(at, "the parenthesis is not closed")
 }
 
 func validName(s string) bool {
@@ -461,7 +466,7 @@ func (p *pcreParser) named(at int, name string) (*node, error) {
 // escape reads what follows a backslash outside a class.
 func (p *pcreParser) escape(at int) (*node, error) {
 	if p.i == len(p.s) {
-		return nil, p.errorf(at, "a backslash at the end of the pattern")
+		return nil, p.refusef(at, "a backslash at the end of the pattern")
 	}
 	c := p.s[p.i]
 	if s, ok := classEscape(c); ok {
@@ -672,7 +677,7 @@ func (p *pcreParser) class(at int) (*node, error) {
 	}
 	for first := true; ; first = false {
 		if p.i >= len(p.s) {
-			return nil, p.errorf(at, "the bracket is not closed")
+			return nil, p.refusef(at, "the bracket is not closed")
 		}
 		if p.s[p.i] == ']' && !first {
 			p.i++
@@ -701,7 +706,7 @@ func (p *pcreParser) class(at int) (*node, error) {
 				return nil, p.errorf(start, "a class cannot end a range")
 			}
 			if hi < lo {
-				return nil, p.errorf(start, "the range %q runs backwards", p.s[start:p.i])
+				return nil, p.refusef(start, "the range %q runs backwards", p.s[start:p.i])
 			}
 		}
 		s.addRange(lo, hi)
@@ -717,7 +722,7 @@ func (p *pcreParser) class(at int) (*node, error) {
 
 func (p *pcreParser) member(at int) (byte, *set, error) {
 	if p.i >= len(p.s) {
-		return 0, nil, p.errorf(at, "the bracket is not closed")
+		return 0, nil, p.refusef(at, "the bracket is not closed")
 	}
 	c := p.s[p.i]
 	if c == '[' && p.i+1 < len(p.s) && strings.IndexByte(":=.", p.s[p.i+1]) >= 0 {
@@ -736,7 +741,7 @@ func (p *pcreParser) member(at int) (byte, *set, error) {
 				class, known = ranges("\x00\x7f"), true
 			}
 			if !known {
-				return 0, nil, p.errorf(p.i, "unknown character class [:%s:]", name)
+				return 0, nil, p.refusef(p.i, "unknown character class [:%s:]", name)
 			}
 			if p.f.fold && (bare == "lower" || bare == "upper") {
 				class = posixSets["alpha"]
@@ -755,7 +760,7 @@ func (p *pcreParser) member(at int) (byte, *set, error) {
 	start := p.i
 	p.i++
 	if p.i == len(p.s) {
-		return 0, nil, p.errorf(at, "the bracket is not closed")
+		return 0, nil, p.refusef(at, "the bracket is not closed")
 	}
 	c = p.s[p.i]
 	if s, ok := classEscape(c); ok {

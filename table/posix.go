@@ -27,13 +27,18 @@ func parsePOSIX(s string, extended, fold, lines bool) (*node, int, error) {
 	p := &posixParser{s: s, extended: extended, fold: fold, lines: lines, closed: map[int]bool{}}
 	n, err := p.alternatives(0)
 	if err == nil && p.i < len(s) {
-		err = p.errorf(p.i, "unmatched closing parenthesis")
+		err = p.errorf(p.i, "unmatched closing parenthesis (a literal one is written \\))")
 	}
 	return n, p.groups, err
 }
 
 func (p *posixParser) errorf(at int, format string, args ...any) error {
-	return &errAt{at, fmt.Sprintf(format, args...)}
+	return &errAt{at: at, text: fmt.Sprintf(format, args...)}
+}
+
+// refusef is errorf for what Postfix's engine does not take either.
+func (p *posixParser) refusef(at int, format string, args ...any) error {
+	return &errAt{at: at, text: fmt.Sprintf(format, args...), refused: true}
 }
 
 // operator reports whether the unescaped (ERE) or escaped (BRE) operator c
@@ -105,7 +110,7 @@ func (p *posixParser) atom(depth int, first bool) (*node, error) {
 		}
 		l = p.operator(')')
 		if l == 0 {
-			return nil, p.errorf(at, "the parenthesis is not closed")
+			return nil, p.refusef(at, "the parenthesis is not closed")
 		}
 		p.i += l
 		p.closed[n] = true
@@ -134,7 +139,7 @@ func (p *posixParser) atom(depth int, first bool) (*node, error) {
 		}
 		return &node{kind: nEnd}, nil
 	case p.extended && strings.IndexByte("*+?{", c) >= 0, !p.extended && c == '*':
-		return nil, p.errorf(at, "%c has nothing before it to repeat (a literal one is written \\%c)", c, c)
+		return nil, p.refusef(at, "%c has nothing before it to repeat (a literal one is written \\%c)", c, c)
 	case !p.extended && (c == '^' || c == '$'):
 		return nil, p.errorf(at, "%c inside a basic expression: engines differ on it; write \\%c", c, c)
 	}
@@ -143,7 +148,7 @@ func (p *posixParser) atom(depth int, first bool) (*node, error) {
 
 func (p *posixParser) escape(at int) (*node, error) {
 	if p.i == len(p.s) {
-		return nil, p.errorf(at, "a backslash at the end of the pattern")
+		return nil, p.refusef(at, "a backslash at the end of the pattern")
 	}
 	c := p.s[p.i]
 	p.i++
@@ -179,7 +184,7 @@ func (p *posixParser) escape(at int) (*node, error) {
 	case isAlnum(c):
 		return nil, p.errorf(at, "\\%c means nothing in a POSIX expression (\\d is [0-9], a tab is [[:blank:]]); a pcre table knows it", c)
 	case !p.extended && strings.IndexByte("{}+?", c) >= 0:
-		return nil, p.errorf(at, "\\%c has nothing before it to repeat", c)
+		return nil, p.refusef(at, "\\%c has nothing before it to repeat", c)
 	}
 	return p.lit(c), nil
 }
@@ -268,7 +273,7 @@ func (p *posixParser) bracket(at int) (*node, error) {
 	}
 	for first := true; ; first = false {
 		if p.i >= len(p.s) {
-			return nil, p.errorf(at, "the bracket is not closed")
+			return nil, p.refusef(at, "the bracket is not closed")
 		}
 		if p.s[p.i] == ']' && !first {
 			p.i++
@@ -299,7 +304,7 @@ func (p *posixParser) bracket(at int) (*node, error) {
 				return nil, p.errorf(start, "a range in a range")
 			}
 			if upper(hi) < upper(lo) {
-				return nil, p.errorf(start, "the range %q runs backwards%s", p.s[start:p.i], foldNote(p.fold))
+				return nil, p.refusef(start, "the range %q runs backwards%s", p.s[start:p.i], foldNote(p.fold))
 			}
 		}
 		s.addRange(upper(lo), upper(hi))
@@ -336,7 +341,7 @@ func (p *posixParser) isRange() bool {
 
 func (p *posixParser) member(at int) (byte, *set, error) {
 	if p.i >= len(p.s) {
-		return 0, nil, p.errorf(at, "the bracket is not closed")
+		return 0, nil, p.refusef(at, "the bracket is not closed")
 	}
 	c := p.s[p.i]
 	if c != '[' || p.i+1 >= len(p.s) || strings.IndexByte(":=.", p.s[p.i+1]) < 0 {
@@ -353,7 +358,7 @@ func (p *posixParser) member(at int) (byte, *set, error) {
 	if kind == ':' {
 		class, ok := posixSets[name]
 		if !ok {
-			return 0, nil, p.errorf(start, "unknown character class [:%s:]", name)
+			return 0, nil, p.refusef(start, "unknown character class [:%s:]", name)
 		}
 		if p.fold && (name == "lower" || name == "upper") {
 			class = posixSets["alpha"]

@@ -37,21 +37,21 @@ func (p *parser) substitution(r *Rule, in *instr, at int) bool {
 		start := i
 		name, n := macro(s[i+1:])
 		if n == 0 {
-			p.faultf(at+start, "a $ without a number in the result (a dollar sign is written $$)")
+			p.warnf(at+start, "a $ without a number in the result (a dollar sign is written $$)")
 			return false
 		}
 		i += 1 + n
 		group, err := strconv.Atoi(name)
 		if err != nil || group < 1 || name[0] == '+' || name[0] == '-' {
-			p.faultf(at+start, "%q in the result is not the number of a group", s[start:i])
+			p.warnf(at+start, "%q in the result is not the number of a group", s[start:i])
 			return false
 		}
 		if in.not {
-			p.faultf(at+start, "%q in the result of a negated pattern, which finds nothing", s[start:i])
+			p.warnf(at+start, "%q in the result of a negated pattern, which finds nothing", s[start:i])
 			return false
 		}
 		if group > in.re.groups {
-			p.faultf(at+start, "%q in the result, but the pattern has %d groups", s[start:i], in.re.groups)
+			p.warnf(at+start, "%q in the result, but the pattern has %d groups", s[start:i], in.re.groups)
 			return false
 		}
 		r.Substitutes = true

@@ -129,21 +129,44 @@ func plain(err error) error {
 // there is any fault.
 func Parse(kind Kind, name string, data []byte) (*Table, conf.Faults) {
 	var fs conf.Faults
-	p := &parser{t: &Table{kind: kind, name: name}, fs: &fs}
-	lines := logicalLines(name, data, &fs)
-	switch kind {
+	return parse(&parser{t: &Table{kind: kind, name: name}, fs: &fs, warnings: &fs}, data), fs
+}
+
+// ParseLenient is Parse of a regexp or pcre table as Postfix does it: a rule
+// that Postfix warns of and skips is skipped here too, and reported in
+// warnings. A rule whose result is missing gives the empty string. What
+// Postfix may understand and this package does not is still a fault.
+func ParseLenient(kind Kind, name string, data []byte) (t *Table, warnings, faults conf.Faults) {
+	lenient := kind == Regexp || kind == PCRE
+	t = parse(&parser{t: &Table{kind: kind, name: name}, fs: &faults, warnings: &warnings, lenient: lenient}, data)
+	return t, warnings, faults
+}
+
+// LoadLenient is Load with the rules of [ParseLenient].
+func LoadLenient(kind Kind, path string) (t *Table, warnings, faults conf.Faults) {
+	data, err := readFile(path)
+	if err != nil {
+		faults.Filef(path, 0, 0, "%v", err)
+		return nil, nil, faults
+	}
+	return ParseLenient(kind, path, data)
+}
+
+func parse(p *parser, data []byte) *Table {
+	lines := logicalLines(p.t.name, data, p.fs, p.warnings)
+	switch p.t.kind {
 	case CIDR, Regexp, PCRE:
 		p.program(lines)
 	case Texthash:
 		p.texthash(lines)
 	default:
-		fs.Filef(name, 0, 0, "unknown kind of table")
+		p.fs.Filef(p.t.name, 0, 0, "unknown kind of table")
 	}
-	if len(fs) > 0 {
-		return nil, fs
+	if len(*p.fs) > 0 {
+		return nil
 	}
 	p.t.link()
-	return p.t, nil
+	return p.t
 }
 
 // parser reads one table.
@@ -151,10 +174,18 @@ type parser struct {
 	t  *Table
 	fs *conf.Faults
 	l  logicalLine
+	// warnings takes what Postfix warns of: fs unless lenient.
+	warnings *conf.Faults
+	lenient  bool
 }
 
 func (p *parser) faultf(offset int, format string, args ...any) {
 	p.fs.Filef(p.t.name, p.l.line, p.l.column(offset), format, args...)
+}
+
+// warnf is faultf for what makes Postfix skip a rule or ignore a word.
+func (p *parser) warnf(offset int, format string, args ...any) {
+	p.warnings.Filef(p.t.name, p.l.line, p.l.column(offset), format, args...)
 }
 
 // op is what an instruction does.
@@ -193,9 +224,13 @@ func (p *parser) program(lines []logicalLine) {
 		case word == "if":
 			// A bad condition is already a fault; keep the nesting right.
 			in := instr{op: opIf, line: p.l.line}
-			rest := p.condition(&in, len("if"))
+			before := len(*p.fs)
+			rest, ok := p.condition(&in, len("if"))
+			if !ok && len(*p.fs) == before {
+				continue // lenient: skipped like a rule, what it guards is not
+			}
 			if rest != "" {
-				p.faultf(len(p.l.text)-len(rest), "text after the condition: %q (a rule that is indented continues the line above)", clip(rest))
+				p.warnf(len(p.l.text)-len(rest), "text after the condition: %q (a rule that is indented continues the line above)", clip(rest))
 			}
 			if len(open) == maxNested {
 				p.faultf(0, "more than %d conditions inside each other", maxNested)
@@ -205,10 +240,10 @@ func (p *parser) program(lines []logicalLine) {
 			t.prog = append(t.prog, in)
 		case word == "endif":
 			if rest := strings.TrimSpace(p.l.text[len("endif"):]); rest != "" {
-				p.faultf(len("endif"), "text after endif: %q (a rule that is indented continues the line above)", clip(rest))
+				p.warnf(len("endif"), "text after endif: %q (a rule that is indented continues the line above)", clip(rest))
 			}
 			if len(open) == 0 {
-				p.faultf(0, "endif without if")
+				p.warnf(0, "endif without if")
 				continue
 			}
 			t.prog[open[len(open)-1]].end = len(t.prog)
@@ -219,7 +254,8 @@ func (p *parser) program(lines []logicalLine) {
 		}
 	}
 	for _, i := range open {
-		p.fs.Filef(t.name, t.prog[i].line, 1, "if without endif")
+		p.warnings.Filef(t.name, t.prog[i].line, 1, "if without endif")
+		t.prog[i].end = len(t.prog)
 	}
 }
 
@@ -238,25 +274,24 @@ func isAlnum(c byte) bool {
 }
 
 // condition reads the pattern after "if" and returns what follows it.
-func (p *parser) condition(in *instr, at int) string {
+func (p *parser) condition(in *instr, at int) (rest string, ok bool) {
 	text := p.l.text
 	for at < len(text) && isSpace(text[at]) {
 		at++
 	}
 	if at == len(text) {
-		p.faultf(at, "if without a pattern")
-		return ""
+		p.warnf(at, "if without a pattern")
+		return "", false
 	}
 	if p.t.kind == CIDR {
 		word, rest := cutSpace(text[at:])
-		p.network(in, word, at)
-		return rest
+		return rest, p.network(in, word, at)
 	}
-	rest, ok := p.pattern(in, at, false)
+	end, ok := p.pattern(in, at, false)
 	if !ok {
-		return ""
+		return "", false
 	}
-	return strings.TrimLeft(text[rest:], " \t\v\f\r")
+	return strings.TrimLeft(text[end:], " \t\v\f\r"), true
 }
 
 func (p *parser) rule() {
@@ -285,8 +320,10 @@ func (p *parser) rule() {
 		r.Pattern = text[:end]
 		r.Result = strings.TrimLeft(text[end:], " \t\v\f\r")
 		if r.Result == "" {
-			p.faultf(len(text), "no result after the pattern")
-			return
+			p.warnf(len(text), "no result after the pattern")
+			if !p.lenient {
+				return
+			}
 		}
 		if !p.substitution(&r, &in, len(text)-len(r.Result)) {
 			return
