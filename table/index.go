@@ -342,7 +342,7 @@ func (ix *index) build(literals []texts, cut int) bool {
 					if len(ix.next)+n > maxCells {
 						return false
 					}
-					ix.next[cell] = int32(len(ix.out)) //nolint:gosec // at most maxCells
+					ix.next[cell] = int32(len(ix.out))
 					ix.next = append(ix.next, make([]int32, n)...)
 					ix.out = append(ix.out, 0)
 				}
@@ -350,10 +350,10 @@ func (ix *index) build(literals []texts, cut int) bool {
 			}
 			if ix.out[state] == 0 {
 				ix.of = append(ix.of, nil)
-				ix.out[state] = int32(len(ix.of)) //nolint:gosec // at most maxCells
+				ix.out[state] = int32(len(ix.of))
 			}
 			of := &ix.of[ix.out[state]-1]
-			*of = append(*of, int32(i)) //nolint:gosec // at most MaxRules
+			*of = append(*of, int32(i))
 		}
 	}
 	ix.marks = (len(ix.of) + 63) / 64
@@ -399,7 +399,7 @@ func (ix *index) candidates(words []uint64, key string) []uint64 {
 	words = append(words, ix.always...)
 	words = append(words, make([]uint64, ix.marks)...)
 	set, marks := words[base:base+ix.width], words[base+ix.width:]
-	state, n := int32(0), int32(ix.classes) //nolint:gosec // at most 255
+	state, n := int32(0), int32(ix.classes)
 	for i := range len(key) {
 		state = ix.next[state*n+int32(ix.class[key[i]])]
 		at := state

@@ -60,6 +60,8 @@ type Rule struct {
 	Result  string // as written; $1 and the like stand for groups
 	// Index is the rule's place in Rules.
 	Index int
+	// Column is where Result begins in its line, from 1; 0: not known.
+	Column int
 	// Prefix is the network of a cidr rule that is not negated.
 	Prefix netip.Prefix
 	// Substitutes is set when the result is made of what the pattern found.
@@ -319,6 +321,7 @@ func (p *parser) rule() {
 		}
 		r.Pattern = text[:end]
 		r.Result = strings.TrimLeft(text[end:], " \t\v\f\r")
+		r.Column = p.l.column(len(text) - len(r.Result))
 		if r.Result == "" {
 			p.warnf(len(text), "no result after the pattern")
 			if !p.lenient {
