@@ -257,13 +257,13 @@ func oneHeader(text string) string {
 	b := make([]byte, 0, len(text)+8)
 	for i := range len(text) {
 		c := text[i]
-		if c == '\r' || c == 0 {
+		if c == '\r' || c == 0 || c == '\n' && i+1 == len(text) {
 			continue
 		}
 		b = append(b, c)
-		if c == '\n' && (i+1 == len(text) || text[i+1] != ' ' && text[i+1] != '\t') {
+		if c == '\n' && text[i+1] != ' ' && text[i+1] != '\t' {
 			b = append(b, '\t')
 		}
 	}
-	return strings.TrimRight(string(b), "\n\t ")
+	return string(b)
 }

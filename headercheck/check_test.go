@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -91,7 +92,7 @@ func (s *site) run(fields []policy.Field, body []byte, to ...string) (policy.Jud
 	for _, a := range to {
 		rcpts = append(rcpts, mailaddr.Parse(a))
 	}
-	m := s.Inspect(&policy.Request{QueueID: "4F1"}, rcpts)
+	m := s.Inspect(&policy.Request{QueueID: "4F1", Time: time.Now()}, rcpts)
 	if m == nil {
 		return policy.Judgement{}, nil
 	}

@@ -516,12 +516,13 @@ func (m *inspection) bodyLine(rec record, text []byte, offset int) {
 
 // oneLine is text as a body line.
 func oneLine(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\r' || r == 0 {
-			return ' '
+	b := []byte(text)
+	for i, c := range b {
+		if c == '\n' || c == '\r' || c == 0 {
+			b[i] = ' '
 		}
-		return r
-	}, text)
+	}
+	return string(b)
 }
 
 // bound gives up the body when it is too much to keep.

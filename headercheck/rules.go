@@ -209,6 +209,7 @@ func (s *set) actions(c *Config, path string) (warnings, faults conf.Faults) {
 		switch err := hard(r, c.FilterMarker); {
 		case err != nil:
 			faults.Filef(path, tr.Line, tr.Column, "%v", err)
+		case text == "": // reported by the table
 		default:
 			if err := r.parsed.strictly(s.kind, r.dynamic); err != nil {
 				if c.Lenient {
