@@ -30,7 +30,7 @@ type site struct {
 }
 
 // tables writes tables, "kind name: text", and returns a configuration.
-func tables(t *testing.T, dir string, texts ...string) Config {
+func tables(t testing.TB, dir string, texts ...string) Config {
 	t.Helper()
 	c := DefaultConfig()
 	for i, text := range texts {

@@ -14,7 +14,7 @@ import (
 // (RFC 5322 section 2.2.3), encoded words (RFC 2047) and the parameters of
 // MIME headers (RFC 2231) decoded to UTF-8. What cannot be decoded stays.
 func decodeHeader(text string) string {
-	text = strings.NewReplacer("\n", "", "\r", "").Replace(text)
+	text = unfold(text)
 	if i := strings.IndexByte(text, ':'); strings.IndexByte(text, '*') > i && i > 0 && isMIMEHeader(text[:i]) {
 		text = text[:i+1] + decodeParameters(text[i+1:])
 	}
@@ -22,6 +22,20 @@ func decodeHeader(text string) string {
 		text = decodeWords(text)
 	}
 	return text
+}
+
+// unfold takes out line ends; the white space that follows them stays.
+func unfold(s string) string {
+	if !strings.ContainsAny(s, "\r\n") {
+		return s
+	}
+	b := make([]byte, 0, len(s))
+	for i := range len(s) {
+		if s[i] != '\n' && s[i] != '\r' {
+			b = append(b, s[i])
+		}
+	}
+	return string(b)
 }
 
 // encodedWord is "=?charset?B?text?=", its text decoded to bytes.
@@ -58,7 +72,7 @@ func cutWord(s string) (w encodedWord, length int, ok bool) {
 
 // decodeBase64 forgives what readers forgive: missing padding, white space.
 func decodeBase64(s string) ([]byte, bool) {
-	s = strings.TrimRight(strings.NewReplacer(" ", "", "\t", "").Replace(s), "=")
+	s = strings.TrimRight(strings.ReplaceAll(strings.ReplaceAll(s, " ", ""), "\t", ""), "=")
 	data, err := base64.RawStdEncoding.DecodeString(s)
 	return data, err == nil
 }
@@ -209,7 +223,7 @@ func decodeParameters(value string) string {
 				data = append(data, v...)
 			}
 		}
-		text := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(toUTF8(charset, data))
+		text := strings.ReplaceAll(strings.ReplaceAll(toUTF8(charset, data), `\`, `\\`), `"`, `\"`)
 		out.WriteString("; " + name + `="` + text + `"`)
 	}
 	return out.String()
