@@ -251,7 +251,7 @@ func asField(text string) (name, value string) {
 // oneHeader takes out what would end a header: CR and NUL, and a LF that no
 // white space follows.
 func oneHeader(text string) string {
-	if strings.IndexAny(text, "\r\n\x00") < 0 {
+	if !strings.ContainsAny(text, "\r\n\x00") {
 		return text
 	}
 	b := make([]byte, 0, len(text)+8)

@@ -115,7 +115,7 @@ func (m *inspection) Header(f policy.Field) {
 	defer m.timed(start)
 	m.split.field(f.Name, f.Value)
 	marker := m.c.cfg.FilterMarker
-	forged := marker != "" && strings.EqualFold(f.Name, marker)
+	forged := marker != "" && m.c.cfg.Mode != policy.Shadow && strings.EqualFold(f.Name, marker)
 	if forged {
 		m.edits = append(m.edits, policy.Edit{Kind: policy.DeleteField, At: at})
 	}
