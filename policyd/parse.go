@@ -118,15 +118,15 @@ func Parse(text string, maxAttributes int, req *policy.Request) error {
 		case "protocol_name":
 			req.ESMTP = value == "ESMTP"
 		case "client_address":
-			req.Client.Addr = address(value)
+			req.Client.Addr = mailaddr.IP(value)
 		case "client_name":
-			req.Client.Name = hostName(value)
+			req.Client.Name = mailaddr.HostName(value)
 		case "client_port":
 			req.Client.Port = port(value)
 		case "reverse_client_name":
-			req.Client.ReverseName = hostName(value)
+			req.Client.ReverseName = mailaddr.HostName(value)
 		case "server_address":
-			req.ServerAddr = address(value)
+			req.ServerAddr = mailaddr.IP(value)
 		case "server_port":
 			req.ServerPort = port(value)
 		case "helo_name":
@@ -203,23 +203,6 @@ func stageOf(state string) policy.Stage {
 		return policy.StageEtrn
 	}
 	return policy.StageUnknown
-}
-
-// address reads an IP address; what is none ("unknown") is the invalid one.
-func address(s string) netip.Addr {
-	a, err := netip.ParseAddr(s)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return a.Unmap().WithZone("")
-}
-
-// hostName returns a name in the compared form, "" for Postfix's "unknown".
-func hostName(s string) string {
-	if s == "" || s == "unknown" {
-		return ""
-	}
-	return mailaddr.Domain(s)
 }
 
 func port(s string) uint16 { return uint16(number(s, 16)) }

@@ -30,6 +30,78 @@ func Parse(raw string) policy.Address {
 	return policy.Address{Raw: raw, Local: raw[:at], Domain: Domain(raw[at+1:])}
 }
 
+// ParsePath reads an address as it stands in MAIL FROM or RCPT TO (RFC 5321
+// section 4.1.2), with or without angle brackets: a source route is dropped,
+// and a quoted local part loses its quotes and backslashes. It never fails.
+func ParsePath(path string) policy.Address {
+	if n := len(path); n >= 2 && path[0] == '<' && path[n-1] == '>' {
+		path = path[1 : n-1]
+	}
+	if strings.HasPrefix(path, "@") {
+		// "@relay.example,@other.example:user@example.com"
+		if i := strings.IndexByte(path, ':'); i >= 0 {
+			path = path[i+1:]
+		}
+	}
+	if strings.IndexByte(path, '"') < 0 && strings.IndexByte(path, '\\') < 0 {
+		return Parse(path)
+	}
+	local, domain := path, ""
+	if at := strings.LastIndexByte(path, '@'); at >= 0 && !insideQuotes(path, at) {
+		local, domain = path[:at], path[at:]
+	}
+	var b strings.Builder
+	for i := 0; i < len(local); i++ {
+		switch c := local[i]; {
+		case c == '"':
+		case c == '\\' && i+1 < len(local):
+			i++
+			b.WriteByte(local[i])
+		default:
+			b.WriteByte(c)
+		}
+	}
+	if domain == "" {
+		// An @ in it was quoted and separates nothing.
+		return policy.Address{Raw: b.String(), Local: b.String()}
+	}
+	return Parse(b.String() + domain)
+}
+
+// insideQuotes reports whether the byte at i stands in a quoted string.
+func insideQuotes(s string, i int) bool {
+	in := false
+	for j := 0; j < i; j++ {
+		switch s[j] {
+		case '"':
+			in = !in
+		case '\\':
+			j++
+		}
+	}
+	return in
+}
+
+// IP reads an address as Postfix writes it, with or without the prefix
+// "IPv6:". An IPv4-mapped address is IPv4, a zone is dropped; what is no
+// address ("unknown") is the invalid one.
+func IP(s string) netip.Addr {
+	a, err := netip.ParseAddr(strings.TrimPrefix(s, "IPv6:"))
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Unmap().WithZone("")
+}
+
+// HostName returns a client's name in the compared form, "" for Postfix's
+// "unknown".
+func HostName(s string) string {
+	if s == "" || s == "unknown" {
+		return ""
+	}
+	return Domain(s)
+}
+
 // Domain returns a host or domain name in the compared form. Lower-case ASCII
 // costs no allocation.
 func Domain(name string) string {

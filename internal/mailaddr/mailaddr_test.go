@@ -90,3 +90,56 @@ func FuzzParse(f *testing.F) {
 		SplitExtension(a.Local, "+-")
 	})
 }
+
+func TestParsePath(t *testing.T) {
+	for _, tt := range []struct{ in, raw, domain string }{
+		{"<>", "", ""},
+		{"", "", ""},
+		{"<Bob@Example.COM>", "Bob@Example.COM", "example.com"},
+		{"bob@example.com", "bob@example.com", "example.com"},
+		{"<bob>", "bob", ""},
+		{"<@relay.example,@other.example:bob@example.com>", "bob@example.com", "example.com"},
+		{`<"bob smith"@example.com>`, "bob smith@example.com", "example.com"},
+		{`<"a@b"@example.com>`, "a@b@example.com", "example.com"},
+		{`<"a\"b\\c"@example.com>`, `a"b\c@example.com`, "example.com"},
+		{`<bob\ smith@example.com>`, "bob smith@example.com", "example.com"},
+		{`<"a@b">`, "a@b", ""},
+		{`<"a@b>`, "a@b", ""},
+		{`<a@[IPv6:2001:db8::1]>`, "a@[IPv6:2001:db8::1]", "[ipv6:2001:db8::1]"},
+		{"<", "<", ""},
+		{`\`, `\`, ""},
+	} {
+		if got := ParsePath(tt.in); got.Raw != tt.raw || got.Domain != tt.domain {
+			t.Errorf("%s: %+v, want %q at %q", tt.in, got, tt.raw, tt.domain)
+		}
+	}
+}
+
+func FuzzParsePath(f *testing.F) {
+	for _, s := range []string{"<>", "<a@b>", `<"a b"@c>`, `"\`, "@:", `<"a"@"b"@c>`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a := ParsePath(s)
+		if len(a.Raw) > len(s) || len(a.Local) > len(a.Raw) {
+			t.Fatalf("%q became %+v", s, a)
+		}
+		// Without anything quoted nothing is left to do a second time.
+		if !strings.ContainsAny(s, `"\<>:`) && ParsePath(a.Raw) != a {
+			t.Fatalf("%q became %+v, then %+v", s, a, ParsePath(a.Raw))
+		}
+	})
+}
+
+func TestIPAndHostName(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7", "IPv6:2001:db8::1": "2001:db8::1", "fe80::1%eth0": "fe80::1",
+	} {
+		if got := IP(in); got.String() != want {
+			t.Errorf("%s: %v", in, got)
+		}
+	}
+	if IP("unknown").IsValid() || HostName("unknown") != "" || HostName("Mail.Example.ORG.") != "mail.example.org" {
+		t.Error("unknown, or a name with capitals")
+	}
+}
