@@ -159,6 +159,9 @@ func (p *Pipeline) logDecision(r *run) {
 	if d.Verdict.Action.Refuses() {
 		f = append(f, zap.String("reply", d.Verdict.Reply.String()), zap.String("ref", d.Reference))
 	}
+	if r.edits > 0 {
+		f = append(f, zap.Int("edits", r.edits))
+	}
 	if d.WouldCheck != "" {
 		f = append(f, zap.String("shadow_check", d.WouldCheck), zap.String("shadow_action", d.Would.Action.String()),
 			zap.String("shadow_reason", d.Would.Reason))

@@ -39,7 +39,11 @@ type Options struct {
 	// Mode of the whole daemon.
 	Mode policy.Mode
 	// Steps holds every check that the chains name.
-	Steps   map[string]Step
+	Steps map[string]Step
+	// Inspectors look at the content of messages. Of their verdicts the first
+	// that refuses counts.
+	Inspectors []Inspector
+
 	Log     *zap.Logger
 	Metrics *Metrics
 	Journal Journal
@@ -50,9 +54,12 @@ type Options struct {
 type Pipeline struct {
 	chains   map[string]*chain
 	fallback *chain
-	log      *zap.Logger
-	metrics  *Metrics
-	journal  Journal
+
+	inspectors []inspector
+
+	log     *zap.Logger
+	metrics *Metrics
+	journal Journal
 }
 
 type chain struct {
@@ -115,6 +122,11 @@ func New(o Options) (*Pipeline, error) {
 		}
 		p.chains[name] = c
 	}
+	for _, in := range o.Inspectors {
+		s := inspector{Inspector: in, name: in.Name(), metrics: o.Metrics.step(in.Name())}
+		s.metrics.timed = true
+		p.inspectors = append(p.inspectors, s)
+	}
 	if p.fallback = p.chains[o.Default]; p.fallback == nil {
 		return nil, fmt.Errorf("pipeline: there is no chain %q to use by default", o.Default)
 	}
@@ -146,6 +158,7 @@ type run struct {
 	skip    uint64 // bit i: step i is passed over
 	pending int    // step whose DeferIfPermit waits for the end, -1 for none
 	sticky  int    // step whose Hold or Redirect waits for the end, -1 for none
+	edits   int    // changes to the message, for the log
 	err     error  // first error, for the log
 }
 
@@ -162,14 +175,19 @@ func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.De
 	}
 	p.settle(&r)
 	d.Took = time.Since(start)
-	if req.DryRun {
+	p.finish(&r)
+}
+
+// finish counts, keeps and logs a decision.
+func (p *Pipeline) finish(r *run) {
+	if r.req.DryRun {
 		return
 	}
-	p.metrics.observe(&r)
-	if d.Reference != "" && p.journal != nil {
-		p.journal.Record(req, d)
+	p.metrics.observe(r)
+	if r.d.Reference != "" && p.journal != nil {
+		p.journal.Record(r.req, r.d)
 	}
-	p.logDecision(&r)
+	p.logDecision(r)
 }
 
 func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
@@ -281,19 +299,23 @@ func (r *run) take(i int, v *policy.Verdict) bool {
 // failed notes that a check could not decide. It reports whether the request
 // must be deferred for it, and then has put that verdict into the trace.
 func (r *run) failed(s *step, err error, shadow bool) bool {
+	return r.undecided(s.name, s.OnError, err, shadow)
+}
+
+func (r *run) undecided(name string, onError policy.OnError, err error, shadow bool) bool {
 	r.d.Degraded = true
 	if r.err == nil {
-		r.err = fmt.Errorf("%s: %w", s.name, err)
+		r.err = fmt.Errorf("%s: %w", name, err)
 	}
-	if s.OnError != policy.ErrorDefer {
+	if onError != policy.ErrorDefer {
 		return false
 	}
 	v := policy.Verdict{
 		Action: policy.DeferIfPermit, Reason: "check-error",
-		Reply: r.chain.errorReply.Expand(func(string) string { return s.name }),
+		Reply: r.chain.errorReply.Expand(func(string) string { return name }),
 	}
 	if shadow {
-		r.would(s.name, v)
+		r.would(name, v)
 		return false
 	}
 	r.d.Steps[len(r.d.Steps)-1].Verdict = v

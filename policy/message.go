@@ -64,6 +64,15 @@ type Inspector interface {
 	Inspect(req *Request, to []Address) Inspection
 }
 
+// BodyInspector is an [Inspector] that can tell whether it ever looks at
+// bodies; one that is not a BodyInspector is taken to do so. When no inspector
+// does, bodies need not be sent to us at all.
+type BodyInspector interface {
+	Inspector
+	// WantsBody is constant for one value.
+	WantsBody() bool
+}
+
 // Inspection looks at one message. Its methods are called in this order, by
 // one goroutine at a time: Header for each field, EndOfHeaders, Body for each
 // chunk, End. A message that is given up gets no End.

@@ -1,0 +1,253 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"go.uber.org/zap"
+
+	"postern/internal/conf"
+	"postern/policy"
+)
+
+// Inspector looks at the content of messages, in the way the operator wants.
+// Its time limit is for all of a message: what it takes to be fed, and its End.
+type Inspector struct {
+	policy.Inspector
+	conf.Step
+}
+
+type inspector struct {
+	Inspector
+	name    string
+	metrics stepMetrics
+}
+
+// Stages returns the stages at which a door that sees the whole dialogue has
+// to ask about the envelope: those that the chain names or, when it names
+// none, RCPT and DATA, where sender and recipient are known and a refusal
+// hits only what it is meant for. A chain that is off, or has no check for a
+// stage, is not to be asked there. name is as in [policy.Request.Chain].
+func (p *Pipeline) Stages(name string) policy.StageSet {
+	c := p.chains[name]
+	if c == nil {
+		c = p.fallback
+	}
+	if c.mode == policy.Off {
+		return 0
+	}
+	stages := c.stages
+	if stages == policy.AllStages {
+		stages = policy.Stages(policy.StageRcpt, policy.StageData)
+	}
+	var has policy.StageSet
+	for i := range c.steps {
+		if c.steps[i].Mode != policy.Off {
+			has |= c.steps[i].traits.Stages
+		}
+	}
+	return stages & has
+}
+
+// Looks reports whether messages are looked at, and whether their bodies are.
+func (p *Pipeline) Looks() (content, bodies bool) {
+	for i := range p.inspectors {
+		s := &p.inspectors[i]
+		if s.Mode == policy.Off {
+			continue
+		}
+		content = true
+		h, ok := s.Inspector.Inspector.(policy.BodyInspector)
+		bodies = bodies || !ok || h.WantsBody()
+	}
+	return content, bodies
+}
+
+// Content is one message that is being looked at. It is used by one goroutine.
+type Content struct {
+	p     *Pipeline
+	chain *chain
+	parts []part
+}
+
+// part is one inspector at work.
+type part struct {
+	of    *inspector
+	in    policy.Inspection
+	body  bool // it wants more of the body
+	spent time.Duration
+	err   error
+}
+
+// Inspect begins to look at a message: req is its envelope at StageData, to
+// its recipients. Both stay unchanged until End. It returns nil when nobody
+// is interested.
+func (p *Pipeline) Inspect(req *policy.Request, to []policy.Address) *Content {
+	if len(p.inspectors) == 0 {
+		return nil
+	}
+	c := &Content{p: p, chain: p.pick(req)}
+	if c.chain.mode == policy.Off {
+		return nil
+	}
+	at := time.Now()
+	for i := range p.inspectors {
+		s := &p.inspectors[i]
+		if s.Mode == policy.Off {
+			continue
+		}
+		t := part{of: s, body: true}
+		t.err = c.guarded(&t, func() { t.in = s.Inspect(req, to) })
+		at = t.took(at)
+		if t.in == nil && t.err == nil {
+			continue
+		}
+		c.parts = append(c.parts, t)
+	}
+	if len(c.parts) == 0 {
+		return nil
+	}
+	return c
+}
+
+// took adds the time since at to what t has spent, and returns now. A part
+// that has spent too much is given up.
+func (t *part) took(at time.Time) time.Time {
+	now := time.Now()
+	t.spent += now.Sub(at)
+	if limit := t.of.Timeout.D(); t.err == nil && limit > 0 && t.spent > limit {
+		t.err = fmt.Errorf("%w: %v were spent on looking", context.DeadlineExceeded, t.spent)
+	}
+	return now
+}
+
+// guarded runs f, and turns a panic into an error.
+func (c *Content) guarded(t *part, f func()) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%w: %v", errPanic, cause)
+			c.p.log.Error("check panicked", zap.String("check", t.of.name), zap.Any("cause", cause), zap.ByteString("stack", debug.Stack()))
+		}
+	}()
+	f()
+	return nil
+}
+
+// Header shows the next header field.
+func (c *Content) Header(f policy.Field) {
+	at := time.Now()
+	for i := range c.parts {
+		if t := &c.parts[i]; t.err == nil {
+			t.err = c.guarded(t, func() { t.in.Header(f) })
+			at = t.took(at)
+		}
+	}
+}
+
+// EndOfHeaders says that the body follows.
+func (c *Content) EndOfHeaders() {
+	at := time.Now()
+	for i := range c.parts {
+		if t := &c.parts[i]; t.err == nil {
+			t.err = c.guarded(t, t.in.EndOfHeaders)
+			at = t.took(at)
+		}
+	}
+}
+
+// Body shows the next bytes of the body and reports whether anybody wants more.
+func (c *Content) Body(p []byte) (more bool) {
+	at := time.Now()
+	for i := range c.parts {
+		t := &c.parts[i]
+		if t.err == nil && t.body {
+			t.err = c.guarded(t, func() { t.body = t.in.Body(p) })
+			at = t.took(at)
+		}
+		more = more || t.err == nil && t.body
+	}
+	return more
+}
+
+// End asks for the judgements and writes the decision to d, which the caller
+// has Reset: the first that refuses or discards, in order, is the verdict;
+// without one the edits of all are returned. req is the request at
+// StageEndOfMessage, for the log and the journal. Like Decide it never fails,
+// never panics, and returns by the chain's budget.
+func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decision) []policy.Edit {
+	start := time.Now()
+	r := run{chain: c.chain, req: req, d: d, start: start, pending: -1, sticky: -1}
+	d.Chain = c.chain.name
+	edits := c.judge(ctx, start, &r)
+	c.p.settle(&r)
+	if c.chain.mode == policy.Shadow || d.Verdict.Action.Refuses() || d.Verdict.Action == policy.Discard {
+		edits = nil
+	}
+	r.edits = len(edits)
+	d.Took = time.Since(start)
+	c.p.finish(&r)
+	return edits
+}
+
+func (c *Content) judge(ctx context.Context, start time.Time, r *run) (edits []policy.Edit) {
+	limit := start.Add(c.chain.budget)
+	contexts := make([]stepContext, len(c.parts))
+	at := start
+	for i := range c.parts {
+		t := &c.parts[i]
+		s := t.of
+		var judged policy.Judgement
+		x := &contexts[i]
+		left := s.Timeout.D()
+		if left > 0 {
+			left = max(left-t.spent, time.Nanosecond)
+		}
+		x.init(ctx, at, left, limit)
+		err := t.err
+		if err == nil {
+			if p := c.guarded(t, func() { judged, err = t.in.End(x) }); p != nil {
+				err = p
+			}
+		}
+		now := time.Now()
+		took := now.Sub(at) + t.spent
+		at = now
+		if err != nil {
+			judged = policy.Judgement{}
+		}
+		r.d.Steps = append(r.d.Steps, policy.Step{Check: s.name, Verdict: judged.Verdict, Took: took})
+		line := &r.d.Steps[len(r.d.Steps)-1]
+		switch {
+		case err != nil:
+			line.Outcome, line.Error = outcomeOf(err, x), err.Error()
+		case s.Mode == policy.Shadow:
+			line.Outcome = policy.Shadowed
+		}
+		x.finish()
+		if !r.req.DryRun {
+			s.metrics.observe(line, took)
+		}
+		switch shadow := s.Mode == policy.Shadow; {
+		case err != nil:
+			if r.undecided(s.name, s.OnError, err, shadow) {
+				r.pend(len(r.d.Steps) - 1)
+			}
+		case shadow:
+			r.would(s.name, judged.Verdict)
+		default:
+			edits = append(edits, judged.Edits...)
+			if judged.Verdict.Action == policy.Permit {
+				continue // there is no list of restrictions to end
+			}
+			if r.take(len(c.chain.steps), &judged.Verdict) {
+				return nil
+			}
+		}
+	}
+	return edits
+}
+
+// Abandon ends the looking without a judgement.
+func (c *Content) Abandon() { c.parts = nil }
