@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"postern/dialog"
 	"postern/internal/conf"
 	"postern/internal/listen"
 	"postern/internal/policytest"
@@ -246,6 +247,39 @@ func TestEachHeaderOncePerMessage(t *testing.T) {
 		if got := c.MustAsk(t, step.attrs); got != step.want {
 			t.Errorf("request %d: %q, want %q", i, got, step.want)
 		}
+	}
+}
+
+func TestHeadersAreLeftToTheMilter(t *testing.T) {
+	h := handlerFunc(func(_ context.Context, _ *policy.Request, d *policy.Decision) {
+		d.Headers = append(d.Headers, policy.Header{Name: "X-Greylist", Value: "delayed"})
+	})
+	table := dialog.New(10)
+	s := New(DefaultConfig(), h, zap.NewNop(), prometheus.NewRegistry())
+	s.Join(table)
+	cfg := DefaultConfig()
+	cfg.Listen = cfg.Listen[:1]
+	if err := cfg.Listen[0].UnmarshalText([]byte("tcp:127.0.0.1:0")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Configure(cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Stop(t.Context()) //nolint:errcheck // the end
+	c := policytest.Dial(t, s.Addresses()[0])
+	sample := policytest.Sample()
+	if got := c.MustAsk(t, sample.With("instance", "1")); got != "PREPEND X-Greylist: delayed" {
+		t.Errorf("without a milter session: %q", got)
+	}
+	session := table.Open(policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Port: 40211}, netip.Addr{})
+	if got := c.MustAsk(t, sample.With("instance", "2")); got != "DUNNO" {
+		t.Errorf("with a milter session: %q", got)
+	}
+	if _, headers := session.Message("", time.Now()); len(headers) != 1 || headers[0].Name != "X-Greylist" {
+		t.Errorf("the milter door has got %v", headers)
+	}
+	if got := c.MustAsk(t, sample.With("instance", "3", "client_port", "40212")); got != "PREPEND X-Greylist: delayed" {
+		t.Errorf("another session: %q", got)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"postern/dialog"
 	"postern/internal/listen"
 	"postern/policy"
 )
@@ -40,6 +41,7 @@ type Server struct {
 	log      *zap.Logger
 	metrics  *metrics
 	messages messages
+	dialogs  *dialog.Table
 	cfg      atomic.Pointer[Config]
 
 	ctx    context.Context // of decisions; ends when Stop's bound is reached
@@ -71,6 +73,11 @@ func New(cfg Config, h Handler, log *zap.Logger, reg prometheus.Registerer) *Ser
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
+
+// Join makes t the place where the milter door learns what this one knows of a
+// message, and which of the two hands out its header fields. It is called
+// before Configure, or not at all.
+func (s *Server) Join(t *dialog.Table) { s.dialogs = t }
 
 // Configure opens the addresses of cfg that are not open yet, closes those
 // that are no longer wanted, and applies the limits of cfg to what comes from
@@ -372,7 +379,8 @@ func (c *conn) serve() {
 		c.decide()
 
 		var header *policy.Header
-		if a := c.d.Verdict.Action; a == policy.Continue || a == policy.Allow {
+		left := s.dialogs.Learn(&c.req, &c.d)
+		if a := c.d.Verdict.Action; !left && (a == policy.Continue || a == policy.Allow) {
 			header = s.messages.take(&c.req, c.d.Headers)
 		}
 		c.out = appendReply(c.out[:0], &c.d, header)
