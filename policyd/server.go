@@ -48,7 +48,7 @@ type Server struct {
 	cancel context.CancelFunc
 
 	mu        sync.Mutex
-	listeners map[string]*opened // by address as written
+	listeners listen.Set
 	conns     map[*conn]struct{}
 	stopping  bool
 	wg        sync.WaitGroup // connections and accept loops
@@ -58,16 +58,11 @@ type Server struct {
 	once      sync.Once
 }
 
-type opened struct {
-	address listen.Address
-	l       net.Listener
-}
-
 // New returns a door that is not open yet.
 func New(cfg Config, h Handler, log *zap.Logger, reg prometheus.Registerer) *Server {
 	s := &Server{
 		handler: h, log: log.Named("policyd"), metrics: newMetrics(reg),
-		listeners: make(map[string]*opened), conns: make(map[*conn]struct{}), done: make(chan struct{}),
+		conns: make(map[*conn]struct{}), done: make(chan struct{}),
 	}
 	s.cfg.Store(&cfg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -88,76 +83,41 @@ func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
 	if s.stopping {
 		return errors.New("policyd: stopping")
 	}
-	wanted := make(map[string]bool, len(cfg.Listen))
-	var fresh []*opened
-	for _, a := range cfg.Listen {
-		text, _ := a.MarshalText()
-		wanted[string(text)] = true
-		if s.listeners[string(text)] != nil {
-			continue
-		}
-		l, err := s.open(a, in)
-		if err != nil {
-			for _, o := range fresh {
-				_ = o.l.Close() // err is what matters
-			}
-			return err
-		}
-		fresh = append(fresh, &opened{a, l})
+	opened, closed, err := s.listeners.Change(cfg.Listen, in)
+	if err != nil {
+		return err
 	}
-	for text, o := range s.listeners {
-		if !wanted[text] {
-			_ = o.l.Close() // nothing more comes from it either way
-			delete(s.listeners, text)
-			s.log.Info("no longer listening", zap.Stringer("address", o.address))
-		}
+	for _, o := range closed {
+		s.log.Info("no longer listening", zap.Stringer("address", o.Address))
 	}
 	s.cfg.Store(&cfg)
 	if !s.watching {
 		s.watching = true
 		s.watcher.Go(s.watch)
 	}
-	for _, o := range fresh {
-		text, _ := o.address.MarshalText()
-		s.listeners[string(text)] = o
-		s.log.Info("listening", zap.Stringer("address", o.address))
+	for _, o := range opened {
+		s.log.Info("listening", zap.Stringer("address", o.Address))
 		s.wg.Go(func() { s.accept(o) })
 	}
 	return nil
-}
-
-// open opens a. An address whose options alone have changed is still open:
-// that listener is closed first, since two cannot have one name.
-func (s *Server) open(a listen.Address, in *listen.Inherited) (net.Listener, error) {
-	for text, o := range s.listeners {
-		if o.address.Network == a.Network && o.address.Target() == a.Target() && a.Port != "0" {
-			_ = o.l.Close() // it is replaced
-			delete(s.listeners, text)
-		}
-	}
-	return listen.Open(&a, in)
 }
 
 // Addresses returns where the door listens.
 func (s *Server) Addresses() []net.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []net.Addr
-	for _, o := range s.listeners {
-		out = append(out, o.l.Addr())
-	}
-	return out
+	return s.listeners.Addrs()
 }
 
-func (s *Server) accept(o *opened) {
+func (s *Server) accept(o *listen.Opened) {
 	for {
-		c, err := listen.Accept(o.l, func(err error) {
+		c, err := listen.Accept(o, func(err error) {
 			s.metrics.acceptErrors.Inc()
 			s.log.Warn("cannot accept a connection, trying again", zap.Error(err))
 		})
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
-				s.log.Error("no longer listening", zap.Stringer("address", o.address), zap.Error(err))
+				s.log.Error("no longer listening", zap.Stringer("address", o.Address), zap.Error(err))
 			}
 			return
 		}
@@ -165,8 +125,8 @@ func (s *Server) accept(o *opened) {
 	}
 }
 
-func (s *Server) admit(o *opened, nc net.Conn) {
-	c := &conn{Conn: nc, server: s, listener: o.address.String(), chain: o.address.Chain}
+func (s *Server) admit(o *listen.Opened, nc net.Conn) {
+	c := &conn{Conn: nc, server: s, listener: o.Address.String(), chain: o.Address.Chain}
 	s.mu.Lock()
 	full := len(s.conns) >= s.cfg.Load().MaxConnections
 	if full || s.stopping {
@@ -226,10 +186,7 @@ const settled = 500 * time.Millisecond
 func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopping = true
-	for text, o := range s.listeners {
-		_ = o.l.Close() // nothing more comes from it either way
-		delete(s.listeners, text)
-	}
+	s.listeners.Close()
 	s.mu.Unlock()
 
 	done := make(chan struct{})
@@ -288,12 +245,7 @@ func (s *Server) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Status{Connections: len(s.conns), Max: s.cfg.Load().MaxConnections, Requests: s.metrics.total.Load()}
-	for _, a := range s.cfg.Load().Listen {
-		text, _ := a.MarshalText()
-		if s.listeners[string(text)] != nil {
-			st.Listen = append(st.Listen, string(text))
-		}
-	}
+	st.Listen = s.listeners.Texts(s.cfg.Load().Listen)
 	return st
 }
 
