@@ -137,7 +137,7 @@ func (t *Table) Learn(req *policy.Request, d *policy.Decision) bool {
 	if req.QueueID != "" && m.queueID != req.QueueID {
 		m.queueID = strings.Clone(req.QueueID)
 	}
-	merge(&m.facts, &req.Facts)
+	Merge(&m.facts, &req.Facts)
 	for _, h := range d.Headers {
 		m.headers = Add(m.headers, h)
 	}
@@ -152,9 +152,9 @@ func Add(headers []policy.Header, h policy.Header) []policy.Header {
 	return append(headers, h)
 }
 
-// merge adds what is known in from. The checks of a later stage, or of another
+// Merge adds to facts what is known in from, of the same message. The checks of a later stage, or of another
 // recipient, may know less.
-func merge(to, from *policy.Facts) {
+func Merge(to, from *policy.Facts) {
 	if from.SPF.Result != "" {
 		to.SPF = from.SPF
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/internal/mailaddr"
 	"postern/policy"
 )
 
@@ -34,7 +35,7 @@ func appendReply(b []byte, d *policy.Decision, header *policy.Header) []byte {
 		b = append(b, "DISCARD "...)
 		b = append(b, orWord(v.Reason, "discarded by policy")...)
 	case policy.Redirect:
-		if usableAddress(v.Arg) {
+		if mailaddr.Deliverable(v.Arg) {
 			b = append(b, "REDIRECT "...)
 			b = append(b, v.Arg...)
 			break
@@ -72,12 +73,6 @@ func orWord(s, instead string) string {
 		return instead
 	}
 	return policy.Printable(s)
-}
-
-// usableAddress reports whether Postfix would take s as one address.
-func usableAddress(s string) bool {
-	at := strings.LastIndexByte(s, '@')
-	return at > 0 && at < len(s)-1 && policy.Printable(s) == s && !strings.ContainsAny(s, " ,<>")
 }
 
 // messages remembers which header fields a message has been given, so that

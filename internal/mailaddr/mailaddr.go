@@ -68,6 +68,13 @@ func ParsePath(path string) policy.Address {
 	return Parse(b.String() + domain)
 }
 
+// Deliverable reports whether an MTA would take s as one address to deliver
+// to: printable ASCII, with a domain, and nothing that could end it early.
+func Deliverable(s string) bool {
+	at := strings.LastIndexByte(s, '@')
+	return at > 0 && at < len(s)-1 && policy.Printable(s) == s && !strings.ContainsAny(s, " ,<>")
+}
+
 // insideQuotes reports whether the byte at i stands in a quoted string.
 func insideQuotes(s string, i int) bool {
 	in := false
