@@ -11,8 +11,9 @@
 // or redirected (the answer to a policy request has room for one action), and
 // because a PREPEND before it makes Postfix before 3.7.11 and 3.8.6 apply
 // changes to the wrong field. Postfix opens the milter session before it asks
-// the first policy question, and never in the middle of an SMTP session, so
-// the answer does not change within a message.
+// the first policy question, and never in the middle of an SMTP session. The milter
+// door answers MAIL only after it has called Begin, so what is learned at RCPT
+// finds its session and its message, however busy the two doors are.
 package dialog
 
 import (
@@ -66,6 +67,7 @@ type Session struct {
 type message struct {
 	at                time.Time
 	instance, queueID string
+	early             bool // nothing was learned after MAIL
 	facts             policy.Facts
 	headers           []policy.Header
 }
@@ -131,9 +133,9 @@ func (t *Table) Learn(req *policy.Request, d *policy.Decision) bool {
 	}
 	m := &s.message
 	if m.instance != req.Instance || req.Time.Sub(m.at) > maxAge {
-		*m = message{instance: strings.Clone(req.Instance)}
+		*m = message{instance: strings.Clone(req.Instance), early: true}
 	}
-	m.at = req.Time
+	m.at, m.early = req.Time, m.early && req.Stage == policy.StageMail
 	if req.QueueID != "" && m.queueID != req.QueueID {
 		m.queueID = strings.Clone(req.QueueID)
 	}
@@ -196,8 +198,26 @@ func (s *Session) Message(queueID string, now time.Time) (policy.Facts, []policy
 	return f, slices.Clone(m.headers)
 }
 
-// EndMessage forgets what was learned of the message that has ended.
-func (s *Session) EndMessage() {
+// Begin is called at MAIL, before the milter door answers it: what was learned
+// of an earlier message, whose end was not told, is forgotten. The policy door
+// may have been asked about the new one at MAIL already, which Postfix does
+// before it tells the milter.
+func (s *Session) Begin() {
+	if s == nil {
+		return
+	}
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	if !s.message.early {
+		s.message = message{}
+	}
+}
+
+// End is called when a message is complete, before the milter door answers:
+// what was learned of it is forgotten. There is no call for a message that is
+// given up, since the MTA waits for no answer to that, and the policy door may
+// be asked about the next one first.
+func (s *Session) End() {
 	if s == nil {
 		return
 	}

@@ -85,9 +85,21 @@ func TestOneMessageAtATime(t *testing.T) {
 	if f, h := s.Message("", now); names(h) != "B" || f.SPF.Result != "" {
 		t.Errorf("second message: %q %+v", names(h), f)
 	}
-	s.EndMessage()
+	s.End()
 	if f, h := s.Message("", now); h != nil || f.SPF.Result != "" {
 		t.Errorf("after the end: %q %+v", names(h), f)
+	}
+	mail := request("3")
+	mail.Stage = policy.StageMail
+	table.Learn(mail, adding("M"))
+	s.Begin()
+	if _, h := s.Message("", now); names(h) != "M" {
+		t.Errorf("what was learned at MAIL: %q", names(h))
+	}
+	table.Learn(request("3"), adding("R"))
+	s.Begin() // the message was given up
+	if _, h := s.Message("", now); h != nil {
+		t.Errorf("of a message that was given up: %q", names(h))
 	}
 	data := request("3")
 	data.Stage, data.QueueID = policy.StageData, "4abc"
@@ -168,7 +180,8 @@ func TestBounds(t *testing.T) {
 	}
 	var none *Table
 	s := none.Open(client, server)
-	s.EndMessage()
+	s.Begin()
+	s.End()
 	s.Close()
 	if f, h := s.Message("", now); h != nil || f.RBLScore != 0 || none.Learn(request("1"), adding("A")) || none.Len() != 0 {
 		t.Error("no table joins something")
@@ -187,7 +200,7 @@ func TestConcurrentUse(t *testing.T) {
 				r.Client = c
 				table.Learn(r, adding("A"))
 				s.Message("", now)
-				s.EndMessage()
+				s.End()
 				s.Close()
 			}
 		})

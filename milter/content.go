@@ -27,10 +27,8 @@ func (s *session) look(m gomilter.Modifier) {
 	req.Stage, req.Time = policy.StageData, time.Now()
 	req.Facts = policy.Facts{}
 	dialog.Merge(&req.Facts, &msg.facts)
-	if !s.local {
-		learned, _ := s.joined.Message(req.QueueID, req.Time)
-		dialog.Merge(&req.Facts, &learned)
-	}
+	learned, _ := s.joined.Message(req.QueueID, req.Time)
+	dialog.Merge(&req.Facts, &learned)
 	msg.content = s.door.o.Handler.Inspect(req, msg.to)
 }
 
@@ -89,7 +87,7 @@ func (s *session) EndOfMessage(m gomilter.Modifier) (resp *gomilter.Response, _ 
 			d.metrics.messages[a].Inc()
 		}
 		s.reset()
-		s.joined.EndMessage()
+		s.joined.End()
 		return resp, nil
 	}
 	switch {
@@ -113,15 +111,13 @@ func (s *session) EndOfMessage(m gomilter.Modifier) (resp *gomilter.Response, _ 
 			return done(s.d.Verdict.Action, resp)
 		}
 	}
+	_, headers := s.joined.Message(s.req.QueueID, time.Now())
+	for _, h := range headers {
+		msg.effect.headers = dialog.Add(msg.effect.headers, h)
+	}
 	edits, resp := s.judgeContent(m)
 	if resp != nil {
 		return done(s.d.Verdict.Action, resp)
-	}
-	if !s.local {
-		_, headers := s.joined.Message(s.req.QueueID, time.Now())
-		for _, h := range headers {
-			msg.effect.headers = dialog.Add(msg.effect.headers, h)
-		}
 	}
 	if err := s.apply(m, edits); err != nil {
 		// A message that should have been held, or go elsewhere, must not go

@@ -29,7 +29,7 @@ func (d *door) library() *gomilter.Server {
 				return 0, 0, 0, 0, fmt.Errorf("protocol version %d", theirs)
 			}
 			cfg := d.cfg.Load()
-			wantActions, wantSteps := wanted(cfg, d.o.Handler.Wants(d.chain(cfg)))
+			wantActions, wantSteps := wanted(cfg, d.o.Handler.Wants(d.chain(cfg)), d.o.Dialogs != nil)
 			// What an older version does not offer is done without.
 			return min(theirs, gomilter.MaxServerProtocolVersion), actions & wantActions, steps & wantSteps, gomilter.DataSize64K, nil
 		}),
@@ -44,7 +44,8 @@ func (d *door) library() *gomilter.Server {
 }
 
 // wanted returns the actions and steps to ask for, no more than are used.
-func wanted(cfg *Config, w Wants) (gomilter.OptAction, gomilter.OptProtocol) {
+// joined is set when the policy door must not be asked before MAIL was heard.
+func wanted(cfg *Config, w Wants, joined bool) (gomilter.OptAction, gomilter.OptProtocol) {
 	actions := gomilter.OptSetMacros | gomilter.OptAddHeader
 	// Nothing is done with commands that the MTA does not know.
 	steps := gomilter.OptNoUnknown | gomilter.OptNoUnknownReply
@@ -56,7 +57,8 @@ func wanted(cfg *Config, w Wants) (gomilter.OptAction, gomilter.OptProtocol) {
 	asks := func(s policy.Stage) bool { return cfg.Envelope && w.Stages.Has(s) }
 	without(!asks(policy.StageConnect) && cfg.GreetPause == 0, gomilter.OptNoConnReply)
 	without(!asks(policy.StageHelo), gomilter.OptNoHeloReply)
-	without(!cfg.Envelope, gomilter.OptNoMailReply|gomilter.OptNoRcptReply|gomilter.OptNoData|gomilter.OptNoDataReply)
+	without(!cfg.Envelope && !joined, gomilter.OptNoMailReply)
+	without(!cfg.Envelope, gomilter.OptNoRcptReply|gomilter.OptNoData|gomilter.OptNoDataReply)
 	without(!w.Content, gomilter.OptNoHeaders|gomilter.OptNoEOH|gomilter.OptNoBody)
 	without(true, gomilter.OptNoHeaderReply|gomilter.OptNoEOHReply)
 	without(w.Content, gomilter.OptHeaderLeadingSpace)

@@ -100,6 +100,13 @@ func (s *session) guardSession(event string, resp **gomilter.Response) {
 	}
 }
 
+// guardEnd is guard for what ends something: nothing is left to fail.
+func (s *session) guardEnd(event string) {
+	if cause := recover(); cause != nil {
+		s.panicked(event, cause)
+	}
+}
+
 func (s *session) panicked(event string, cause any) {
 	s.door.metrics.panics.Inc()
 	s.log.Error("session panicked", zap.String("event", event), zap.Any("cause", cause),
@@ -119,8 +126,7 @@ func (s *session) NewConnection(gomilter.Modifier) error {
 func (s *session) Cleanup(gomilter.Modifier) { s.end() }
 
 func (s *session) end() {
-	var resp *gomilter.Response
-	defer s.guardSession("end", &resp)
+	defer s.guardEnd("end")
 	s.reset()
 	s.joined.Close()
 	s.joined = nil
@@ -216,6 +222,7 @@ func (s *session) Helo(name string, m gomilter.Modifier) (resp *gomilter.Respons
 func (s *session) MailFrom(from, args string, m gomilter.Modifier) (resp *gomilter.Response, _ error) {
 	defer s.guard("mail", gomilter.OptNoMailReply, &resp)
 	s.reset()
+	s.joined.Begin()
 	s.messages++
 	s.msg.begun, s.msg.failed = true, s.broken
 	// Cut, so that what this message adds is not seen by the next.
@@ -404,10 +411,8 @@ func (s *session) Unknown(string, gomilter.Modifier) (*gomilter.Response, error)
 // Abort implements gomilter.Milter. Postfix sends it after every message and,
 // with a second EHLO, after the event for that.
 func (s *session) Abort(gomilter.Modifier) error {
-	var resp *gomilter.Response
-	defer s.guardSession("abort", &resp)
+	defer s.guardEnd("abort")
 	s.reset()
-	s.joined.EndMessage()
 	return nil
 }
 
