@@ -134,7 +134,7 @@ func start(t testing.TB, h Handler, edit func(*Config, *Options)) (*Server, net.
 		_ = s.Stop(context.Background()) // some tests leave messages under way
 		if o.Log == log {
 			for _, e := range seen.All() {
-				t.Errorf("logged: %s %v", e.Message, e.ContextMap())
+				t.Errorf("logged: %.2000s", fmt.Sprint(e.Message, e.ContextMap()))
 			}
 		}
 	})
@@ -719,10 +719,8 @@ func TestAPanicCostsOneMessage(t *testing.T) {
 				m.begin()
 				if tt.method == "Abandon" && i == 0 {
 					m.event(codeBody, "x")
-					m.write(codeAbort)
-					m.begin()
-					m.event(codeBody, "x")
 					crash = false
+					m.write(codeAbort)
 					continue
 				}
 				_, final := m.content(someHeader, "text\r\n")
@@ -737,7 +735,7 @@ func TestAPanicCostsOneMessage(t *testing.T) {
 				crash = false
 			}
 			if n := testutil.ToFloat64(s.metrics.panics); n != 1 || seen.FilterMessage("session panicked").Len() != 1 {
-				t.Errorf("%s: %v panics were counted, logged %v", tt.method, n, seen.All())
+				t.Errorf("%s: %v panics were counted, %d logged", tt.method, n, seen.Len())
 			}
 		}
 	}
@@ -861,7 +859,7 @@ func TestJoinedSessions(t *testing.T) {
 	}
 	m.rcpt("bob@example.com")
 	edits, _ := m.content(someHeader, "")
-	if want := []string{"i 0|Received-SPF| 1", "i 0|X-Greylist| 1", "i 0|X-Own| own"}; !slices.Equal(edits, want) {
+	if want := []string{"i 0|X-Own| own", "i 0|Received-SPF| 1", "i 0|X-Greylist| 1"}; !slices.Equal(edits, want) {
 		t.Errorf("edits %q", edits)
 	}
 	if l.req.Facts.SPF.Result != "pass" || !slices.Equal(l.req.Facts.Marks, []string{"mark-1"}) {
