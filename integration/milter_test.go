@@ -299,7 +299,9 @@ func TestMilterEditsOfHeaders(t *testing.T) {
 		" plain", "\ttab", "  two spaces", "none", " folded\n\tonce", " folded\n  twice\n\tand again", "\n from the start",
 		" gr\u00fc\u00dfe \u65e5\u672c", " \xff\xfe 8-bit", " 100% of it: \"x\" \\ <y>", " " + strings.Repeat("long ", 11_000), " trailing ",
 	}
-	field := func() policy.Field { return policy.Field{Name: names[r.IntN(len(names))], Value: values[r.IntN(len(values))]} }
+	field := func() policy.Field {
+		return policy.Field{Name: names[r.IntN(len(names))], Value: values[r.IntN(len(values))]}
+	}
 	for n := range 150 {
 		// Names and values that Postfix leaves alone, and From, Date and
 		// Message-Id, so that it adds none.
@@ -331,13 +333,519 @@ func TestMilterEditsOfHeaders(t *testing.T) {
 	}
 }
 
-var (
-	_ = errors.New
-	_ = fmt.Sprint
-	_ net.Addr
-	_ netip.Addr
-	_ *exec.Cmd
-	_ *regexp.Regexp
-	_ *dialog.Table
-	_ *policyd.Server
-)
+// eml is a short message with a subject.
+func eml(subject string) string {
+	return "From: ann@example.org\nDate: Thu, 1 Jan 1970 00:00:00 +0000\nMessage-Id: <1@example.org>\nSubject: " + subject + "\n\nbody\n"
+}
+
+// queue lists the queue ids in one of Postfix's queues.
+func (p *postfix) queue(name string) []string {
+	p.t.Helper()
+	files, err := filepath.Glob(filepath.Join(p.dir, "queue", name, "*"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return files
+}
+
+// logged waits until Postfix has logged what matches.
+func (p *postfix) logged(pattern string) {
+	p.t.Helper()
+	re := regexp.MustCompile(pattern)
+	deadline := time.Now().Add(patience)
+	for !re.MatchString(p.log()) {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("Postfix has not logged %s\n%s", pattern, p.log())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// noComplaint fails the test when Postfix has complained about the filter.
+func (p *postfix) noComplaint() {
+	p.t.Helper()
+	for line := range strings.Lines(p.log()) {
+		if strings.Contains(line, "overriding earlier entry") {
+			continue // a setting of the test
+		}
+		if strings.Contains(line, "warning:") || strings.Contains(line, "error:") || strings.Contains(line, "fatal:") || strings.Contains(line, "panic:") {
+			p.t.Errorf("Postfix complains: %s", line)
+		}
+	}
+}
+
+func verdict(a policy.Action, code int, text string) policy.Verdict {
+	return policy.Verdict{Action: a, Reason: "test", Reply: policy.Reply{Code: code, Enhanced: fmt.Sprintf("%d.7.1", code/100), Text: text}}
+}
+
+// Every verdict about content, and every edit beside those of the header, has
+// its effect: one after the other in one session.
+func TestMilterEffects(t *testing.T) {
+	t.Parallel()
+	f := startFilter(t, true, nil)
+	p := startPostfix(t, false, f.setting(), "virtual_alias_maps = inline:{ { list@example.com = one@example.com two@example.com } }",
+		"virtual_mailbox_maps = inline:{box@example.com=box/ bcc@example.com=bcc/ one@example.com=one/ two@example.com=two/ Mixed@example.com=mixed/ other@example.com=other/}")
+	s := p.dial("192.0.2.7", "mail.example.org")
+	delivered := func(box string) int {
+		files, err := filepath.Glob(filepath.Join(p.dir, "mail", box, "new/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(files)
+	}
+	next := func(j policy.Judgement, err error) {
+		f.on(func(*mail) (policy.Judgement, error) { return j, err })
+	}
+	// empty waits until all that was accepted has been delivered.
+	empty := func() {
+		t.Helper()
+		deadline := time.Now().Add(patience)
+		for len(p.queue("incoming"))+len(p.queue("active")) > 0 {
+			if time.Now().After(deadline) {
+				t.Fatalf("the queue does not become empty\n%s", p.log())
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+
+	next(policy.Judgement{Verdict: verdict(policy.Reject, 550, "100% spam")}, nil)
+	matches(t, "reject", s.send(eml("x"), "box@example.com"), `^550 5\.7\.1 100% spam \[ref [0-9A-Z]{5}-[0-9A-Z]{5}\]$`)
+	ref := regexp.MustCompile(`\[ref (.*)\]`).FindStringSubmatch(p.log())
+	if rec, ok := f.journal.Find(ref[1]); !ok || rec.Decision.Check != "test" || rec.Stage != policy.StageEndOfMessage || rec.Sender != "ann@example.org" || rec.Recipient != "box@example.com" || rec.QueueID == "" {
+		t.Errorf("journal %+v", rec)
+	}
+	next(policy.Judgement{Verdict: verdict(policy.DeferIfPermit, 451, "later")}, nil)
+	matches(t, "defer", s.send(eml("x"), "box@example.com"), `^451 4\.7\.1 later \[ref `)
+	next(policy.Judgement{Edits: []policy.Edit{{Kind: policy.DeleteField}}}, errors.New("out of order"))
+	matches(t, "error", s.send(eml("x"), "box@example.com"), `^451 4\.3\.0 Temporary local problem, please try again later \[ref `)
+	next(policy.Judgement{Verdict: policy.Verdict{Action: policy.Discard}}, nil)
+	matches(t, "discard", s.send(eml("x"), "box@example.com"), `^250 `)
+	p.logged("milter-discard: END-OF-MESSAGE")
+
+	next(policy.Judgement{Verdict: policy.Verdict{Action: policy.Hold, Reason: "odd one"}, Edits: []policy.Edit{{Kind: policy.InsertField, Name: "X-Held", Value: " yes"}}}, nil)
+	matches(t, "hold", s.send(eml("x"), "box@example.com"), `^250 `)
+	held := p.queue("hold")
+	if len(held) != 1 {
+		t.Fatalf("on hold: %v", held)
+	}
+	if out, err := exec.Command("postcat", "-c", p.config, "-q", filepath.Base(held[0])).CombinedOutput(); err != nil || !strings.Contains(string(out), "X-Held: yes") {
+		t.Errorf("on hold: %v %s", err, out)
+	}
+	empty()
+	if n := delivered("box"); n > 0 {
+		t.Fatalf("%d messages were delivered that should not", n)
+	}
+
+	next(policy.Judgement{Edits: []policy.Edit{{Kind: policy.AddRecipient, Arg: "bcc@example.com"}}}, nil)
+	matches(t, "add recipient", s.send(eml("x"), "box@example.com"), `^250 `)
+	empty()
+	if delivered("box") != 1 || delivered("bcc") != 1 {
+		t.Errorf("added: %d and %d", delivered("box"), delivered("bcc"))
+	}
+	next(policy.Judgement{Edits: []policy.Edit{{Kind: policy.ReplaceRecipient, Arg: "other@example.com"}, {Kind: policy.AddRecipient, Arg: "bcc@example.com"}}}, nil)
+	matches(t, "redirect", s.send(eml("x"), "box@example.com", "list@example.com", "Mixed@example.com"), `^250 `)
+	empty()
+	if delivered("other") != 1 || delivered("box") != 1 || delivered("one")+delivered("two")+delivered("mixed") != 0 || delivered("bcc") != 1 {
+		t.Errorf("redirected: %d other, %d box, %d one, %d two, %d mixed, %d bcc", delivered("other"), delivered("box"), delivered("one"), delivered("two"), delivered("mixed"), delivered("bcc"))
+	}
+	next(policy.Judgement{Verdict: policy.Verdict{Action: policy.Redirect, Arg: "box@example.com"}}, nil)
+	matches(t, "redirect to one of them", s.send(eml("x"), "one@example.com", "box@example.com"), `^250 `)
+	empty()
+	if delivered("box") != 2 || delivered("one") != 0 {
+		t.Errorf("redirected to one of them: %d box, %d one", delivered("box"), delivered("one"))
+	}
+
+	body := strings.Repeat("a new line\r\n", 20_000)
+	next(policy.Judgement{Edits: []policy.Edit{{Kind: policy.ReplaceBody, Body: []byte(body)}, {Kind: policy.InsertField, At: 4, Name: "X-Last", Value: " one"}}}, nil)
+	matches(t, "body", s.send(eml("x"), "one@example.com"), `^250 `)
+	empty()
+	files, _ := filepath.Glob(filepath.Join(p.dir, "mail/one/new/*"))
+	b, err := os.ReadFile(files[0])
+	if header, text := received(t, string(b)); err != nil || text != strings.ReplaceAll(body, "\r", "") || header[len(header)-1].Name != "X-Last" {
+		t.Errorf("%v: a body of %d bytes, header %s", err, len(text), asText(header))
+	}
+	next(policy.Judgement{Edits: []policy.Edit{{Kind: policy.ReplaceBody}}}, nil)
+	matches(t, "empty body", s.send(eml("x"), "two@example.com"), `^250 `)
+	empty()
+	files, _ = filepath.Glob(filepath.Join(p.dir, "mail/two/new/*"))
+	b, err = os.ReadFile(files[0])
+	if _, text := received(t, string(b)); err != nil || text != "" {
+		t.Errorf("%v: an empty body has %q", err, text)
+	}
+
+	next(policy.Judgement{Verdict: policy.Verdict{Add: []policy.Header{{Name: "X-One", Value: "1"}, {Name: "X-Two", Value: "2"}}}}, nil)
+	matches(t, "headers on top", s.send(eml("x"), "two@example.com"), `^250 `)
+	empty()
+	files, _ = filepath.Glob(filepath.Join(p.dir, "mail/two/new/*"))
+	slices.Sort(files)
+	b, err = os.ReadFile(files[len(files)-1])
+	if err != nil || !regexp.MustCompile(`(?m)^X-One: 1\nX-Two: 2\nReceived: from `).Match(b) {
+		t.Errorf("%v: header fields on top:\n%s", err, b)
+	}
+	p.noComplaint()
+	for _, m := range f.seen() {
+		if m.body.String() != "body\r\n" || m.req.Client.Name != "mail.example.org" || m.req.Client.Addr.String() != "192.0.2.7" || m.req.Helo != "mail.example.org" || m.req.QueueID == "" {
+			t.Errorf("shown %q of %+v", m.body.String(), m.req)
+		}
+	}
+}
+
+// The envelope is judged by the milter alone.
+func TestMilterEnvelope(t *testing.T) {
+	t.Parallel()
+	f := startFilter(t, false, func(c *milter.Config, _ *milter.Options) { c.Envelope = true })
+	p := startPostfix(t, false, f.setting())
+	f.mu.Lock()
+	f.decide = func(req *policy.Request) policy.Verdict {
+		switch req.Recipient.Local {
+		case "refused":
+			return verdict(policy.Reject, 550, "50% off")
+		case "later":
+			return verdict(policy.DeferIfPermit, 450, "later")
+		case "held":
+			return policy.Verdict{Action: policy.Hold, Reason: "held"}
+		case "gone":
+			return policy.Verdict{Action: policy.Discard}
+		case "moved":
+			return policy.Verdict{Action: policy.Redirect, Arg: "box@example.com"}
+		}
+		if req.Sender.Local == "bad" {
+			return verdict(policy.Reject, 554, "bad sender")
+		}
+		return policy.Verdict{Action: policy.Permit, Add: []policy.Header{{Name: "X-Greylist", Value: "delayed"}}}
+	}
+	f.mu.Unlock()
+	s := p.dial("192.0.2.7", "mail.example.org")
+	to := []string{"a@example.com", "refused@example.com", "later@example.com", "b@example.com", "nobody@example.net"}
+	rcpt, data := s.mail("ann@example.org", to...)
+	for i, want := range []string{`^250 `, `^550 5\.7\.1 50% off \[ref [0-9A-Z-]+\]$`, `^450 4\.7\.1 later \[ref `, `^250 `, `^554 5\.7\.1 .*Relay access denied`} {
+		matches(t, to[i], rcpt[i], want)
+	}
+	matches(t, "the message", data, `^250 `)
+	for _, m := range p.messages(2) {
+		if n := strings.Count(m, "X-Greylist: delayed\n"); n != 1 {
+			t.Errorf("%d fields were added:\n%s", n, m)
+		}
+	}
+	rcpt, data = s.mail("ann@example.org", "held@example.com", "a@example.com")
+	matches(t, "held", rcpt[0]+" "+data, `^250 .* 250 `)
+	if held := p.queue("hold"); len(held) != 1 {
+		t.Errorf("on hold: %v", held)
+	}
+	rcpt, data = s.mail("ann@example.org", "a@example.com", "gone@example.com", "refused@example.com")
+	matches(t, "gone", rcpt[1]+" "+data, `^250 .* 250 `)
+	p.logged("milter-discard: RCPT")
+	rcpt, data = s.mail("ann@example.org", "moved@example.com")
+	matches(t, "moved", rcpt[0]+" "+data, `^250 .* 250 `)
+	p.messages(3)
+	p.logged(`to=<box@example\.com>, relay=virtual.*status=sent`)
+
+	// Probes of other systems, and what only says it is one.
+	rcpt, _ = s.mail("bad@example.org", "a@example.com")
+	matches(t, "a bad sender", rcpt[0], `^554 `)
+	f.mu.Lock()
+	f.decide = func(*policy.Request) policy.Verdict { return verdict(policy.Reject, 554, "no") }
+	f.mu.Unlock()
+	s.cmd(250, "MAIL FROM:<double-bounce@mx.example.com>")
+	s.cmd(250, "RCPT TO:<a@example.com>")
+	s.cmd(250, "RSET")
+	rcpt, data = s.mail("double-bounce@mx.example.com", "a@example.com")
+	matches(t, "a probe's recipient", rcpt[0], `^250 `)
+	matches(t, "a message of a probe", data, `^554 5\.7\.1 no \[ref`)
+	s = p.dial("192.0.2.7", "mail.example.org")
+	rcpt, _ = s.mail("double-bounce@example.org", "a@example.com")
+	matches(t, "another host's", rcpt[0], `^554 `)
+	p.noComplaint()
+}
+
+// The policy door is asked at RCPT and at DATA, the milter sees the content:
+// each header field once, and what was found is known.
+func TestMilterJoinedWithPolicy(t *testing.T) {
+	t.Parallel()
+	table := dialog.New(100)
+	var mu sync.Mutex
+	asked := 0
+	door := policyd.New(policyd.DefaultConfig(), handlerFunc(func(_ context.Context, req *policy.Request, d *policy.Decision) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked++
+		req.Facts.SPF = policy.SPF{Result: "pass", Domain: req.Sender.Domain}
+		if req.Recipient.Local != "plain" {
+			d.Headers = append(d.Headers, policy.Header{Name: "X-Greylist", Value: "delayed"}, policy.Header{Name: "Received-SPF", Value: "pass"})
+		}
+		if req.Recipient.Local == "held" {
+			d.Verdict.Action, d.Verdict.Reason = policy.Hold, "odd"
+		}
+	}), zap.NewNop(), prometheus.NewRegistry())
+	door.Join(table)
+	cfg := policyd.DefaultConfig()
+	cfg.Listen = cfg.Listen[:1]
+	socket := filepath.Join(shortDir(t), "p.sock")
+	if err := cfg.Listen[0].UnmarshalText([]byte("unix:" + socket)); err != nil {
+		t.Fatal(err)
+	}
+	if err := door.Configure(cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = door.Stop(context.Background()) }) // the end
+
+	f := startFilter(t, false, func(_ *milter.Config, o *milter.Options) { o.Dialogs = table })
+	p := startPostfix(t, false, append(restrictions("unix:"+socket), f.setting())...)
+	s := p.dial("192.0.2.7", "mail.example.org")
+	counts := func(what, message string, want int) {
+		t.Helper()
+		if a, b := strings.Count(message, "X-Greylist: delayed\n"), strings.Count(message, "Received-SPF: pass\n"); a != want || b != want {
+			t.Errorf("%s: %d and %d fields, want %d\n%s", what, a, b, want, message)
+		}
+	}
+	rcpt, data := s.mail("ann@example.org", "a@example.com", "b@example.com", "plain@example.com")
+	matches(t, "the message", rcpt[2]+" "+data, `^250 .* 250 `)
+	for _, m := range p.messages(3) {
+		counts("joined", m, 1)
+		if !regexp.MustCompile(`(?m)^X-Greylist: delayed\nReceived-SPF: pass\nReceived: from `).MatchString(m) {
+			t.Errorf("not on top:\n%s", m)
+		}
+	}
+	if seen := f.seen(); len(seen) != 1 || seen[0].req.Facts.SPF.Result != "pass" || len(seen[0].to) != 3 {
+		t.Errorf("the inspector was shown %d messages", len(seen))
+	}
+	// What was learned of a message that was given up is not of the next.
+	s.cmd(250, "MAIL FROM:<ann@example.org>")
+	s.cmd(250, "RCPT TO:<a@example.com>")
+	s.cmd(250, "RSET")
+	_, data = s.mail("ann@example.org", "plain@example.com")
+	matches(t, "a plain message", data, `^250 `)
+	plain := ""
+	for _, m := range p.messages(4) {
+		if strings.Contains(m, "X-Original-To: plain") && !strings.Contains(m, "X-Greylist") {
+			plain = m
+		}
+	}
+	counts("plain", plain, 0)
+	// A message that is held has no room for a field in the policy answer.
+	_, data = s.mail("ann@example.org", "held@example.com")
+	matches(t, "a held message", data, `^250 `)
+	held := p.queue("hold")
+	if len(held) != 1 {
+		t.Fatalf("on hold: %v", held)
+	}
+	out, err := exec.Command("postcat", "-c", p.config, "-q", filepath.Base(held[0])).CombinedOutput()
+	if err != nil || strings.Count(string(out), "X-Greylist: delayed") != 1 {
+		t.Errorf("on hold: %v %s", err, out)
+	}
+	// Without the milter the policy door hands them out.
+	q := startPostfix(t, false, restrictions("unix:"+socket)...)
+	s = q.dial("192.0.2.7", "mail.example.org")
+	if _, data = s.mail("ann@example.org", "a@example.com"); !strings.HasPrefix(data, "250") {
+		t.Error(data)
+	}
+	counts("policy alone", q.take(), 1)
+	p.noComplaint()
+	if mu.Lock(); asked < 10 {
+		t.Errorf("the policy door was asked %d times", asked)
+	}
+	mu.Unlock()
+}
+
+type handlerFunc func(ctx context.Context, req *policy.Request, d *policy.Decision)
+
+func (f handlerFunc) Decide(ctx context.Context, req *policy.Request, d *policy.Decision) {
+	f(ctx, req, d)
+}
+
+func TestMilterLargeMessages(t *testing.T) {
+	t.Parallel()
+	f := startFilter(t, true, nil)
+	p := startPostfix(t, false, f.setting(), "message_size_limit = 104857600", "virtual_mailbox_limit = 104857600", "mailbox_size_limit = 104857600")
+	s := p.dial("192.0.2.7", "mail.example.org")
+
+	line := strings.Repeat("x", 99) + "\n"
+	big := eml("big") + strings.Repeat(line, 500_000)
+	matches(t, "50 MB", s.send(big, "box@example.com"), `^250 `)
+	if m := f.seen()[0]; m.bytes != 500_000*101+len("body\r\n") {
+		t.Errorf("%d bytes of the body were shown", m.bytes)
+	}
+	if got := p.take(); len(got) < 50_000_000 {
+		t.Errorf("%d bytes were delivered", len(got))
+	}
+
+	var many strings.Builder
+	for i := range 10_000 {
+		fmt.Fprintf(&many, "X-Field-%d: %d\n", i%10, i)
+	}
+	f.on(func(m *mail) (policy.Judgement, error) {
+		return policy.Judgement{Edits: []policy.Edit{
+			{Kind: policy.DeleteField, At: 5_003}, {Kind: policy.ReplaceField, At: 9_999, Name: "X-Field-9", Value: " changed"},
+			{Kind: policy.InsertField, At: 7_000, Name: "X-New", Value: " new"}, {Kind: policy.InsertField, At: len(m.fields), Name: "X-End", Value: " end"},
+		}}, nil
+	})
+	matches(t, "10,000 header fields", s.send(many.String()+eml("many"), "box@example.com"), `^250 `)
+	shown := f.seen()[1].fields
+	if len(shown) < 10_004 {
+		t.Errorf("%d fields were shown", len(shown))
+	}
+	header, _ := received(t, p.take())
+	want := edited(shown, []policy.Edit{
+		{Kind: policy.DeleteField, At: 5_003}, {Kind: policy.ReplaceField, At: 9_999, Name: "X-Field-9", Value: " changed"},
+		{Kind: policy.InsertField, At: 7_000, Name: "X-New", Value: " new"}, {Kind: policy.InsertField, At: len(shown), Name: "X-End", Value: " end"},
+	})
+	if asText(header) != asText(want) {
+		t.Error("10,000 header fields: they are not as edited")
+	}
+
+	// Postfix cuts a header field at 60000 bytes while a milter is in use.
+	long := "X-Long:" + strings.Repeat(" "+strings.Repeat("y", 70)+"\n", 1400)
+	f.on(func(m *mail) (policy.Judgement, error) {
+		return policy.Judgement{Edits: []policy.Edit{
+			{Kind: policy.ReplaceField, At: 0, Name: "X-Long", Value: m.fields[0].Value}, // as it is
+			{Kind: policy.InsertField, At: 1, Name: "X-Longer", Value: " " + strings.Repeat("z ", 50_000)},
+		}}, nil
+	})
+	matches(t, "a field of 100,000 bytes", s.send(long+eml("long"), "box@example.com"), `^250 `)
+	header, _ = received(t, p.take())
+	if header[0].Name != "X-Long" || len(header[0].Value) < 50_000 || header[1].Name != "X-Longer" || len(header[1].Value) < 50_000 || header[2].Name != "From" {
+		t.Errorf("long fields: %s %d, %s %d", header[0].Name, len(header[0].Value), header[1].Name, len(header[1].Value))
+	}
+
+	// A client that goes away in the middle of a message.
+	gone := p.dial("192.0.2.8", "mail.example.org")
+	gone.cmd(250, "MAIL FROM:<ann@example.org>")
+	gone.cmd(250, "RCPT TO:<box@example.com>")
+	gone.cmd(354, "DATA")
+	if err := gone.PrintfLine("Subject: x\r\n\r\n%s", strings.Repeat("x", 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	_ = gone.Close() // in the middle
+	p.logged(`lost connection after DATA .*192\.0\.2\.8`)
+	before := len(f.seen())
+	f.on(nil)
+	matches(t, "another session", p.dial("192.0.2.9", "mail.example.org").send(eml("x"), "box@example.com"), `^250 `)
+	if n := len(f.seen()); n != before+1 {
+		t.Errorf("%d messages were shown after one was given up", n-before)
+	}
+	p.noComplaint()
+}
+
+// STARTTLS cannot be had without a certificate; a second EHLO and RSET can.
+func TestMilterSeveralMessages(t *testing.T) {
+	t.Parallel()
+	f := startFilter(t, false, nil)
+	p := startPostfix(t, false, f.setting())
+	s := p.dial("192.0.2.7", "mail.example.org")
+	f.on(func(m *mail) (policy.Judgement, error) {
+		return policy.Judgement{Edits: []policy.Edit{{Kind: policy.InsertField, At: 0, Name: "X-Shown", Value: " " + strings.Join(m.to, ",") + " " + m.req.Helo}}}, nil
+	})
+	helo := "mail.example.org"
+	for i := range 6 {
+		switch i {
+		case 1:
+			s.cmd(250, "MAIL FROM:<x@example.org>")
+			s.cmd(250, "RCPT TO:<x@example.com>")
+			s.cmd(250, "RSET")
+			s.cmd(250, "RSET")
+		case 2:
+			helo = "other.example.org"
+			s.cmd(250, "MAIL FROM:<x@example.org>")
+			s.cmd(250, "RCPT TO:<x@example.com>")
+			s.cmd(250, "EHLO %s", helo)
+		case 3:
+			helo = "third.example.org"
+			s.cmd(250, "HELO %s", helo)
+		case 4:
+			s.cmd(250, "NOOP")
+			s.cmd(500, "XYZZY")
+		}
+		to := []string{fmt.Sprintf("a%d@example.com", i), fmt.Sprintf("b%d@example.com", i)}[:1+i%2]
+		s.cmd(250, "MAIL FROM:<ann@example.org>")
+		for _, r := range to {
+			s.cmd(250, "RCPT TO:<%s>", r)
+		}
+		s.cmd(354, "DATA")
+		w := s.DotWriter()
+		if _, err := w.Write([]byte(eml("x"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s.want(250)
+		want := " " + strings.Join(to, ",") + " " + helo + "\n"
+		for range to {
+			if m := p.messages(1)[0]; !strings.Contains(m, "X-Shown:"+want) {
+				t.Errorf("message %d is not as shown:\n%s", i, m)
+			}
+		}
+		deadline := time.Now().Add(patience)
+		for files := []string(nil); len(files) < len(to) && time.Now().Before(deadline); {
+			files, _ = filepath.Glob(filepath.Join(p.dir, "mail/box/new/*"))
+			if len(files) == len(to) {
+				for _, f := range files {
+					_ = os.Remove(f) // the next one is counted anew
+				}
+			}
+		}
+	}
+	s.cmd(221, "QUIT")
+	deadline := time.Now().Add(patience)
+	for f.door.Status().Sessions > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sessions are left", f.door.Status().Sessions)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.noComplaint()
+}
+
+// Mail of local users comes through cleanup(8), which plays the client.
+func TestMilterLocalMail(t *testing.T) {
+	t.Parallel()
+	f := startFilter(t, false, func(c *milter.Config, _ *milter.Options) {
+		c.Envelope, c.GreetPause, c.GreetPauseExcept = true, conf.Duration(time.Minute), nil
+	})
+	f.decide = func(*policy.Request) policy.Verdict { return verdict(policy.Reject, 550, "never asked") }
+	p := startPostfix(t, false, "non_smtpd_milters = unix:"+f.socket)
+	f.on(func(m *mail) (policy.Judgement, error) {
+		return policy.Judgement{Edits: []policy.Edit{{Kind: policy.InsertField, At: 0, Name: "X-Shown", Value: " " + strings.Join(m.to, ",")}}}, nil
+	})
+	cmd := exec.Command("sendmail", "-C", p.config, "-f", "ann@example.org", "box@example.com")
+	cmd.Stdin = strings.NewReader(eml("local"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Skipf("sendmail: %v %s", err, out)
+	}
+	if m := p.take(); !strings.Contains(m, "X-Shown: box@example.com\n") {
+		t.Errorf("delivered:\n%s", m)
+	}
+	p.noComplaint()
+}
+
+func TestMilterGreetPause(t *testing.T) {
+	t.Parallel()
+	f := startFilter(t, false, func(c *milter.Config, o *milter.Options) {
+		c.GreetPause, c.GreetPauseExcept = conf.Duration(300*time.Millisecond), nil
+		o.Known = func(a netip.Addr) bool { return a.Is6() }
+	})
+	p := startPostfix(t, false, f.setting())
+	greeted := func(addr string) time.Duration {
+		t.Helper()
+		start := time.Now()
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close() //nolint:errcheck // the end
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.Read(make([]byte, 3)); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(start)
+	}
+	if took := greeted(p.addr()); took < 300*time.Millisecond {
+		t.Errorf("greeted after %v", took)
+	}
+	before := f.door.Status().Sessions
+	greeted(net.JoinHostPort("::1", fmt.Sprint(p.port))) // known: how soon is not measured
+	if before < 0 {
+		t.Error("no sessions")
+	}
+	p.noComplaint()
+}
