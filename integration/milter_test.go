@@ -1,13 +1,23 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"math/big"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"net/textproto"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +25,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -660,8 +671,7 @@ func TestMilterLargeMessages(t *testing.T) {
 	s := p.dial("192.0.2.7", "mail.example.org")
 
 	line := strings.Repeat("x", 99) + "\n"
-	big := eml("big") + strings.Repeat(line, 500_000)
-	matches(t, "50 MB", s.send(big, "box@example.com"), `^250 `)
+	matches(t, "50 MB", s.send(eml("big")+strings.Repeat(line, 500_000), "box@example.com"), `^250 `)
 	if m := f.seen()[0]; m.bytes != 500_000*101+len("body\r\n") {
 		t.Errorf("%d bytes of the body were shown", m.bytes)
 	}
@@ -726,66 +736,58 @@ func TestMilterLargeMessages(t *testing.T) {
 	p.noComplaint()
 }
 
-// STARTTLS cannot be had without a certificate; a second EHLO and RSET can.
+// A second EHLO, RSET and STARTTLS change what they should and nothing else.
 func TestMilterSeveralMessages(t *testing.T) {
 	t.Parallel()
 	f := startFilter(t, false, nil)
-	p := startPostfix(t, false, f.setting())
+	p := startPostfix(t, false, append(certificate(t), f.setting())...)
 	s := p.dial("192.0.2.7", "mail.example.org")
-	f.on(func(m *mail) (policy.Judgement, error) {
-		return policy.Judgement{Edits: []policy.Edit{{Kind: policy.InsertField, At: 0, Name: "X-Shown", Value: " " + strings.Join(m.to, ",") + " " + m.req.Helo}}}, nil
-	})
+	var want []string // what was to be shown of each message
+	send := func(helo, protocol string, to ...string) {
+		t.Helper()
+		want = append(want, strings.Join(to, ",")+" "+helo+" "+protocol)
+		matches(t, "a message", s.send(eml("x"), to...), `^250 `)
+	}
 	helo := "mail.example.org"
-	for i := range 6 {
-		switch i {
-		case 1:
-			s.cmd(250, "MAIL FROM:<x@example.org>")
-			s.cmd(250, "RCPT TO:<x@example.com>")
-			s.cmd(250, "RSET")
-			s.cmd(250, "RSET")
-		case 2:
-			helo = "other.example.org"
-			s.cmd(250, "MAIL FROM:<x@example.org>")
-			s.cmd(250, "RCPT TO:<x@example.com>")
-			s.cmd(250, "EHLO %s", helo)
-		case 3:
-			helo = "third.example.org"
-			s.cmd(250, "HELO %s", helo)
-		case 4:
-			s.cmd(250, "NOOP")
-			s.cmd(500, "XYZZY")
-		}
-		to := []string{fmt.Sprintf("a%d@example.com", i), fmt.Sprintf("b%d@example.com", i)}[:1+i%2]
-		s.cmd(250, "MAIL FROM:<ann@example.org>")
-		for _, r := range to {
-			s.cmd(250, "RCPT TO:<%s>", r)
-		}
-		s.cmd(354, "DATA")
-		w := s.DotWriter()
-		if _, err := w.Write([]byte(eml("x"))); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		s.want(250)
-		want := " " + strings.Join(to, ",") + " " + helo + "\n"
-		for range to {
-			if m := p.messages(1)[0]; !strings.Contains(m, "X-Shown:"+want) {
-				t.Errorf("message %d is not as shown:\n%s", i, m)
-			}
-		}
-		deadline := time.Now().Add(patience)
-		for files := []string(nil); len(files) < len(to) && time.Now().Before(deadline); {
-			files, _ = filepath.Glob(filepath.Join(p.dir, "mail/box/new/*"))
-			if len(files) == len(to) {
-				for _, f := range files {
-					_ = os.Remove(f) // the next one is counted anew
-				}
-			}
-		}
+	send(helo, "", "a@example.com")
+	s.cmd(250, "MAIL FROM:<x@example.org>")
+	s.cmd(250, "RCPT TO:<x@example.com>")
+	s.cmd(250, "RSET")
+	s.cmd(250, "RSET")
+	send(helo, "", "b@example.com", "c@example.com")
+	helo = "other.example.org"
+	s.cmd(250, "MAIL FROM:<x@example.org>")
+	s.cmd(250, "RCPT TO:<x@example.com>")
+	s.cmd(250, "EHLO %s", helo)
+	send(helo, "", "d@example.com")
+	helo = "third.example.org"
+	s.cmd(250, "HELO %s", helo)
+	s.cmd(250, "NOOP")
+	s.say("XYZZY")
+	send(helo, "", "e@example.com")
+	s.cmd(221, "QUIT")
+
+	s = p.dial("192.0.2.7", "mail.example.org")
+	s.cmd(220, "STARTTLS")
+	c := tls.Client(s.conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the test's own certificate
+	s.Conn = textproto.NewConn(c)
+	helo = "secret.example.org"
+	s.cmd(250, "EHLO %s", helo)
+	for _, to := range []string{"f@example.com", "g@example.com"} {
+		send(helo, "TLSv1.3", to)
 	}
 	s.cmd(221, "QUIT")
+
+	var got []string
+	for _, m := range f.seen() {
+		got = append(got, strings.Join(m.to, ",")+" "+m.req.Helo+" "+m.req.TLS.Protocol)
+		if m.req.Client.Addr.String() != "192.0.2.7" || m.req.Sender.Raw != "ann@example.org" {
+			t.Errorf("shown %+v", m.req)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("shown\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
 	deadline := time.Now().Add(patience)
 	for f.door.Status().Sessions > 0 {
 		if time.Now().After(deadline) {
@@ -794,6 +796,30 @@ func TestMilterSeveralMessages(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	p.noComplaint()
+}
+
+// certificate makes one and returns the settings for it.
+func certificate(t *testing.T) []string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"mx.example.com"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(crand.Reader, tpl, tpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(shortDir(t), "chain.pem")
+	text := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"smtpd_tls_chain_files = " + file, "smtpd_tls_security_level = may"}
 }
 
 // Mail of local users comes through cleanup(8), which plays the client.
@@ -848,4 +874,336 @@ func TestMilterGreetPause(t *testing.T) {
 		t.Error("no sessions")
 	}
 	p.noComplaint()
+}
+
+// milterVariable names the socket for TestMilterProcess.
+const milterVariable = "POSTERN_TEST_MILTER"
+
+// TestMilterProcess is no test: it is a filter in a process of its own, which
+// can be killed. It marks each message, and stops in order when its standard
+// input is closed.
+func TestMilterProcess(t *testing.T) {
+	socket := os.Getenv(milterVariable)
+	if socket == "" {
+		t.Skip("runs as a process of TestMilterUnderTraffic")
+	}
+	cfg := milter.DefaultConfig()
+	cfg.Listen = make([]listen.Address, 1)
+	if err := cfg.Listen[0].UnmarshalText([]byte("unix:" + socket)); err != nil {
+		t.Fatal(err)
+	}
+	f := &filter{}
+	f.on(func(*mail) (policy.Judgement, error) {
+		return policy.Judgement{Edits: []policy.Edit{{Kind: policy.InsertField, Name: "X-Seen", Value: " yes"}}}, nil
+	})
+	p, err := pipeline.New(pipeline.Options{
+		Chains: map[string]pipeline.ChainConfig{pipeline.DefaultName: pipeline.DefaultChain()}, Default: pipeline.DefaultName,
+		Inspectors: []pipeline.Inspector{{Inspector: f}}, Log: zap.NewNop(), Metrics: pipeline.NewMetrics(prometheus.NewRegistry()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	door := milter.New(cfg, milter.Options{Handler: byPipeline{p}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
+	if err := door.Configure(cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until it is closed
+	if err := door.Stop(context.Background()); err != nil {
+		fmt.Println(err)
+	}
+	os.Exit(0) // no more of this process's tests
+}
+
+// process is one run of TestMilterProcess.
+type process struct {
+	cmd   *exec.Cmd
+	stdin io.Closer
+}
+
+func startProcess(t *testing.T, socket string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(os.Args[0], "-test.run=^TestMilterProcess$")}
+	p.cmd.Env = append(os.Environ(), milterVariable+"="+socket)
+	in, err := p.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.stdin = in
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the process says %q, %v", line, err)
+	}
+	return p
+}
+
+func (p *process) stop() {
+	_ = p.stdin.Close() // what it waits for
+	_ = p.cmd.Wait()    // killed or not
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended
+	_ = p.cmd.Wait()         // as above
+}
+
+// The filter is stopped, killed and started again under traffic. With
+// milter_default_action=accept no client notices; with tempfail none is told
+// that a message was taken that the filter has not seen, and none is refused
+// for good.
+func TestMilterUnderTraffic(t *testing.T) {
+	for _, action := range []string{"accept", "tempfail"} {
+		t.Run(action, func(t *testing.T) {
+			t.Parallel()
+			socket := filepath.Join(shortDir(t), "m.sock")
+			p := startPostfix(t, false, "smtpd_milters = unix:"+socket, "milter_default_action = "+action, "milter_connect_timeout = 5s")
+			filter := startProcess(t, socket)
+
+			ctx, cancel := context.WithCancel(t.Context())
+			var mu sync.Mutex
+			var clients sync.WaitGroup
+			accepted, deferred := 0, 0
+			wrong := ""
+			for i := range 4 {
+				clients.Go(func() {
+					for ctx.Err() == nil {
+						a, d, err := twoMessages(p.addr(), i)
+						mu.Lock()
+						accepted, deferred = accepted+a, deferred+d
+						if err != nil && wrong == "" {
+							wrong = err.Error()
+						}
+						mu.Unlock()
+					}
+				})
+			}
+			count := func() (a, d int) {
+				mu.Lock()
+				defer mu.Unlock()
+				return accepted, deferred
+			}
+			// some waits until the clients have got somewhere.
+			some := func(what string, until func(a, d int) bool) {
+				t.Helper()
+				deadline := time.Now().Add(patience)
+				for a, d := count(); !until(a, d); a, d = count() {
+					if time.Now().After(deadline) {
+						t.Fatalf("%s: %d accepted and %d deferred, no more", what, a, d)
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+			for round := range 2 {
+				a, _ := count()
+				some("with a filter", func(b, _ int) bool { return b > a+20 })
+				if round == 0 {
+					filter.stop()
+				} else {
+					filter.kill()
+				}
+				a, d := count()
+				some("without one", func(b, e int) bool {
+					if action == "accept" {
+						return b > a+20
+					}
+					return e > d+20
+				})
+				filter = startProcess(t, socket)
+			}
+			a, _ := count()
+			some("in the end", func(b, _ int) bool { return b > a+20 })
+			cancel()
+			clients.Wait()
+			if wrong != "" {
+				t.Error(wrong)
+			}
+			a, d := count()
+			if action == "accept" && d > 0 {
+				t.Errorf("%d of %d messages were deferred", d, a+d)
+			}
+			seen := 0
+			for _, m := range p.messages(a) {
+				if strings.Contains(m, "X-Seen: yes\n") {
+					seen++
+				} else if action == "tempfail" {
+					t.Fatalf("a message was taken that the filter has not seen:\n%s", m)
+				}
+			}
+			t.Logf("%d accepted, %d of them seen, %d deferred", a, seen, d)
+		})
+	}
+}
+
+// twoMessages sends two messages in one session and counts what became of
+// them. An error is an answer that no client should get.
+func twoMessages(addr string, i int) (accepted, deferred int, err error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return 0, 0, nil // Postfix has no process for it
+	}
+	defer c.Close()                                 // the end
+	_ = c.SetDeadline(time.Now().Add(2 * patience)) // a dead session is an error
+	tc := textproto.NewConn(c)
+	_, _, err = tc.ReadResponse(220)
+	say := func(format string, args ...any) (int, string) {
+		if err != nil {
+			return 0, ""
+		}
+		if err = tc.PrintfLine(format, args...); err != nil {
+			return 0, ""
+		}
+		var code int
+		var text string
+		code, text, err = tc.ReadResponse(0)
+		if te := (*textproto.Error)(nil); errors.As(err, &te) {
+			code, text, err = te.Code, te.Msg, nil
+		}
+		return code, text
+	}
+	if te := (*textproto.Error)(nil); errors.As(err, &te) && te.Code/100 == 4 {
+		return 0, 1, nil
+	}
+	say("EHLO client%d.example.org", i)
+	for range 2 {
+		for _, line := range []string{"MAIL FROM:<ann@example.org>", "RCPT TO:<box@example.com>", "DATA", eml("x") + "."} {
+			code, text := say("%s", strings.ReplaceAll(strings.ReplaceAll(line, "\r\n", "\n"), "\n", "\r\n"))
+			switch {
+			case err != nil:
+				if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+					return accepted, deferred, nil // 421 has been said
+				}
+				return accepted, deferred, err
+			case code/100 == 4:
+				deferred++
+				if code == 421 {
+					return accepted, deferred, nil
+				}
+				say("RSET")
+			case code/100 == 5:
+				return accepted, deferred, fmt.Errorf("%.20s: %d %s", line, code, text)
+			case strings.HasPrefix(line, "From:"):
+				accepted++
+			default:
+				continue
+			}
+			break
+		}
+	}
+	say("QUIT")
+	return accepted, deferred, nil
+}
+
+// miltertest(8) is another implementation of the MTA's side.
+func TestMilterAgainstMiltertest(t *testing.T) {
+	t.Parallel()
+	requireOnly(t, "miltertest")
+	f := startFilter(t, true, func(c *milter.Config, _ *milter.Options) { c.Envelope = true })
+	f.decide = func(req *policy.Request) policy.Verdict {
+		if req.Recipient.Local == "refused" {
+			return verdict(policy.Reject, 550, "no")
+		}
+		return policy.Verdict{Add: []policy.Header{{Name: "X-Envelope", Value: "seen"}}}
+	}
+	f.on(func(m *mail) (policy.Judgement, error) {
+		for i, h := range m.fields {
+			if h.Name == "Subject" && strings.Contains(h.Value, "spam") {
+				return policy.Judgement{Verdict: verdict(policy.Reject, 554, "spam")}, nil
+			}
+			if h.Name == "X-Del" {
+				return policy.Judgement{Edits: []policy.Edit{
+					{Kind: policy.DeleteField, At: i}, {Kind: policy.ReplaceRecipient, Arg: "other@example.com"},
+					{Kind: policy.ReplaceBody, Body: []byte("new body")},
+				}, Verdict: policy.Verdict{Action: policy.Hold, Reason: "odd"}}, nil
+			}
+		}
+		return policy.Judgement{}, nil
+	})
+	for name, script := range map[string]string{
+		"edits": `
+check(mt.conninfo(conn, "mail.example.org", "192.0.2.7"), "conninfo")
+check(mt.helo(conn, "mail.example.org"), "helo")
+check(mt.macro(conn, SMFIC_MAIL, "i", "t-one"), "macro")
+check(mt.mailfrom(conn, "ann@example.org"), "mailfrom")
+reply(SMFIR_CONTINUE, "mailfrom")
+check(mt.rcptto(conn, "box@example.com"), "rcptto")
+reply(SMFIR_CONTINUE, "rcptto")
+check(mt.rcptto(conn, "refused@example.com"), "rcptto")
+reply(SMFIR_REPLYCODE, "rcptto refused")
+check(mt.header(conn, "Subject", " hello"), "header")
+check(mt.header(conn, "X-Del", " yes"), "header")
+check(mt.eoh(conn), "eoh")
+check(mt.bodystring(conn, "text\r\n"), "body")
+check(mt.eom(conn), "eom")
+reply(SMFIR_ACCEPT, "eom")
+if not mt.eom_check(conn, MT_HDRDELETE, "X-Del") then error("X-Del is still there") end
+if not mt.eom_check(conn, MT_RCPTDELETE, "<box@example.com>") then error("no recipient was deleted") end
+if not mt.eom_check(conn, MT_RCPTADD, "<other@example.com>") then error("no recipient was added") end
+if not mt.eom_check(conn, MT_QUARANTINE, "odd") then error("it is not held") end
+if not mt.eom_check(conn, MT_BODYCHANGE, "new body") then error("the body is not changed") end
+if not mt.eom_check(conn, MT_HDRINSERT, "X-Envelope") then error("no field was added") end
+`,
+		"reject": `
+check(mt.conninfo(conn, "localhost", "2001:db8::7"), "conninfo")
+check(mt.mailfrom(conn, "ann@example.org"), "mailfrom")
+check(mt.rcptto(conn, "box@example.com"), "rcptto")
+check(mt.header(conn, "Subject", " spam"), "header")
+check(mt.eoh(conn), "eoh")
+check(mt.eom(conn), "eom")
+reply(SMFIR_REPLYCODE, "eom")
+`,
+		"several messages": `
+check(mt.conninfo(conn, "mail.example.org", "192.0.2.7"), "conninfo")
+for i = 1, 3 do
+  check(mt.mailfrom(conn, "ann@example.org"), "mailfrom")
+  check(mt.rcptto(conn, "box@example.com"), "rcptto")
+  if i ~= 2 then
+    check(mt.header(conn, "Subject", " hello"), "header")
+    check(mt.eoh(conn), "eoh")
+    check(mt.bodyrandom(conn, 200000), "body")
+    check(mt.eom(conn), "eom")
+    reply(SMFIR_ACCEPT, "eom")
+  end
+  check(mt.abort(conn), "abort")
+end
+`,
+	} {
+		lua := filepath.Join(t.TempDir(), "s.lua")
+		text := fmt.Sprintf(`
+function error(what) mt.echo(what) os.exit(1) end
+function check(r, what) if r ~= nil then error(what .. " failed") end end
+conn = mt.connect("unix:%s", 40, 0.05)
+if conn == nil then error("no connection") end
+function reply(want, what) if mt.getreply(conn) ~= want then error(what .. ": reply " .. mt.getreply(conn)) end end
+%s
+mt.disconnect(conn)
+`, f.socket, script)
+		if err := os.WriteFile(lua, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("miltertest", "-v", "-s", lua).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+	if n := len(f.seen()); n != 4 {
+		t.Errorf("%d messages were shown", n)
+	}
+}
+
+// requireOnly is require without root.
+func requireOnly(t *testing.T, tool string) {
+	t.Helper()
+	if _, err := exec.LookPath(tool); err == nil {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is not installed", tool)
+	}
+	t.Skipf("%s is not installed (make deps installs it)", tool)
 }

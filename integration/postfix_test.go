@@ -118,6 +118,7 @@ bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
 trace unix - - n - 0 bounce
 verify unix - - n - 1 verify
+tlsmgr unix - - n 1000? 1 tlsmgr
 proxymap unix - - n - - proxymap
 proxywrite unix - - n - 1 proxymap
 smtp unix - - n - - smtp
@@ -226,6 +227,7 @@ func (p *postfix) messages(n int) []string {
 type session struct {
 	t *testing.T
 	*textproto.Conn
+	conn net.Conn
 }
 
 // dial opens a session as if from a client: its address and verified name
@@ -242,7 +244,7 @@ func (p *postfix) dialTo(addr, client, name string) *session {
 		p.t.Fatal(err)
 	}
 	_ = c.SetDeadline(time.Now().Add(2 * patience)) // a dead connection fails the next command
-	s := &session{p.t, textproto.NewConn(c)}
+	s := &session{p.t, textproto.NewConn(c), c}
 	p.t.Cleanup(func() { _ = s.Close() }) // it may be closed
 	s.want(220)
 	s.cmd(250, "EHLO test.example")

@@ -10,6 +10,7 @@ wanted='
 postconf postfix
 redis-server redis-server
 swaks swaks
+miltertest miltertest
 unbound unbound
 slapd slapd
 dig dnsutils
