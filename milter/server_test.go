@@ -184,6 +184,11 @@ func dialOffer(t testing.TB, addr net.Addr, version, actions, steps uint32) *mta
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	_ = c.SetDeadline(time.Now().Add(time.Minute)) // a hanging door fails the test
+	return negotiated(t, c, version, actions, steps)
+}
+
+func negotiated(t testing.TB, c net.Conn, version, actions, steps uint32) *mta {
+	t.Helper()
 	m := &mta{t: t, c: c, r: bufio.NewReader(c), macros: map[uint32]string{}}
 	offer := binary.BigEndian.AppendUint32(nil, version)
 	offer = binary.BigEndian.AppendUint32(offer, actions)
