@@ -208,13 +208,6 @@ func (s *session) send(message string, to ...string) string {
 	return s.reply()
 }
 
-// box waits for the n-th message of a mailbox and returns it, oldest first.
-func (p *postfix) box(n int) string {
-	p.t.Helper()
-	all := p.messages(n)
-	return all[len(all)-1]
-}
-
 // take waits for one message, returns it and takes it away.
 func (p *postfix) take() string {
 	p.t.Helper()
@@ -239,7 +232,7 @@ func received(t *testing.T, message string) (header []policy.Field, body string)
 	t.Helper()
 	head, body, _ := strings.Cut(message, "\n\n")
 	own := false
-	for _, line := range strings.Split(head, "\n") {
+	for line := range strings.SplitSeq(head, "\n") {
 		if line != "" && (line[0] == ' ' || line[0] == '\t') && len(header) > 0 {
 			header[len(header)-1].Value += "\n" + line
 			continue
@@ -1048,7 +1041,7 @@ func twoMessages(addr string, i int) (accepted, deferred int, err error) {
 	if err != nil {
 		return 0, 0, nil // Postfix has no process for it
 	}
-	defer c.Close()                                 // the end
+	defer c.Close()                                 //nolint:errcheck // the end
 	_ = c.SetDeadline(time.Now().Add(2 * patience)) // a dead session is an error
 	tc := textproto.NewConn(c)
 	_, _, err = tc.ReadResponse(220)

@@ -94,8 +94,10 @@ func (s *session) EndOfMessage(m gomilter.Modifier) (resp *gomilter.Response, _ 
 	case msg.failed && cfg.OnPanic == policy.ErrorDefer:
 		return done(policy.Defer, gomilter.RespTempFail)
 	case msg.full:
+		s.log.Warn("message deferred: it has more recipients than milter.max_recipients or max_envelope", zap.String("sender", s.req.Sender.Raw))
 		return done(policy.Defer, tooManyRecipients)
 	case msg.many:
+		s.log.Warn("message refused: it has more header fields than milter.max_headers", zap.String("sender", s.req.Sender.Raw), zap.Stringer("client", s.req.Client.Addr))
 		return done(policy.Reject, tooManyHeaders)
 	}
 	if id := m.Get(gomilter.MacroQueueId); id != "" {

@@ -466,7 +466,7 @@ func TestVerdictsBeforeMail(t *testing.T) {
 		case policy.StageConnect:
 			d.Verdict = policy.Verdict{Action: policy.Hold, Reason: "from the first word"}
 		case policy.StageHelo:
-			d.Headers = append(d.Headers, policy.Header{Name: "X-Helo", Value: "seen"})
+			d.Headers = append(d.Headers, policy.Header{Name: "X-Helo", Value: req.Helo})
 		case policy.StageMail:
 			d.Headers = append(d.Headers, policy.Header{Name: "X-Mail", Value: req.Sender.Local})
 		default:
@@ -475,7 +475,9 @@ func TestVerdictsBeforeMail(t *testing.T) {
 	_, addr := start(t, h, func(c *Config, _ *Options) { c.Envelope = true })
 	m := dial(t, addr)
 	m.connect("192.0.2.7", 1)
-	m.helo()
+	m.event(codeHelo, "first.example.org\x00")
+	m.event(codeHelo, "seen\x00")
+	m.write(codeAbort)
 	for _, sender := range []string{"ann", "carl"} {
 		m.mail(sender + "@example.org")
 		m.rcpt("bob@example.com")

@@ -69,7 +69,6 @@ func (h *handler) seen() []policy.Request {
 
 // looked is a Content that keeps what it is shown and ends as it is told.
 type looked struct {
-	mu        sync.Mutex
 	req       *policy.Request
 	at        policy.Request // as End saw it
 	to        []policy.Address
@@ -780,7 +779,9 @@ func TestAPanicAboutTheEnvelope(t *testing.T) {
 
 func TestBounds(t *testing.T) {
 	h := &handler{wants: Wants{Content: true}, inspect: func(*policy.Request, []policy.Address) Content { return &looked{} }}
-	_, addr := start(t, h, func(c *Config, _ *Options) { c.MaxHeaders, c.MaxRecipients, c.MaxEnvelope = 1000, 100, 64<<10 })
+	_, addr := start(t, h, func(c *Config, o *Options) {
+		c.MaxHeaders, c.MaxRecipients, c.MaxEnvelope, o.Log = 1000, 100, 64<<10, zap.NewNop()
+	})
 	m := dial(t, addr)
 	m.connect("192.0.2.7", 40211)
 	m.begin()

@@ -3,6 +3,7 @@ package milter
 import (
 	"context"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,8 +32,9 @@ type session struct {
 	mta    string // the MTA's name of its host, in the compared form
 	local  bool   // no SMTP: cleanup(8) plays the part of smtpd(8)
 	broken bool   // what is known is incomplete, by a fault of ours
-	before effects
 	joined *dialog.Session
+	// What the verdicts at connect, and at HELO after them, do to each message.
+	connected, greeted effects
 
 	messages int // so far
 	msg      message
@@ -65,6 +67,13 @@ type effects struct {
 	discard  bool
 	redirect string
 	headers  []policy.Header
+}
+
+// clone returns a copy to which more can be added.
+func (e *effects) clone() effects {
+	c := *e
+	c.headers = slices.Clip(c.headers)
+	return c
 }
 
 func newSession(d *door, version uint32, actions gomilter.OptAction, steps gomilter.OptProtocol) *session {
@@ -118,7 +127,8 @@ func (s *session) panicked(event string, cause any) {
 func (s *session) NewConnection(gomilter.Modifier) error {
 	s.end()
 	s.req = policy.Request{Door: "milter", Listener: s.door.opened.Address.String(), Chain: s.door.chain(s.door.cfg.Load())}
-	s.mta, s.local, s.broken, s.before = "", false, false, effects{}
+	s.mta, s.local, s.broken = "", false, false
+	s.connected, s.greeted = effects{}, effects{}
 	return nil
 }
 
@@ -187,7 +197,9 @@ func (s *session) Connect(host, family string, port uint16, addr string, m gomil
 		return gomilter.RespContinue, nil
 	}
 	s.pause(m)
-	return s.judge(policy.StageConnect, &s.before, m), nil
+	resp = s.judge(policy.StageConnect, &s.connected, m)
+	s.greeted = s.connected.clone()
+	return resp, nil
 }
 
 // reverseName returns the client's reverse name, which nobody has verified.
@@ -215,7 +227,8 @@ func (s *session) Helo(name string, m gomilter.Modifier) (resp *gomilter.Respons
 	if s.local || s.steps&gomilter.OptNoHeloReply != 0 {
 		return gomilter.RespContinue, nil
 	}
-	return s.judge(policy.StageHelo, &s.before, m), nil
+	s.greeted = s.connected.clone() // a second EHLO is judged anew
+	return s.judge(policy.StageHelo, &s.greeted, m), nil
 }
 
 // MailFrom implements gomilter.Milter: a message begins.
@@ -225,9 +238,7 @@ func (s *session) MailFrom(from, args string, m gomilter.Modifier) (resp *gomilt
 	s.joined.Begin()
 	s.messages++
 	s.msg.begun, s.msg.failed = true, s.broken
-	// Cut, so that what this message adds is not seen by the next.
-	s.msg.effect = s.before
-	s.msg.effect.headers = s.before.headers[:len(s.before.headers):len(s.before.headers)]
+	s.msg.effect = s.greeted.clone()
 	r := &s.req
 	r.Sender, r.Recipient, r.RecipientCount = mailaddr.ParsePath(from), policy.Address{}, 0
 	r.QueueID = m.Get(gomilter.MacroQueueId)
@@ -246,7 +257,7 @@ func (s *session) MailFrom(from, args string, m gomilter.Modifier) (resp *gomilt
 	if s.msg.probe {
 		return gomilter.RespContinue, nil
 	}
-	if s.before.discard {
+	if s.greeted.discard {
 		s.msg.over = true
 		return gomilter.RespDiscard, nil
 	}
@@ -381,6 +392,7 @@ func (e *effects) take(d *policy.Decision) {
 		e.discard = true
 	case policy.Redirect:
 		e.redirect = v.Arg
+	default:
 	}
 	for _, h := range d.Headers {
 		e.headers = dialog.Add(e.headers, h)
