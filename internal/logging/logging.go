@@ -33,11 +33,11 @@ type Log struct {
 	out   io.Closer
 }
 
-// How long lines are gathered, and how many of them.
+// How long lines are gathered, and how many bytes of them.
 const (
-	gatherFor   = 100 * time.Millisecond
-	gatherLines = 1024
-	gatherSize  = 64 << 10 // bytes of one write
+	gatherFor  = 100 * time.Millisecond
+	gatherSize = 64 << 10  // are written at once
+	gatherMost = 256 << 10 // nobody adds to more
 )
 
 // Open opens the log that cfg asks for. cfg has been validated.
@@ -50,7 +50,7 @@ func open(cfg Config, stderr *os.File, devlog string) (*Log, error) {
 	}
 	l := &Log{level: zap.NewAtomicLevelAt(level)}
 	terminal := cfg.Output == "stderr" && term.IsTerminal(int(stderr.Fd()))
-	enc := encoder(cfg.Format, terminal)
+	enc, plain := encoder(cfg.Format, terminal)
 	var c zapcore.Core
 	switch path, isFile := strings.CutPrefix(cfg.Output, "file:"); {
 	case cfg.Output == "syslog":
@@ -65,17 +65,20 @@ func open(cfg Config, stderr *os.File, devlog string) (*Log, error) {
 		}
 		l.out = f
 		l.sink = newQueue(f)
-		c = core{l.level, enc, l.sink}
+		c = core{l.level, enc, plain, l.sink}
 	default:
 		if onJournal(stderr) {
 			enc = prioritised{enc}
+			if plain != nil {
+				plain.prioritised = true
+			}
 		}
 		if terminal {
 			c = zapcore.NewCore(enc, zapcore.Lock(stderr), l.level)
 			break
 		}
 		l.sink = newQueue(stderr)
-		c = core{l.level, enc, l.sink}
+		c = core{l.level, enc, plain, l.sink}
 	}
 	l.Logger = zap.New(c, zap.ErrorOutput(zapcore.Lock(stderr)))
 	return l, nil
@@ -100,7 +103,9 @@ func (l *Log) Close() error {
 	return err
 }
 
-func encoder(format string, terminal bool) zapcore.Encoder {
+// encoder returns the encoder of a format, and a faster one for plain lines
+// if there is one.
+func encoder(format string, terminal bool) (zapcore.Encoder, *plainEncoder) {
 	cfg := zapcore.EncoderConfig{
 		TimeKey: "ts", LevelKey: "level", NameKey: "logger", MessageKey: "msg",
 		EncodeTime: zapcore.RFC3339NanoTimeEncoder, EncodeLevel: zapcore.LowercaseLevelEncoder,
@@ -109,9 +114,9 @@ func encoder(format string, terminal bool) zapcore.Encoder {
 	if format == "console" || format == "auto" && terminal {
 		cfg.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
 		cfg.EncodeLevel = zapcore.CapitalLevelEncoder
-		return zapcore.NewConsoleEncoder(cfg)
+		return zapcore.NewConsoleEncoder(cfg), nil
 	}
-	return zapcore.NewJSONEncoder(cfg)
+	return zapcore.NewJSONEncoder(cfg), new(plainEncoder)
 }
 
 // onJournal reports whether f is the stream to journald that systemd named
@@ -167,13 +172,13 @@ func priority(l zapcore.Level) string {
 	return "<7>"
 }
 
-// core hands lines to a queue, which encodes and writes them together a little
-// later, on another processor than the request's. A line that is a warning or
-// worse, or holds more than plain values, is written before Write returns,
-// behind all that came before it.
+// core hands lines to a queue, which writes them together a little later. A
+// line that is a warning or worse is written before Write returns, behind all
+// that came before it.
 type core struct {
 	zapcore.LevelEnabler
 	enc   zapcore.Encoder
+	plain *plainEncoder // nil: enc alone knows the form
 	queue *queue
 }
 
@@ -183,7 +188,7 @@ func (c core) With(fields []zapcore.Field) zapcore.Core {
 	for _, f := range fields {
 		f.AddTo(enc)
 	}
-	return core{c.LevelEnabler, enc, c.queue}
+	return core{c.LevelEnabler, enc, nil, c.queue}
 }
 
 // Check implements [zapcore.Core].
@@ -196,34 +201,27 @@ func (c core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedE
 
 // Write implements [zapcore.Core].
 func (c core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	if e.Level < zapcore.WarnLevel && plain(fields) {
-		return c.queue.add(c.enc, e, fields)
+	if c.plain != nil {
+		line := lines.Get().(*[]byte)
+		defer lines.Put(line)
+		if b, ok := c.plain.appendLine((*line)[:0], &e, fields); ok {
+			*line = b
+			return c.queue.take(b, e.Level)
+		}
 	}
-	return c.queue.write(c.enc, e, fields)
+	b, err := c.enc.EncodeEntry(e, fields)
+	if err != nil {
+		return err
+	}
+	defer b.Free()
+	return c.queue.take(b.Bytes(), e.Level)
 }
+
+// lines are the places in which lines are made.
+var lines = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
 // Sync implements [zapcore.Core].
 func (c core) Sync() error { return c.queue.flush() }
-
-// plain reports whether all fields hold values that nobody can change any more.
-func plain(fields []zapcore.Field) bool {
-	for i := range fields {
-		switch fields[i].Type {
-		case zapcore.StringType, zapcore.DurationType, zapcore.BoolType, zapcore.Int64Type, zapcore.Int32Type, zapcore.Uint64Type, zapcore.Uint32Type, zapcore.SkipType:
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// queued is one line that has not been encoded yet. Its list of fields is kept
-// for the next line in the same place.
-type queued struct {
-	enc    zapcore.Encoder
-	entry  zapcore.Entry
-	fields []zapcore.Field
-}
 
 // queue gathers lines. A full queue is written by the one who finds it full:
 // it never grows, and never drops a line.
@@ -231,14 +229,12 @@ type queue struct {
 	out io.Writer
 
 	mu    sync.Mutex // guards the lines; never held while writing
-	lines []queued   // gatherLines places, of which n are taken
-	n     int
+	lines []byte
 	armed bool
 	err   error // of the last write in the background
 
 	writing sync.Mutex // taken before mu; one writes at a time, so order is kept
-	spare   []queued
-	buf     []byte
+	spare   []byte
 
 	timer *time.Timer
 	kick  chan struct{}
@@ -249,7 +245,7 @@ type queue struct {
 
 func newQueue(out io.Writer) *queue {
 	q := &queue{
-		out: out, lines: make([]queued, gatherLines), spare: make([]queued, gatherLines), buf: make([]byte, 0, gatherSize),
+		out: out, lines: make([]byte, 0, gatherMost), spare: make([]byte, 0, gatherMost),
 		kick: make(chan struct{}, 1), stopc: make(chan struct{}), timer: time.NewTimer(time.Hour),
 	}
 	q.timer.Stop()
@@ -274,22 +270,28 @@ func (q *queue) run() {
 	}
 }
 
-// add takes a line for later.
-func (q *queue) add(enc zapcore.Encoder, e zapcore.Entry, fields []zapcore.Field) error {
-	for {
-		q.mu.Lock()
-		if q.n < len(q.lines) {
-			break
-		}
+// take takes a line, for later or, if its level is grave, for now. It does not
+// keep line.
+func (q *queue) take(line []byte, level zapcore.Level) error {
+	err := q.add(line)
+	if level >= zapcore.WarnLevel {
+		return errors.Join(err, q.flush())
+	}
+	return err
+}
+
+func (q *queue) add(line []byte) error {
+	q.mu.Lock()
+	for len(q.lines) > 0 && len(q.lines)+len(line) > gatherMost {
 		q.mu.Unlock()
 		if err := q.flush(); err != nil { // the disk is slower than the lines come
 			return err
 		}
+		q.mu.Lock()
 	}
-	l := &q.lines[q.n]
-	l.enc, l.entry, l.fields = enc, e, append(l.fields[:0], fields...)
-	q.n++
-	many, arm := q.n == len(q.lines)/2, !q.armed
+	before := len(q.lines)
+	q.lines = append(q.lines, line...)
+	many, arm := before < gatherSize && len(q.lines) >= gatherSize, !q.armed
 	q.armed = true
 	err := q.err
 	q.err = nil
@@ -306,58 +308,22 @@ func (q *queue) add(enc zapcore.Encoder, e zapcore.Entry, fields []zapcore.Field
 	return err
 }
 
-// flush encodes and writes all lines that there are.
+// flush writes all lines that there are.
 func (q *queue) flush() error {
 	q.writing.Lock()
 	defer q.writing.Unlock()
-	return q.drain()
-}
-
-// write writes a line at once, behind those that wait.
-func (q *queue) write(enc zapcore.Encoder, e zapcore.Entry, fields []zapcore.Field) error {
-	q.writing.Lock()
-	defer q.writing.Unlock()
-	err := q.drain()
-	q.buf = q.buf[:0]
-	err = errors.Join(err, q.encode(enc, e, fields))
-	return errors.Join(err, q.emit())
-}
-
-// drain is flush for one who has q.writing.
-func (q *queue) drain() error {
 	q.mu.Lock()
-	lines, n := q.lines, q.n
-	q.lines, q.spare, q.n, q.armed = q.spare, lines, 0, false
+	b := q.lines
+	q.lines, q.spare, q.armed = q.spare[:0], nil, false
 	q.mu.Unlock()
-	q.buf = q.buf[:0]
 	var err error
-	for i := range lines[:n] {
-		l := &lines[i]
-		err = errors.Join(err, q.encode(l.enc, l.entry, l.fields))
-		clear(l.fields) // what they refer to is large
-		if len(q.buf) > gatherSize-4096 {
-			err = errors.Join(err, q.emit())
-		}
+	if len(b) > 0 {
+		_, err = q.out.Write(b)
 	}
-	return errors.Join(err, q.emit())
-}
-
-func (q *queue) encode(enc zapcore.Encoder, e zapcore.Entry, fields []zapcore.Field) error {
-	b, err := enc.EncodeEntry(e, fields)
-	if err != nil {
-		return err
+	if cap(b) > 2*gatherMost {
+		b = make([]byte, 0, gatherMost) // one line was very long
 	}
-	q.buf = append(q.buf, b.Bytes()...)
-	b.Free()
-	return nil
-}
-
-func (q *queue) emit() error {
-	if len(q.buf) == 0 {
-		return nil
-	}
-	_, err := q.out.Write(q.buf)
-	q.buf = q.buf[:0]
+	q.spare = b
 	return err
 }
 
