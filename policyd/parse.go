@@ -30,15 +30,14 @@ type scanner struct {
 	line int // start of the current line
 }
 
-// end returns the length of the request that buf begins with, its empty line
-// included, or 0 when it is not complete yet. buf must begin with what it
-// began with before.
+// end returns a length at which a request in buf ends, its empty line
+// included, or 0 when there is none yet. That is the request that buf begins
+// with, or one behind it: Postfix sends one and waits, so where all has come
+// at once nobody looks for an earlier end but [Parse]. buf must begin with
+// what it began with before.
 func (s *scanner) end(buf []byte, l Limits) (int, error) {
-	if s.at == 0 && len(buf) > 0 && len(buf) <= min(l.Line, l.Request) && buf[0] != '\n' {
-		// The usual case: all of it at once, and no line can be too long.
-		if i := bytes.Index(buf, endOfRequest); i >= 0 && bytes.IndexByte(buf[:i], '\r') < 0 {
-			return i + 2, nil
-		}
+	if s.at == 0 && len(buf) <= min(l.Line, l.Request, usualRequest) && bytes.HasSuffix(buf, endOfRequest) {
+		return len(buf), nil // no line can be too long
 	}
 	for {
 		i := bytes.IndexByte(buf[s.at:], '\n')
@@ -70,117 +69,233 @@ func (s *scanner) end(buf []byte, l Limits) (int, error) {
 	return 0, nil
 }
 
-// Parse reads one whole request, its empty line included, into req, whose
-// protocol fields it overwrites; Time, Door, Listener, Chain and Facts are the
-// caller's. Unknown attributes are passed over, missing ones stay empty, of a
-// repeated one the last counts (SMTPD_POLICY_README). A line may end in CR LF,
-// as a person at a terminal sends it. The strings of req share text.
-func Parse(text string, maxAttributes int, req *policy.Request) error {
+// usualRequest is more than Postfix sends in life.
+const usualRequest = 4 << 10
+
+// memory is what the last request of a connection was made of, which one about
+// the same session repeats.
+type memory struct {
+	clientText, serverText, nameText string
+	client, server                   netip.Addr
+	name                             string
+}
+
+// Parse reads the request that text begins with, its empty line included, into
+// req, whose protocol fields it overwrites; Time, Door, Listener, Chain and
+// Facts are the caller's. Unknown attributes are passed over, missing ones stay
+// empty, of a repeated one the last counts (SMTPD_POLICY_README). A line may
+// end in CR LF, as a person at a terminal sends it. The strings of req share
+// text. It returns the length of the request.
+func Parse(text string, maxAttributes int, req *policy.Request) (int, error) {
+	return new(memory).parse(text, maxAttributes, req)
+}
+
+func (m *memory) parse(text string, maxAttributes int, req *policy.Request) (int, error) {
 	req.Stage, req.Context, req.Client = policy.StageUnknown, "", policy.Client{}
 	req.ServerAddr, req.ServerPort, req.ESMTP, req.Helo = netip.Addr{}, 0, false, ""
 	req.Sender, req.Recipient, req.RecipientCount = policy.Address{}, policy.Address{}, 0
 	req.QueueID, req.Instance, req.Size, req.ETRNDomain, req.Stress = "", "", 0, "", false
 	req.SASL, req.TLS, req.CompatibilityLevel, req.MailVersion = policy.SASL{}, policy.TLS{}, "", ""
 
-	if strings.IndexByte(text, 0) >= 0 {
-		return fmt.Errorf("%w: it holds a NUL", ErrMalformed)
-	}
 	kind := ""
+	next, rest := aRequest, text
 	for n := 0; ; n++ {
-		end := strings.IndexByte(text, '\n')
-		if end < 0 {
-			return fmt.Errorf("%w: no empty line at its end", ErrMalformed)
-		}
-		line := text[:end]
-		text = text[end+1:]
-		if end > 0 && line[end-1] == '\r' {
-			line = line[:end-1]
-		}
-		if line == "" {
-			break
+		at, value, after := line(rest, next)
+		rest = after
+		switch at {
+		case lineEmpty:
+			used := len(text) - len(rest)
+			if strings.IndexByte(text[:used], 0) >= 0 {
+				return 0, fmt.Errorf("%w: it holds a NUL", ErrMalformed)
+			}
+			if kind != "smtpd_access_policy" {
+				return 0, fmt.Errorf("%w: request type %.40q", ErrMalformed, kind)
+			}
+			return used, nil
+		case lineUnended:
+			return 0, fmt.Errorf("%w: no empty line at its end", ErrMalformed)
+		case lineStrange:
+			return 0, fmt.Errorf("%w: line %d has no '='", ErrMalformed, n+1)
 		}
 		if n >= maxAttributes {
-			return fmt.Errorf("%w: more than %d attributes", ErrTooLong, maxAttributes)
+			return 0, fmt.Errorf("%w: more than %d attributes", ErrTooLong, maxAttributes)
 		}
-		eq := strings.IndexByte(line, '=')
-		if eq < 0 {
-			return fmt.Errorf("%w: line %d has no '='", ErrMalformed, n+1)
+		if at == aUnknown {
+			continue
 		}
-		name, value := line[:eq], line[eq+1:]
-		if value == "" && name != "request" {
+		next = at + 1
+		if value == "" && at != aRequest {
 			continue // as if it were not there
 		}
-		switch name {
-		case "request":
+		switch at {
+		case aRequest:
 			kind = value
-		case "protocol_state":
+		case aState:
 			req.Stage = stageOf(value)
-		case "protocol_name":
+		case aProtocol:
 			req.ESMTP = value == "ESMTP"
-		case "client_address":
-			req.Client.Addr = mailaddr.IP(value)
-		case "client_name":
-			req.Client.Name = mailaddr.HostName(value)
-		case "client_port":
+		case aClientAddress:
+			if value != m.clientText {
+				m.clientText, m.client = value, mailaddr.IP(value)
+			}
+			req.Client.Addr = m.client
+		case aClientName:
+			req.Client.Name = m.hostName(value)
+		case aClientPort:
 			req.Client.Port = port(value)
-		case "reverse_client_name":
-			req.Client.ReverseName = mailaddr.HostName(value)
-		case "server_address":
-			req.ServerAddr = mailaddr.IP(value)
-		case "server_port":
+		case aReverseName:
+			req.Client.ReverseName = m.hostName(value)
+		case aServerAddress:
+			if value != m.serverText {
+				m.serverText, m.server = value, mailaddr.IP(value)
+			}
+			req.ServerAddr = m.server
+		case aServerPort:
 			req.ServerPort = port(value)
-		case "helo_name":
+		case aHelo:
 			req.Helo = value
-		case "sender":
+		case aSender:
 			req.Sender = mailaddr.Parse(value)
-		case "recipient":
+		case aRecipient:
 			req.Recipient = mailaddr.Parse(value)
-		case "recipient_count":
+		case aRecipientCount:
 			req.RecipientCount = int(number(value, 31))
-		case "queue_id":
+		case aQueueID:
 			req.QueueID = value
-		case "instance":
+		case aInstance:
 			req.Instance = value
-		case "size":
+		case aSize:
 			req.Size = int64(number(value, 63))
-		case "etrn_domain":
+		case aETRNDomain:
 			req.ETRNDomain = value
-		case "stress":
+		case aStress:
 			req.Stress = value == "yes"
-		case "sasl_method":
+		case aSASLMethod:
 			req.SASL.Method = value
-		case "sasl_username":
+		case aSASLUsername:
 			req.SASL.Username = value
-		case "sasl_sender":
+		case aSASLSender:
 			req.SASL.Sender = value
-		case "ccert_subject":
+		case aCertSubject:
 			req.TLS.CertSubject = xtext(value)
-		case "ccert_issuer":
+		case aCertIssuer:
 			req.TLS.CertIssuer = xtext(value)
-		case "ccert_fingerprint":
+		case aCertFingerprint:
 			req.TLS.CertFingerprint = value
-		case "ccert_pubkey_fingerprint":
+		case aPubkeyFingerprint:
 			req.TLS.PubkeyFingerprint = value
-		case "encryption_protocol":
+		case aEncryptionProtocol:
 			req.TLS.Protocol = value
-		case "encryption_cipher":
+		case aEncryptionCipher:
 			req.TLS.Cipher = value
-		case "encryption_keysize":
+		case aEncryptionKeySize:
 			req.TLS.KeySize = int(number(value, 31))
-		case "tls_sni":
+		case aSNI:
 			req.TLS.SNI = value
-		case "policy_context":
+		case aContext:
 			req.Context = value
-		case "compatibility_level":
+		case aCompatibilityLevel:
 			req.CompatibilityLevel = value
-		case "mail_version":
+		case aMailVersion:
 			req.MailVersion = value
 		}
 	}
-	if kind != "smtpd_access_policy" {
-		return fmt.Errorf("%w: request type %.40q", ErrMalformed, kind)
+}
+
+// attribute is the place of an attribute in a request of Postfix 3.12.
+type attribute uint8
+
+const (
+	aRequest attribute = iota
+	aState
+	aProtocol
+	aClientAddress
+	aClientName
+	aClientPort
+	aReverseName
+	aServerAddress
+	aServerPort
+	aHelo
+	aSender
+	aRecipient
+	aRecipientCount
+	aQueueID
+	aInstance
+	aSize
+	aETRNDomain
+	aStress
+	aSASLMethod
+	aSASLUsername
+	aSASLSender
+	aCertSubject
+	aCertIssuer
+	aCertFingerprint
+	aPubkeyFingerprint
+	aEncryptionProtocol
+	aEncryptionCipher
+	aEncryptionKeySize
+	aSNI
+	aContext
+	aCompatibilityLevel
+	aMailVersion
+	aUnknown
+
+	// What a line can be instead.
+	lineEmpty
+	lineUnended
+	lineStrange // it has no '='
+)
+
+// attributes are their names, each with its '='.
+var attributes = [aUnknown]string{
+	"request=", "protocol_state=", "protocol_name=", "client_address=", "client_name=", "client_port=", "reverse_client_name=",
+	"server_address=", "server_port=", "helo_name=", "sender=", "recipient=", "recipient_count=", "queue_id=", "instance=", "size=",
+	"etrn_domain=", "stress=", "sasl_method=", "sasl_username=", "sasl_sender=", "ccert_subject=", "ccert_issuer=", "ccert_fingerprint=",
+	"ccert_pubkey_fingerprint=", "encryption_protocol=", "encryption_cipher=", "encryption_keysize=", "tls_sni=", "policy_context=",
+	"compatibility_level=", "mail_version=",
+}
+
+// places are the attributes by name.
+var places = func() map[string]attribute {
+	m := make(map[string]attribute, len(attributes))
+	for a, name := range attributes {
+		m[strings.TrimSuffix(name, "=")] = attribute(a)
 	}
-	return nil
+	return m
+}()
+
+// line reads the line that s begins with. Postfix sends its attributes in one
+// order: next is the one that is likely.
+func line(s string, next attribute) (at attribute, value, rest string) {
+	at = aUnknown
+	if next < aUnknown && strings.HasPrefix(s, attributes[next]) {
+		at, s = next, s[len(attributes[next]):]
+		if s != "" && s[0] == '\n' {
+			return at, "", s[1:]
+		}
+	}
+	end := strings.IndexByte(s, '\n')
+	if end < 0 {
+		return lineUnended, "", ""
+	}
+	value, rest = s[:end], s[end+1:]
+	if end > 0 && value[end-1] == '\r' {
+		value = value[:end-1]
+	}
+	switch {
+	case at != aUnknown:
+		return at, value, rest
+	case value == "":
+		return lineEmpty, "", rest
+	}
+	name, value, ok := strings.Cut(value, "=")
+	if !ok {
+		return lineStrange, "", rest
+	}
+	if at, ok = places[name]; !ok {
+		at = aUnknown
+	}
+	return at, value, rest
 }
 
 func stageOf(state string) policy.Stage {
@@ -203,6 +318,14 @@ func stageOf(state string) policy.Stage {
 		return policy.StageEtrn
 	}
 	return policy.StageUnknown
+}
+
+// hostName returns a name in the compared form, "" for Postfix's "unknown".
+func (m *memory) hostName(s string) string {
+	if s != m.nameText {
+		m.nameText, m.name = s, mailaddr.HostName(s)
+	}
+	return m.name
 }
 
 func port(s string) uint16 { return uint16(number(s, 16)) }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -73,7 +74,7 @@ func TestParseReadsEveryAttribute(t *testing.T) {
 	).Bytes())
 	var req policy.Request
 	req.Helo, req.SASL.Username = "left over", "left over"
-	if err := Parse(text, 100, &req); err != nil {
+	if _, err := Parse(text, 100, &req); err != nil {
 		t.Fatal(err)
 	}
 	want := policy.Request{
@@ -95,6 +96,45 @@ func TestParseReadsEveryAttribute(t *testing.T) {
 	}
 }
 
+func TestOrderOfAttributesDoesNotMatter(t *testing.T) {
+	in := policytest.Sample().With("queue_id", "4abc", "tls_sni", "mx.example.com", "policy_context", "c", "mail_version", "3.8.0")
+	parse := func(m *memory, a policytest.Attrs) (req policy.Request) {
+		text := string(a.Bytes())
+		if n, err := m.parse(text, 100, &req); err != nil || n != len(text) {
+			t.Fatalf("%d of %d bytes, %v\n%s", n, len(text), err, text)
+		}
+		return req
+	}
+	want := parse(new(memory), in)
+	var m memory // one connection
+	for _, at := range []int{0, 5, len(in) - 1} {
+		turned := append(append(policytest.Attrs(nil), in[at:]...), in[:at]...)
+		if got := parse(&m, turned); !reflect.DeepEqual(got, want) {
+			t.Errorf("from %s on: %+v", in[at][0], got)
+		}
+		slices.Reverse(turned)
+		if got := parse(&m, turned); !reflect.DeepEqual(got, want) {
+			t.Errorf("backwards: %+v", got)
+		}
+	}
+	for i := 1; i < len(in); i++ {
+		without := append(append(policytest.Attrs(nil), in[:i]...), in[i+1:]...)
+		empty := append(policytest.Attrs(nil), in...)
+		empty[i][1] = ""
+		if got, want := parse(&m, without), parse(new(memory), empty); !reflect.DeepEqual(got, want) {
+			t.Errorf("without %s: %+v", in[i][0], got)
+		}
+		strange := append(append(append(policytest.Attrs(nil), in[:i]...), [2]string{"new_in_postfix_4", "x"}), in[i:]...)
+		if got := parse(&m, strange); !reflect.DeepEqual(got, want) {
+			t.Errorf("with another before %s: %+v", in[i][0], got)
+		}
+	}
+	other := in.With("client_address", "2001:db8::1", "client_name", "other.example.org", "reverse_client_name", "unknown", "server_address", "192.0.2.11")
+	if got, want := parse(&m, other), parse(new(memory), other); !reflect.DeepEqual(got, want) {
+		t.Errorf("the next client on the connection: %+v", got)
+	}
+}
+
 func TestParseIsForgiving(t *testing.T) {
 	for _, tt := range []struct {
 		name, text string
@@ -111,7 +151,7 @@ func TestParseIsForgiving(t *testing.T) {
 		{"strange state", "request=smtpd_access_policy\nprotocol_state=XYZZY\n\n", func(r *policy.Request) bool { return r.Stage == policy.StageUnknown }},
 	} {
 		var req policy.Request
-		if err := Parse(tt.text, 100, &req); err != nil || !tt.check(&req) {
+		if _, err := Parse(tt.text, 100, &req); err != nil || !tt.check(&req) {
 			t.Errorf("%s: %v, %+v", tt.name, err, req)
 		}
 	}
@@ -135,7 +175,7 @@ func TestParseRefuses(t *testing.T) {
 		"no end":          "request=smtpd_access_policy\n",
 		"many attributes": "request=smtpd_access_policy\n" + strings.Repeat("a=b\n", 100) + "\n",
 	} {
-		if err := Parse(text, 100, new(policy.Request)); !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrTooLong) {
+		if _, err := Parse(text, 100, new(policy.Request)); !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrTooLong) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -159,9 +199,9 @@ func FuzzRequest(f *testing.F) {
 				return append(out, err.Error())
 			case n > 0:
 				var req policy.Request
-				err := Parse(string(buf[:n]), limits.Attributes, &req)
+				used, err := Parse(string(buf[:n]), limits.Attributes, &req)
 				out = append(out, fmt.Sprintf("%+v %v", req, err))
-				buf = buf[n:]
+				buf = buf[used:]
 				if err != nil {
 					return out
 				}
@@ -538,7 +578,7 @@ func BenchmarkParse(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := Parse(string(text[:n]), 100, &req); err != nil {
+		if _, err := Parse(string(text[:n]), 100, &req); err != nil {
 			b.Fatal(err)
 		}
 	}

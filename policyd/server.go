@@ -266,6 +266,7 @@ type conn struct {
 	scan scanner
 	req  policy.Request
 	d    policy.Decision
+	memory
 
 	// phase and since are what the watcher reads. They take the place of
 	// deadlines on the socket, which cost more than the rest of the door.
@@ -319,8 +320,8 @@ func (c *conn) serve() {
 		}
 		arrived := time.Now()
 		c.enter(deciding, arrived)
-		err = Parse(string(c.buf[:n]), cfg.MaxAttributes, &c.req)
-		c.consume(n)
+		used, err := c.memory.parse(string(c.buf[:n]), cfg.MaxAttributes, &c.req)
+		c.consume(used)
 		if err != nil {
 			c.ended(err)
 			return
@@ -361,8 +362,8 @@ func (c *conn) decide() {
 	c.server.handler.Decide(c.server.ctx, &c.req, &c.d)
 }
 
-// receive reads until the buffer begins with a whole request and returns its
-// length. now is the time at which the connection became free.
+// receive reads until there is a whole request in the buffer and returns where
+// one ends. now is the time at which the connection became free.
 func (c *conn) receive(cfg *Config, now time.Time) (int, error) {
 	limits := Limits{Line: cfg.MaxLine, Request: cfg.MaxRequest, Attributes: cfg.MaxAttributes}
 	if len(c.buf) == 0 {
