@@ -102,20 +102,19 @@ func (m *memory) parse(text string, maxAttributes int, req *policy.Request) (int
 	for n := 0; ; n++ {
 		at, value, after := line(rest, next)
 		rest = after
-		switch at {
-		case lineEmpty:
+		if at > aUnknown {
 			used := len(text) - len(rest)
-			if strings.IndexByte(text[:used], 0) >= 0 {
+			switch {
+			case at == lineUnended:
+				return 0, fmt.Errorf("%w: no empty line at its end", ErrMalformed)
+			case at == lineStrange:
+				return 0, fmt.Errorf("%w: line %d has no '='", ErrMalformed, n+1)
+			case strings.IndexByte(text[:used], 0) >= 0:
 				return 0, fmt.Errorf("%w: it holds a NUL", ErrMalformed)
-			}
-			if kind != "smtpd_access_policy" {
+			case kind != "smtpd_access_policy":
 				return 0, fmt.Errorf("%w: request type %.40q", ErrMalformed, kind)
 			}
 			return used, nil
-		case lineUnended:
-			return 0, fmt.Errorf("%w: no empty line at its end", ErrMalformed)
-		case lineStrange:
-			return 0, fmt.Errorf("%w: line %d has no '='", ErrMalformed, n+1)
 		}
 		if n >= maxAttributes {
 			return 0, fmt.Errorf("%w: more than %d attributes", ErrTooLong, maxAttributes)
@@ -198,6 +197,7 @@ func (m *memory) parse(text string, maxAttributes int, req *policy.Request) (int
 			req.CompatibilityLevel = value
 		case aMailVersion:
 			req.MailVersion = value
+		default: // no attribute, met above
 		}
 	}
 }

@@ -90,6 +90,9 @@ func Open(cfg store.Config, log *zap.Logger, reg prometheus.Registerer) (*Store,
 	}
 	s.metrics.observe(s.engine, reg)
 	s.done.Go(func() { s.run(cfg.FlushInterval.D()) })
+	if entries > 0 || s.fillFilter() {
+		s.done.Go(s.keepFilter)
+	}
 	return s, nil
 }
 
@@ -224,41 +227,86 @@ func (s *Store) run(interval time.Duration) {
 	}
 }
 
+// keepFilter has the engine know which keys are in the file: all are read once
+// after the start, and again when many have come.
+func (s *Store) keepFilter() {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for !s.engine.FilterFull() || s.fillFilter() {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+var errStopping = errors.New("stopping")
+
+// fillFilter reports whether it could. Without it, new keys cost a look into
+// the file.
+func (s *Store) fillFilter() bool {
+	err := s.engine.FillFilter(s.keys)
+	if err != nil && !errors.Is(err, errStopping) {
+		s.log.Warn("cannot read the keys of the state file", zap.String("path", s.path), zap.Error(err))
+	}
+	return err == nil
+}
+
+// keys calls add for each key in the file.
+func (s *Store) keys(add func(key []byte)) error {
+	var from []byte
+	for {
+		next, err := s.scan(from, sweepKeys, func(key []byte, _ overlay.Record) bool {
+			add(key)
+			return true
+		})
+		if from = next; err != nil || from == nil {
+			return err
+		}
+		select {
+		case <-s.stop:
+			return errStopping
+		default:
+		}
+	}
+}
+
 // flush writes all changes that wait.
 func (s *Store) flush() (err error) {
 	s.flushing.Lock()
 	defer s.flushing.Unlock()
+	start := time.Now()
 	changes := s.engine.TakeDirty()
-	if len(changes) == 0 {
+	if changes.Len() == 0 {
+		s.engine.Written()
 		return nil
 	}
-	start := time.Now()
-	slices.SortFunc(changes, overlay.SortKey)
 	if err = s.write(changes); err != nil {
-		s.engine.Failed(changes)
+		s.engine.Failed()
 	} else {
-		s.engine.Written(changes)
+		s.engine.Written()
 	}
 	s.note(err, time.Since(start))
 	return err
 }
 
-func (s *Store) write(changes []overlay.Change) (err error) {
+func (s *Store) write(changes overlay.Changes) (err error) {
 	defer guard(&err)
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketGrey)
-		values := make([]byte, 0, len(changes)*recordSize)
-		for i := range changes {
-			c := &changes[i]
+		values := make([]byte, 0, changes.Len()*recordSize)
+		for i := range changes.Len() {
+			c := changes.At(i)
 			if c.Gone {
-				if err := b.Delete([]byte(c.Key)); err != nil {
+				if err := b.Delete(c.Key); err != nil {
 					return err
 				}
 				continue
 			}
 			at := len(values)
 			values = encode(values, &c.Rec)
-			if err := b.Put([]byte(c.Key), values[at:len(values):len(values)]); err != nil {
+			if err := b.Put(c.Key, values[at:len(values):len(values)]); err != nil {
 				return err
 			}
 		}

@@ -1,4 +1,4 @@
-// Package overlay keeps greylist records in sharded maps, alone (store/mem)
+// Package overlay keeps greylist records in sharded tables, alone (store/mem)
 // or in front of a file that takes changes in batches (store/bolt).
 //
 // A record is read, changed and put back under the locks of its shards, so
@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,48 +26,31 @@ type Record struct {
 	Expires int64  // Unix milliseconds after which the record may be dropped
 }
 
-// Backing is the file behind the maps.
+// Backing is the file behind the tables.
 type Backing interface {
 	// Load reads the records of the keys that are not nil, all from one
 	// moment. found tells which were there. Keys are only valid during the call.
 	Load(keys *[3][]byte, recs *[3]Record, found *[3]bool) error
 }
 
-type state uint8
-
-const (
-	clean    state = iota // as in the file
-	dirty                 // to be written
-	flushing              // being written
-)
-
-type slot struct {
-	rec   Record
-	state state
-	gone  bool // deleted; kept until the file knows
-}
-
 const shardCount = 64
 
-type shard struct {
-	mu    sync.Mutex
-	slots map[string]*slot // changed in place, so that a known key costs no allocation
-	dirty int
-	_     [24]byte // shards are locked by different cores: keep them on separate cache lines
-}
-
-// Engine is the set of maps. It is safe for concurrent use.
+// Engine is the set of tables. It is safe for concurrent use.
 type Engine struct {
 	shards  [shardCount]shard
-	seed    maphash.Seed
-	backing Backing // nil: the maps are all there is
+	seeds   [2]maphash.Seed
+	backing Backing // nil: the tables are all there is
 
 	maxEntries int
 	maxDirty   int // more unwritten changes than this: no new entries
-	maxCache   int // slots a shard keeps when there is a backing
 
 	entries atomic.Int64
-	pending atomic.Int64 // dirty and flushing slots
+	pending atomic.Int64 // dirty cells and those being flushed
+
+	// stored tells which keys are surely not in the backing. next is being
+	// filled, and takes the place of stored when that is done.
+	stored, next atomic.Pointer[filter]
+	refs         []ref // memory of TakeDirty
 }
 
 // Options of an Engine.
@@ -76,18 +58,18 @@ type Options struct {
 	MaxEntries int
 	Backing    Backing
 	MaxDirty   int // with a backing
-	CacheSize  int // with a backing: slots kept in memory, in all
+	CacheSize  int // with a backing: records kept in memory, in all
 	Entries    int // how many the backing holds now
 }
 
 // New returns an engine.
 func New(o Options) *Engine {
 	e := &Engine{
-		seed: maphash.MakeSeed(), backing: o.Backing,
-		maxEntries: o.MaxEntries, maxDirty: o.MaxDirty, maxCache: o.CacheSize / shardCount,
+		seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, backing: o.Backing,
+		maxEntries: o.MaxEntries, maxDirty: o.MaxDirty,
 	}
 	for i := range e.shards {
-		e.shards[i].slots = make(map[string]*slot)
+		e.shards[i].init(o.CacheSize/shardCount, o.Backing == nil)
 	}
 	e.entries.Store(int64(o.Entries))
 	return e
@@ -99,12 +81,25 @@ func (e *Engine) Entries() int { return int(e.entries.Load()) }
 // Pending returns how many changes have not been written.
 func (e *Engine) Pending() int { return int(e.pending.Load()) }
 
+// digest stands for a key. Two keys of a store have the same one about as
+// often as a machine's memory errs: with five million of them, the odds are
+// one in 10^25. The seeds are the process's own, so that nobody can look for
+// such keys.
+type digest struct{ a, b uint64 }
+
+func (e *Engine) digest(key []byte) digest {
+	return digest{maphash.Bytes(e.seeds[0], key), maphash.Bytes(e.seeds[1], key)}
+}
+
+// shard returns the number of the shard in which a key is.
+func (d digest) shard() int { return int(d.a % shardCount) }
+
 // scratch is what one Touch works in.
 type scratch struct {
 	buf   []byte
 	keys  [3][]byte // triplet, client, pair
-	at    [3]int    // shards
-	lock  [3]int    // shards in the order of locking
+	sums  [3]digest
+	lock  [3]int // shards in the order of locking
 	recs  [3]Record
 	found [3]bool
 
@@ -131,7 +126,7 @@ func (e *Engine) Touch(c *greylist.Contact) (greylist.Outcome, error) {
 	s.buf = b
 	s.keys = [3][]byte{b[:t], b[t:cl], b[cl:]}
 	for i, k := range s.keys {
-		s.at[i] = e.shardOf(k)
+		s.sums[i] = e.digest(k)
 	}
 	e.lockAll(s)
 	defer e.unlockAll(s)
@@ -166,23 +161,19 @@ func (e *Engine) Touch(c *greylist.Contact) (greylist.Outcome, error) {
 		present := s.recs[i].A != 0
 		switch {
 		case !present && s.found[i]:
-			e.put(s.at[i], s.keys[i], slot{gone: true}, -1)
+			e.put(s.sums[i], s.keys[i], Record{}, true, -1)
 		case present && !s.found[i]:
-			e.put(s.at[i], s.keys[i], slot{rec: s.recs[i]}, 1)
+			e.put(s.sums[i], s.keys[i], s.recs[i], false, 1)
 		case present && s.recs[i] != before[i]:
-			e.put(s.at[i], s.keys[i], slot{rec: s.recs[i]}, 0)
+			e.put(s.sums[i], s.keys[i], s.recs[i], false, 0)
 		}
 	}
 	return out, nil
 }
 
-func (e *Engine) shardOf(key []byte) int { return int(maphash.Bytes(e.seed, key) % shardCount) }
-
-func (e *Engine) shardOfString(key string) int { return int(maphash.String(e.seed, key) % shardCount) }
-
 // lockAll locks the three shards in ascending order, each once.
 func (e *Engine) lockAll(s *scratch) {
-	a, b, c := s.at[0], s.at[1], s.at[2]
+	a, b, c := s.sums[0].shard(), s.sums[1].shard(), s.sums[2].shard()
 	if a > b {
 		a, b = b, a
 	}
@@ -208,153 +199,178 @@ func (e *Engine) unlockAll(s *scratch) {
 	}
 }
 
-// load fills s.recs and s.found from the maps and, for what is not there,
+// load fills s.recs and s.found from the tables and, for what is not there,
 // from the backing. The shards are locked.
 func (e *Engine) load(s *scratch) error {
-	s.ask, s.asked, s.answered = [3][]byte{}, [3]Record{}, [3]bool{}
-	missing := false
-	for i, k := range s.keys {
+	missing := 0
+	stored := e.stored.Load()
+	for i, d := range s.sums {
 		s.recs[i], s.found[i] = Record{}, false
-		if sl, ok := e.shards[s.at[i]].slots[string(k)]; ok {
-			s.recs[i], s.found[i] = sl.rec, !sl.gone
-			continue
+		if c := e.shards[d.shard()].find(d); c != nil {
+			s.recs[i], s.found[i] = c.rec, !c.gone
+		} else if e.backing != nil && (stored == nil || stored.holds(d)) {
+			missing |= 1 << i
 		}
-		s.ask[i], missing = k, true
 	}
-	if !missing || e.backing == nil {
+	if missing == 0 {
 		return nil
+	}
+	s.ask, s.asked, s.answered = [3][]byte{}, [3]Record{}, [3]bool{}
+	for i, k := range s.keys {
+		if missing&(1<<i) != 0 {
+			s.ask[i] = k
+		}
 	}
 	if err := e.backing.Load(&s.ask, &s.asked, &s.answered); err != nil {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
-	for i := range s.ask {
+	for i, d := range s.sums {
 		if s.ask[i] != nil {
 			// That a key is not in the file is worth remembering too: the
 			// pair of a triplet that has passed is asked for again and again.
 			s.recs[i], s.found[i] = s.asked[i], s.answered[i]
-			e.cache(&e.shards[s.at[i]], string(s.ask[i]), slot{rec: s.asked[i], gone: !s.answered[i]})
+			*e.shards[d.shard()].insert(d, nil) = cell{key: d, rec: s.asked[i], gone: !s.answered[i], used: true}
 		}
 	}
 	return nil
 }
 
-// put stores a changed slot; grown is by how much the number of entries
-// changes. The shard is locked.
-func (e *Engine) put(at int, key []byte, sl slot, grown int64) {
-	sh := &e.shards[at]
+// put stores a changed record, or that it is gone; grown is by how much the
+// number of entries changes. The shard is locked.
+func (e *Engine) put(d digest, key []byte, rec Record, gone bool, grown int64) {
+	sh := &e.shards[d.shard()]
 	e.entries.Add(grown)
+	c := sh.find(d)
 	if e.backing == nil {
-		if sl.gone {
-			delete(sh.slots, string(key))
-			return
+		switch {
+		case gone && c != nil:
+			sh.remove(c)
+		case !gone && c != nil:
+			c.rec = rec
+		case !gone:
+			sh.insert(d, key).rec = rec
 		}
-		if old := sh.slots[string(key)]; old != nil {
-			*old = sl
-			return
-		}
-		fresh := sl // only what is kept goes to the heap
-		sh.slots[string(key)] = &fresh
 		return
 	}
-	old := sh.slots[string(key)]
-	if old == nil || old.state != dirty {
-		sh.dirty++
-		if old == nil || old.state == clean {
-			e.pending.Add(1)
-		}
+	if c == nil {
+		c = sh.insert(d, nil)
 	}
-	sl.state = dirty
-	if old != nil {
-		*old = sl
-		return
+	c.rec, c.gone = rec, gone
+	if sh.change(c, key) {
+		e.pending.Add(1)
 	}
-	e.cache(sh, string(key), sl)
-}
-
-// cache adds a slot and, when the shard holds too many, drops a clean one.
-func (e *Engine) cache(sh *shard, key string, sl slot) {
-	if len(sh.slots) >= e.maxCache {
-		tries := 0
-		for k, old := range sh.slots { // the order of a map is random enough
-			if old.state == clean {
-				delete(sh.slots, k)
-				break
-			}
-			if tries++; tries > 8 {
-				break
-			}
-		}
-	}
-	fresh := sl // as in put
-	sh.slots[key] = &fresh
 }
 
 // Change is one record to write, or to delete.
 type Change struct {
-	Key  string
+	Key  []byte
 	Rec  Record
 	Gone bool
 }
 
-// TakeDirty returns all changes that wait to be written. Exactly one of
-// Written or Failed must follow before the next TakeDirty.
-func (e *Engine) TakeDirty() []Change {
-	var out []Change
+// Changes are what a flush has to write.
+type Changes struct {
+	engine *Engine
+	refs   []ref
+}
+
+// Len returns how many there are.
+func (c Changes) Len() int { return len(c.refs) }
+
+// At returns change i; they are in the order of their keys, which are not to
+// be changed.
+func (c Changes) At(i int) Change {
+	b, ch := c.engine.change(&c.refs[i])
+	return Change{b.key(ch), ch.rec, ch.gone}
+}
+
+// TakeDirty returns all changes that wait to be written. One of Written or
+// Failed must follow before the next TakeDirty; they are valid until then.
+func (e *Engine) TakeDirty() Changes {
+	refs := e.refs[:0]
 	for i := range e.shards {
 		sh := &e.shards[i]
 		sh.mu.Lock()
-		if sh.dirty > 0 {
-			for k, sl := range sh.slots {
-				if sl.state == dirty {
-					sl.state = flushing
-					out = append(out, Change{k, sl.rec, sl.gone})
+		b := sh.take()
+		sh.mu.Unlock()
+		for j := range b.changes {
+			refs = append(refs, ref{shard: uint32(i), at: uint32(j)})
+		}
+	}
+	e.refs = refs
+	if cap(refs) > 8*len(refs)+1024 {
+		e.refs = nil // after a burst
+	}
+	e.sort(refs, 0)
+	return Changes{e, refs}
+}
+
+// Written tells that what TakeDirty returned is in the backing.
+func (e *Engine) Written() {
+	// First the filters: what is clean below may be dropped from memory.
+	for _, f := range []*filter{e.stored.Load(), e.next.Load()} {
+		if f == nil {
+			continue
+		}
+		for i := range e.shards {
+			changes := e.shards[i].before.changes
+			for j := range changes {
+				if !changes[j].gone {
+					f.add(changes[j].sum)
 				}
 			}
-			sh.dirty = 0
 		}
-		sh.mu.Unlock()
 	}
-	return out
-}
-
-// Written tells that the changes of TakeDirty are in the backing.
-func (e *Engine) Written(changes []Change) {
-	for _, c := range changes {
-		sh := &e.shards[e.shardOfString(c.Key)]
+	for i := range e.shards {
+		sh := &e.shards[i]
 		sh.mu.Lock()
-		if sl, ok := sh.slots[c.Key]; ok && sl.state == flushing {
-			e.pending.Add(-1)
-			sl.state = clean
-			if sl.gone || len(sh.slots) > e.maxCache {
-				delete(sh.slots, c.Key)
-			}
-		}
+		e.pending.Add(-int64(sh.written()))
 		sh.mu.Unlock()
 	}
 }
 
-// Failed puts the changes of TakeDirty back, but for those that a newer
-// change has overtaken.
-func (e *Engine) Failed(changes []Change) {
-	for _, c := range changes {
-		sh := &e.shards[e.shardOfString(c.Key)]
+// Failed puts what TakeDirty returned back, but for what a newer change has
+// overtaken.
+func (e *Engine) Failed() {
+	for i := range e.shards {
+		sh := &e.shards[i]
 		sh.mu.Lock()
-		if sl, ok := sh.slots[c.Key]; ok && sl.state == flushing {
-			sl.state = dirty
-			sh.dirty++
-		}
+		sh.failed()
 		sh.mu.Unlock()
 	}
+}
+
+// FillFilter begins to tell the engine what is in the backing, so that it need
+// not look there for what is not: each calls add for every key, which it need
+// not keep. Until each has come to its end without an error the engine looks.
+// Keys written meanwhile need not be told. One such call is made at a time.
+func (e *Engine) FillFilter(each func(add func(key []byte)) error) error {
+	f := newFilter(2 * e.Entries())
+	e.next.Store(f)
+	defer e.next.Store(nil)
+	if err := each(func(key []byte) { f.add(e.digest(key)) }); err != nil {
+		return err
+	}
+	e.stored.Store(f)
+	return nil
+}
+
+// FilterFull reports whether it is time for FillFilter: there is no filter, or
+// it has taken more keys than it was made for.
+func (e *Engine) FilterFull() bool {
+	f := e.stored.Load()
+	return f == nil || f.full()
 }
 
 // Current returns the record that is now valid for a key read from the
 // backing as rec, and whether there is one.
 func (e *Engine) Current(key []byte, rec Record) (Record, bool) {
-	sh := &e.shards[e.shardOf(key)]
+	d := e.digest(key)
+	sh := &e.shards[d.shard()]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sl, ok := sh.slots[string(key)]; ok {
-		return sl.rec, !sl.gone
+	if c := sh.find(d); c != nil {
+		return c.rec, !c.gone
 	}
 	return rec, true
 }
@@ -362,13 +378,13 @@ func (e *Engine) Current(key []byte, rec Record) (Record, bool) {
 // Delete removes a record if drop still says so of its present state. rec is
 // what the backing holds. It reports whether it was removed.
 func (e *Engine) Delete(key []byte, rec Record, drop func(Record) bool) bool {
-	at := e.shardOf(key)
-	sh := &e.shards[at]
+	d := e.digest(key)
+	sh := &e.shards[d.shard()]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sl := sh.slots[string(key)]; sl != nil {
-		rec = sl.rec
-		if sl.gone {
+	if c := sh.find(d); c != nil {
+		rec = c.rec
+		if c.gone {
 			return false
 		}
 	} else if e.backing == nil {
@@ -377,12 +393,12 @@ func (e *Engine) Delete(key []byte, rec Record, drop func(Record) bool) bool {
 	if !drop(rec) {
 		return false
 	}
-	e.put(at, key, slot{gone: true}, -1)
+	e.put(d, key, Record{}, true, -1)
 	return true
 }
 
-// Range calls yield for a copy of each record in the maps until it returns
-// false. It holds one shard's lock while it copies, none while it yields.
+// Range calls yield for a copy of each record of an engine without a backing
+// until it returns false. It holds one shard's lock while it copies, none while it yields.
 func (e *Engine) Range(ctx context.Context, yield func(key string, rec Record) bool) error {
 	type pair struct {
 		key string
@@ -396,9 +412,9 @@ func (e *Engine) Range(ctx context.Context, yield func(key string, rec Record) b
 		batch = batch[:0]
 		sh := &e.shards[i]
 		sh.mu.Lock()
-		for k, sl := range sh.slots {
-			if !sl.gone {
-				batch = append(batch, pair{k, sl.rec})
+		for j := range sh.cells {
+			if c := &sh.cells[j]; c.used && !c.gone {
+				batch = append(batch, pair{sh.names[j], c.rec})
 			}
 		}
 		sh.mu.Unlock()
@@ -419,11 +435,13 @@ func (e *Engine) SweepShard(n int, now time.Time) int {
 	defer sh.mu.Unlock()
 	dropped := 0
 	ms := now.UnixMilli()
-	for k, sl := range sh.slots {
-		if sl.rec.Expires < ms {
-			delete(sh.slots, k)
+	for i := 0; i < len(sh.cells); {
+		if c := &sh.cells[i]; c.used && c.rec.Expires < ms {
+			sh.remove(c) // another may take its place
 			dropped++
+			continue
 		}
+		i++
 	}
 	e.entries.Add(int64(-dropped))
 	return dropped
@@ -447,6 +465,3 @@ func Entry(key string, rec Record, now time.Time) (greylist.Entry, bool) {
 	}
 	return en, true
 }
-
-// SortKey orders changes for a write.
-func SortKey(a, b Change) int { return strings.Compare(a.Key, b.Key) }

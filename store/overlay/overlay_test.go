@@ -1,0 +1,375 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/greylist"
+	"postern/store"
+)
+
+var rule = greylist.Rule{
+	Delay: 2 * time.Minute, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour, MaxDelay: 4 * time.Hour, KnownAfter: 5, CountEvery: time.Hour,
+}
+
+// disk is a backing in a map.
+type disk struct {
+	mu    sync.Mutex
+	recs  map[string]Record
+	looks int // keys asked for
+}
+
+func (d *disk) Load(keys *[3][]byte, recs *[3]Record, found *[3]bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, k := range keys {
+		if k != nil {
+			d.looks++
+			recs[i], found[i] = d.recs[string(k)]
+		}
+	}
+	return nil
+}
+
+func (d *disk) write(changes Changes) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range changes.Len() {
+		if c := changes.At(i); c.Gone {
+			delete(d.recs, string(c.Key))
+		} else {
+			d.recs[string(c.Key)] = c.Rec
+		}
+	}
+}
+
+func (d *disk) fill(add func(key []byte)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for k := range d.recs {
+		add([]byte(k))
+	}
+	return nil
+}
+
+// TestEngineBesideMapAlone holds an engine with a backing, whose flushes fail
+// at times and whose cache is tiny, to one that has all in memory.
+func TestEngineBesideMapAlone(t *testing.T) {
+	for seed := range uint64(10) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		d := &disk{recs: map[string]Record{}}
+		behind := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount * 4})
+		alone := New(Options{MaxEntries: 1e6})
+		filled := seed%2 == 0
+		if filled {
+			if err := behind.FillFilter(d.fill); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now := time.Now()
+		open := false // a flush is under way
+		for range 5000 {
+			now = now.Add(time.Duration(rnd.IntN(60)) * time.Second)
+			switch rnd.IntN(50) {
+			case 0:
+				if !open {
+					d.write(behind.TakeDirty())
+					open = true
+				}
+			case 1:
+				if open && rnd.IntN(3) == 0 {
+					behind.Failed()
+					open = false
+				}
+			case 2:
+				if open {
+					behind.Written()
+					open = false
+				}
+			case 3:
+				key := store.AppendKey(nil, store.TripletKey, fmt.Sprint("w", rnd.IntN(20)), fmt.Sprint("s", rnd.IntN(20)), "r")
+				d.mu.Lock()
+				rec, onDisk := d.recs[string(key)]
+				d.mu.Unlock()
+				if _, there := behind.Current(key, rec); onDisk || there && behind.shards[behind.digest(key).shard()].find(behind.digest(key)) != nil {
+					yes := func(Record) bool { return true }
+					if got, want := behind.Delete(key, rec, yes), alone.Delete(key, Record{}, yes); got != want {
+						t.Fatalf("seed %d: Delete = %v, want %v", seed, got, want)
+					}
+				}
+			default:
+				c := greylist.Contact{
+					Who: fmt.Sprint("w", rnd.IntN(20)), Sender: fmt.Sprint("s", rnd.IntN(20)), Recipient: "r", Time: now, Rule: rule, DryRun: rnd.IntN(10) == 0,
+				}
+				got, err1 := behind.Touch(&c)
+				want, err2 := alone.Touch(&c)
+				if got != want || err1 != nil || err2 != nil {
+					t.Fatalf("seed %d: %+v, %v; want %+v, %v", seed, got, err1, want, err2)
+				}
+			}
+			if behind.Entries() != alone.Entries() {
+				t.Fatalf("seed %d: %d entries, want %d", seed, behind.Entries(), alone.Entries())
+			}
+		}
+		if open {
+			behind.Failed()
+		}
+		d.write(behind.TakeDirty())
+		behind.Written()
+		if n := behind.Pending(); n != 0 {
+			t.Errorf("seed %d: %d changes pending after the last flush", seed, n)
+		}
+		want := map[string]Record{}
+		for i := range alone.shards {
+			for j, name := range alone.shards[i].names {
+				if alone.shards[i].cells[j].used {
+					want[name] = alone.shards[i].cells[j].rec
+				}
+			}
+		}
+		if !maps.Equal(d.recs, want) {
+			t.Errorf("seed %d: the backing holds %d records, want %d", seed, len(d.recs), len(want))
+		}
+	}
+}
+
+// TestTableBesideMap holds a shard to a map.
+func TestTableBesideMap(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var sh shard
+	sh.init(1<<30, true)
+	want := map[digest]int64{}
+	// Few homes, so that runs are long and go around the end.
+	key := func() digest { return digest{rnd.Uint64N(40) * (1 << 58), rnd.Uint64N(20)} }
+	for i := range 200_000 {
+		d := key()
+		c := sh.find(d)
+		if _, ok := want[d]; ok != (c != nil) || ok && c.rec.A != want[d] {
+			t.Fatalf("step %d: found %+v, want %v", i, c, want[d])
+		}
+		switch {
+		case c == nil && rnd.IntN(3) > 0:
+			name := fmt.Sprint(d)
+			sh.insert(d, []byte(name)).rec.A = int64(i)
+			want[d] = int64(i)
+		case c != nil && rnd.IntN(2) > 0:
+			sh.remove(c)
+			delete(want, d)
+		}
+		if sh.n != len(want) {
+			t.Fatalf("step %d: %d cells, want %d", i, sh.n, len(want))
+		}
+	}
+	for i := range sh.cells {
+		if c := &sh.cells[i]; c.used && sh.names[i] != fmt.Sprint(c.key) || !c.used && sh.names[i] != "" {
+			t.Fatalf("cell %d has the name %q", i, sh.names[i])
+		}
+	}
+}
+
+func TestCacheIsBounded(t *testing.T) {
+	d := &disk{recs: map[string]Record{}}
+	const keep = shardCount * 8
+	e := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: keep})
+	count := func() (n, room int) {
+		for i := range e.shards {
+			n, room = n+e.shards[i].n, room+len(e.shards[i].cells)
+		}
+		return n, room
+	}
+	now := time.Now()
+	touch := func(i int) {
+		if _, err := e.Touch(&greylist.Contact{Who: "w", Sender: fmt.Sprint(i), Recipient: "r", Time: now, Rule: rule}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 10_000 {
+		touch(i)
+	}
+	if n, _ := count(); n < 20_000 {
+		t.Fatalf("%d cells for 20000 changes that are not written", n)
+	}
+	d.write(e.TakeDirty())
+	e.Written()
+	for i := range 40_000 {
+		touch(100_000 + i)
+		if i%100 == 99 {
+			d.write(e.TakeDirty())
+			e.Written()
+		}
+	}
+	if n, room := count(); n > 2*keep || room > 16*keep {
+		t.Errorf("%d cells and room for %d, of which %d are wanted", n, room, keep)
+	}
+	for i := range e.shards {
+		if c := cap(e.shards[i].batch.changes) + cap(e.shards[i].before.changes); c > 1024 {
+			t.Fatalf("a shard keeps room for %d changes", c)
+		}
+	}
+}
+
+func TestChangesComeInOrder(t *testing.T) {
+	for _, shortest := range []int{0, 8, 40} {
+		rnd := rand.New(rand.NewPCG(3, uint64(shortest)))
+		e := New(Options{MaxEntries: 1e6, Backing: &disk{recs: map[string]Record{}}, MaxDirty: 1e6, CacheSize: 1000})
+		var put []string // by Record.A
+		for range 3000 {
+			key := strings.Repeat("prefix ", rnd.IntN(4)) + strings.Repeat("\x00", rnd.IntN(3)) + fmt.Sprint(rnd.IntN(100))
+			if rnd.IntN(2) == 0 {
+				key += fmt.Sprint(rnd.Uint64())
+			}
+			if len(key) < shortest {
+				key = strings.Repeat("x", shortest-len(key)) + key
+			}
+			if key += strings.Repeat("\x00", rnd.IntN(2)); !slices.Contains(put, key) {
+				e.put(e.digest([]byte(key)), []byte(key), Record{A: int64(len(put))}, false, 1)
+				put = append(put, key)
+			}
+		}
+		want := slices.Sorted(slices.Values(put))
+		changes := e.TakeDirty()
+		if changes.Len() != len(want) {
+			t.Fatalf("%d changes, want %d", changes.Len(), len(want))
+		}
+		for i := range want {
+			if c := changes.At(i); string(c.Key) != want[i] || put[c.Rec.A] != want[i] {
+				t.Fatalf("keys of %d bytes and more: change %d is %q %+v, want %q", shortest, i, c.Key, c.Rec, want[i])
+			}
+		}
+	}
+}
+
+func TestFilterSparesLooks(t *testing.T) {
+	d := &disk{recs: map[string]Record{}}
+	e := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount})
+	if !e.FilterFull() {
+		t.Error("no filter is good enough")
+	}
+	const n = 5000
+	contact := func(i int) *greylist.Contact {
+		return &greylist.Contact{Who: fmt.Sprint("w", i), Sender: fmt.Sprint(i), Recipient: "r", Time: time.Now(), Rule: rule}
+	}
+	for i := range n {
+		if _, err := e.Touch(contact(i)); err != nil {
+			t.Fatal(err)
+		}
+		if i == n/2 { // one half by the filling, the other by flushes during and after it
+			d.write(e.TakeDirty())
+			e.Written()
+		}
+	}
+	// A flush whose keys the filling does not see any more.
+	err := e.FillFilter(func(add func([]byte)) error {
+		if err := d.fill(add); err != nil {
+			return err
+		}
+		d.write(e.TakeDirty())
+		e.Written()
+		return nil
+	})
+	if err != nil || e.FilterFull() {
+		t.Fatalf("filling: %v", err)
+	}
+	for i := range n {
+		if out, err := e.Touch(contact(i)); err != nil || out.State != greylist.EarlyRetry {
+			t.Fatalf("contact %d is forgotten: %v, %v", i, out.State, err)
+		}
+	}
+	d.looks = 0
+	for i := range n {
+		if out, err := e.Touch(contact(n + i)); err != nil || out.State != greylist.FirstContact {
+			t.Fatalf("contact %d: %v, %v", n+i, out.State, err)
+		}
+	}
+	if d.looks > n/20 {
+		t.Errorf("%d looks into the backing for %d new contacts", d.looks, n)
+	}
+	if err := e.FillFilter(func(func([]byte)) error { return errors.New("broken") }); err == nil {
+		t.Error("a filling that broke off")
+	}
+	if out, err := e.Touch(contact(1)); err != nil || out.State != greylist.EarlyRetry {
+		t.Errorf("after a filling that broke off: %v, %v", out.State, err)
+	}
+}
+
+func TestFilterIsFullInTime(t *testing.T) {
+	f := newFilter(1)
+	e := New(Options{})
+	wrong, asked := 0, 0
+	for i := range filterMin * filterWord {
+		if f.full() {
+			break
+		}
+		f.add(e.digest([]byte(fmt.Sprint("key", i))))
+	}
+	for i := range 100_000 {
+		asked++
+		if f.holds(e.digest([]byte(fmt.Sprint("other", i)))) {
+			wrong++
+		}
+	}
+	if wrong > asked/50 {
+		t.Errorf("%d of %d keys that were not added are taken for added", wrong, asked)
+	}
+	for i := 0; !f.full(); i++ {
+		f.add(e.digest([]byte(fmt.Sprint("more", i))))
+	}
+	if len(newFilter(10*filterMin*filterWord).words) < 10*filterMin {
+		t.Error("a filter for many keys is too small")
+	}
+}
+
+// TestConcurrentUse is for the race detector.
+func TestConcurrentUse(t *testing.T) {
+	d := &disk{recs: map[string]Record{}}
+	e := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount})
+	ctx, cancel := context.WithCancel(t.Context())
+	var flusher, wg sync.WaitGroup
+	flusher.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			changes := e.TakeDirty()
+			if i%5 == 0 {
+				e.Failed()
+				continue
+			}
+			for j := 1; j < changes.Len(); j++ {
+				if a, b := changes.At(j-1), changes.At(j); bytes.Compare(a.Key, b.Key) >= 0 {
+					t.Errorf("%q before %q", a.Key, b.Key)
+				}
+			}
+			d.write(changes)
+			e.Written()
+		}
+	})
+	flusher.Go(func() {
+		for ctx.Err() == nil {
+			_ = e.FillFilter(d.fill) // it does not fail
+		}
+	})
+	now := time.Now()
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 3000 {
+				c := greylist.Contact{Who: fmt.Sprint("w", w), Sender: fmt.Sprint(i % 500), Recipient: "r", Time: now.Add(time.Duration(i) * time.Second), Rule: rule}
+				if _, err := e.Touch(&c); err != nil {
+					t.Error(err)
+				}
+				if i%100 == 0 {
+					e.Delete(store.AppendKey(nil, store.ClientKey, c.Who), Record{}, func(Record) bool { return true })
+				}
+			}
+		})
+	}
+	wg.Wait()
+	cancel()
+	flusher.Wait()
+}
