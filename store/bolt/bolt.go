@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -255,8 +256,12 @@ func (s *Store) fillFilter() bool {
 
 // keys calls add for each key in the file.
 func (s *Store) keys(add func(key []byte)) error {
+	defer s.release()
 	var from []byte
-	for {
+	for n := 1; ; n++ {
+		if n%releaseEvery == 0 {
+			s.release()
+		}
 		next, err := s.scan(from, sweepKeys, func(key []byte, _ overlay.Record) bool {
 			add(key)
 			return true
@@ -270,6 +275,19 @@ func (s *Store) keys(add func(key []byte)) error {
 		default:
 		}
 	}
+}
+
+// releaseEvery is after how many times sweepKeys keys the mapped pages of the
+// file are let go: some 15 MB of them.
+const releaseEvery = 25
+
+// release takes the pages of the file that have been read out of the process's
+// memory. Those in use come back at once from the system's.
+func (s *Store) release() {
+	_ = s.db.View(func(tx *bbolt.Tx) error { // in a transaction the mapping stays where it is
+		_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, s.db.Info().Data, uintptr(tx.Size()), syscall.MADV_DONTNEED)
+		return nil
+	})
 }
 
 // flush writes all changes that wait.
