@@ -9,13 +9,10 @@ package greylist
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
-	"github.com/maypok86/otter/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
@@ -35,31 +32,11 @@ type Check struct {
 	lists    *list.Live
 	callouts map[string]bool // senders treated as the null sender, normalised
 	hints    *hints          // nil: none
-	running  atomic.Bool
 	memo     *memo
 	metrics  *metrics
 }
 
 var _ policy.Hinter = (*Check)(nil)
-
-type hintKey struct {
-	client            netip.Addr
-	sender, recipient string
-	delay             time.Duration
-}
-
-// hint is a contact that has been delayed.
-type hint struct {
-	until time.Time // passes from here on
-	first time.Time
-	tries int
-}
-
-// hints are shared by a check and those that take its place.
-type hints struct {
-	*otter.Cache[hintKey, hint]
-	users atomic.Int32 // checks that have been started and not stopped
-}
 
 // New returns a check on validated settings. hostname is written into
 // headers. prev, which may be nil, is the check that this one takes the place
@@ -95,38 +72,17 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 	if prev != nil && prev.cfg.Hints == cfg.Hints {
 		c.hints = prev.hints
 	} else if cfg.Hints > 0 {
-		c.hints = &hints{Cache: otter.Must(&otter.Options[hintKey, hint]{
-			MaximumSize:      cfg.Hints,
-			ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[hintKey, hint]) time.Duration { return time.Until(e.Value.until) }),
-		})}
+		c.hints = newHints(cfg.Hints)
 	}
 	return c, nil
 }
 
 // Start begins to watch the files of exceptions. A check that has been
 // stopped is not started again.
-func (c *Check) Start() {
-	c.lists.Start(c.cfg.ReloadInterval.D())
-	if c.hints != nil && c.running.CompareAndSwap(false, true) {
-		c.hints.users.Add(1)
-	}
-}
+func (c *Check) Start() { c.lists.Start(c.cfg.ReloadInterval.D()) }
 
-// Stop ends what Start began. It can be called twice. Hints that a running
-// check uses too, the one before a reload that failed or the one behind a
-// reload that did not, stay in order.
-func (c *Check) Stop() {
-	c.lists.Stop()
-	if c.hints == nil {
-		return
-	}
-	if c.running.CompareAndSwap(true, false) {
-		c.hints.users.Add(-1)
-	}
-	if c.hints.users.Load() == 0 {
-		c.hints.StopAllGoroutines()
-	}
-}
+// Stop ends what Start began. It can be called twice.
+func (c *Check) Stop() { c.lists.Stop() }
 
 // Reload reads the files of exceptions again, changed or not.
 func (c *Check) Reload() conf.Faults { return c.lists.Reload() }
@@ -313,24 +269,16 @@ func recipient(a policy.Address) string {
 	return a.Local + "@" + a.Domain
 }
 
-func (c *Check) hintKey(req *policy.Request, delay time.Duration) hintKey {
-	return hintKey{req.Client.Addr, normalise(req.Sender, c.cfg.Delimiters), recipient(req.Recipient), delay}
-}
-
 // remember keeps a delayed contact for Hint, and forgets one that passes.
 func (c *Check) remember(req *policy.Request, contact *Contact, out *Outcome) {
-	if c.hints == nil {
+	if c.hints == nil || !out.State.Delays() && out.State != FirstPass && out.State != Overdue {
 		return
 	}
-	key := hintKey{req.Client.Addr, contact.Sender, contact.Recipient, contact.Rule.Delay}
+	key := c.hints.key(req, contact.Sender, contact.Recipient, contact.Rule.Delay)
 	if out.State.Delays() {
-		// The request's text is larger than the parts that the key needs.
-		key.sender, key.recipient = strings.Clone(key.sender), strings.Clone(key.recipient)
-		c.hints.Set(key, hint{until: req.Time.Add(out.Wait), first: out.First, tries: out.Attempts})
-		return
-	}
-	if out.State == FirstPass || out.State == Overdue {
-		c.hints.Invalidate(key)
+		c.hints.set(key, req.Time, req.Time.Add(out.Wait), out.First)
+	} else {
+		c.hints.forget(key)
 	}
 }
 
@@ -338,7 +286,7 @@ func (c *Check) remember(req *policy.Request, contact *Contact, out *Outcome) {
 // this process has delayed is still too early. The attempt is not counted in
 // the store: nothing but the log would ever show it.
 func (c *Check) Hint(req *policy.Request) (policy.Verdict, bool) {
-	if c.hints == nil || c.hints.EstimatedSize() == 0 {
+	if c.hints == nil || c.hints.empty(req.Time) {
 		return policy.Verdict{}, false
 	}
 	if c.cfg.When == Suspicious {
@@ -348,19 +296,20 @@ func (c *Check) Hint(req *policy.Request) (policy.Verdict, bool) {
 	if why != "" {
 		return policy.Verdict{}, false
 	}
-	h, ok := c.hints.GetIfPresent(c.hintKey(req, delay))
-	if !ok || !req.Time.Before(h.until) || req.Time.Before(h.first) {
+	key := c.hints.key(req, normalise(req.Sender, c.cfg.Delimiters), recipient(req.Recipient), delay)
+	until, first, ok := c.hints.get(key, req.Time)
+	if !ok {
 		return policy.Verdict{}, false
 	}
 	if !req.DryRun {
 		c.metrics.hinted.Inc()
 	}
 	if req.Probe != nil {
-		req.Probe.Add("retry too early", "first contact "+req.Time.Sub(h.first).Round(time.Second).String()+" ago", "memory", 0)
+		req.Probe.Add("retry too early", "first contact "+req.Time.Sub(first).Round(time.Second).String()+" ago", "memory", 0)
 	}
 	return policy.Verdict{
 		Action: policy.DeferIfPermit, Reason: reasons[EarlyRetry], Detail: "answered from memory",
-		Reply: c.reply.Expand(func(name string) string { return placeholder(name, req, h.until.Sub(req.Time)) }),
+		Reply: c.reply.Expand(func(name string) string { return placeholder(name, req, until.Sub(req.Time)) }),
 	}, true
 }
 
@@ -400,7 +349,7 @@ type Status struct {
 func (c *Check) Status() Status {
 	st := Status{Delay: c.cfg.Delay, When: c.cfg.When, Skipping: c.lists.Status()}
 	if c.hints != nil {
-		st.Hints = c.hints.EstimatedSize()
+		st.Hints = c.hints.count(time.Now())
 	}
 	return st
 }
