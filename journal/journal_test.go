@@ -32,7 +32,7 @@ func TestNewestDecisionsAreKept(t *testing.T) {
 	if fmt.Sprint(got) != "[R4 R3 R2]" {
 		t.Errorf("Recent = %v, want newest first", got)
 	}
-	if n := len(j.byRef); n != 3 {
+	if n := len(j.refs); n != 3 {
 		t.Errorf("index holds %d references, want 3", n)
 	}
 }
@@ -57,6 +57,30 @@ func TestRecordKeepsACopy(t *testing.T) {
 	r, _ := j.Find("R")
 	if r.Decision.Steps[0].Check != "rbl" || r.Client != "unknown" {
 		t.Errorf("kept %+v, want a copy and an unknown client", r)
+	}
+}
+
+func TestAPlaceIsUsedAgain(t *testing.T) {
+	j := New(1)
+	long := &policy.Decision{
+		Reference: "LONG", Steps: []policy.Step{{Check: "access", Error: "e"}, {Check: "rbl"}}, Headers: []policy.Header{{Name: "X", Value: "1"}},
+	}
+	j.Record(&policy.Request{Helo: "long", SASL: policy.SASL{Username: "ann"}}, long)
+	kept, _ := j.Find("LONG")
+	j.Record(&policy.Request{Client: policy.Client{Addr: netip.MustParseAddr("192.0.2.1")}}, &policy.Decision{Reference: "SHORT", Steps: []policy.Step{{Check: "greylist"}}})
+	if len(kept.Decision.Steps) != 2 || kept.Decision.Steps[0].Check != "access" || kept.Decision.Headers[0].Name != "X" || kept.Helo != "long" {
+		t.Errorf("what was found has changed: %+v", kept)
+	}
+	got, ok := j.Find("SHORT")
+	if !ok || len(got.Decision.Steps) != 1 || got.Decision.Steps[0].Check != "greylist" || got.Decision.Steps[0].Error != "" ||
+		len(got.Decision.Headers) != 0 || got.Helo != "" || got.Login != "" || got.Client != "192.0.2.1" {
+		t.Errorf("left over: %+v", got)
+	}
+	if _, ok := j.Find("LONG"); ok {
+		t.Error("the decision before is still found")
+	}
+	if n := testing.AllocsPerRun(100, func() { j.Record(&policy.Request{}, long) }); n > 0 {
+		t.Errorf("%v allocations for a record", n)
 	}
 }
 
