@@ -142,7 +142,7 @@ func (r rule) allows(imported string) bool {
 
 // tests may use what the shipped packages may, and these.
 var testLibraries = rule{outside: "github.com/google/go-cmp/... github.com/rogpeppe/go-internal/... go.uber.org/goleak pgregory.net/rapid " +
-	"github.com/pelletier/go-toml/v2 " + dns + " " + metrics + " " + zap}
+	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf " + dns + " " + metrics + " " + zap}
 
 type pkg struct {
 	ImportPath                         string

@@ -28,9 +28,17 @@ type ValueChange struct {
 	Expires    int64
 }
 
+type valueState uint8
+
+const (
+	clean    valueState = iota // as in the file
+	dirty                      // to be written
+	flushing                   // being written
+)
+
 type valueSlot struct {
 	ValueChange
-	state state
+	state valueState
 }
 
 type valueShard struct {
