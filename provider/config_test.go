@@ -141,8 +141,7 @@ func TestFaults(t *testing.T) {
 			}
 		}
 	}
-	var many Config
-	many = DefaultConfig()
+	many := DefaultConfig()
 	for i := range maxLists + 1 {
 		many.Lists = append(many.Lists, ListConfig{Name: fmt.Sprint("p", i), Domains: []string{"p.example"}})
 	}
@@ -242,7 +241,7 @@ func TestTheManualHasEveryKey(t *testing.T) {
 				continue
 			}
 			want := fmt.Sprint(rv.Field(i).Interface())
-			if list, ok := rv.Field(i).Interface().([]string); ok {
+			if list, ok := reflect.TypeAssert[[]string](rv.Field(i)); ok {
 				want = strings.Join(list, `", "`)
 			}
 			if !strings.Contains(line, want) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -921,7 +920,7 @@ func TestReportsTravelAsJSON(t *testing.T) {
 	if _, err := s.Show("q"); err == nil || !strings.Contains(err.Error(), `no list "q" (there are: p)`) {
 		t.Errorf("%v", err)
 	}
-	for _, v := range []any{&rep, &shown, ptr(s.Whois(netip.MustParseAddr("192.0.2.1"))), ptr(s.Status())} {
+	for _, v := range []any{&rep, &shown, new(s.Whois(netip.MustParseAddr("192.0.2.1"))), new(s.Status())} {
 		text, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)
@@ -932,8 +931,6 @@ func TestReportsTravelAsJSON(t *testing.T) {
 		}
 	}
 }
-
-func ptr[T any](v T) *T { return &v }
 
 func roundTrip(t *testing.T, like any, text []byte) any {
 	t.Helper()
@@ -948,7 +945,7 @@ func roundTrip(t *testing.T, like any, text []byte) any {
 	case *[]Status:
 		out = new([]Status)
 	default:
-		t.Fatal(fmt.Sprintf("%T", like))
+		t.Fatalf("%T", like)
 	}
 	if err := json.Unmarshal(text, out); err != nil {
 		t.Fatal(err)
