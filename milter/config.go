@@ -29,7 +29,7 @@ type Config struct {
 	Envelope bool `toml:"envelope"`
 	// MaxConnections is the most sessions at once; one more is closed, and
 	// Postfix goes by its milter_default_action. Postfix opens one per SMTP
-	// session. A usual one holds about 10 kB; one that goes to all bounds below
+	// session. A usual one holds less than 20 kB; one that goes to all bounds below
 	// about 8 MB. Default 4096.
 	MaxConnections int `toml:"max_connections"`
 	// MaxHeaders is the most header fields of a message that is looked at; one
