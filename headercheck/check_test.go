@@ -1,10 +1,12 @@
 package headercheck
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -371,6 +373,38 @@ func TestBodyTooLongToChange(t *testing.T) {
 				t.Errorf("%s, %s: %d bytes are still counted", tt.name, where, n)
 			}
 		}
+	}
+}
+
+// A message that is given up gives its memory back.
+func TestGivenUp(t *testing.T) {
+	s := newSite(t, tables(t, t.TempDir(), "body\n/^x/ IGNORE\n"))
+	m := s.Inspect(&policy.Request{}, nil)
+	m.EndOfHeaders()
+	m.Body([]byte("x\r\n"))
+	m.Body(bytes.Repeat([]byte("yyyyyyyyy\r\n"), 10000))
+	if n := s.held.Load(); n < 100000 {
+		t.Errorf("%d bytes are counted", n)
+	}
+	runtime.KeepAlive(m)
+	m = nil
+	for range 10000 {
+		if runtime.GC(); s.held.Load() == 0 {
+			return
+		}
+		runtime.Gosched()
+	}
+	t.Errorf("%d bytes are still counted", s.held.Load())
+}
+
+// One header can be longer than all that is kept.
+func TestLongHeaderInBody(t *testing.T) {
+	c := tables(t, t.TempDir(), "mime\n/needle/ IGNORE\n")
+	c.MaxBodyEdit = 100000
+	s := newSite(t, c)
+	got := told(s.message("Content-Type: multipart/mixed; boundary=b\n\n--b\nX: needle\nY: " + strings.Repeat("z\n z", 60000) + "\n\nx\n"))
+	if got != "" || s.logs.FilterMessageSnippet("too long to be changed").Len() != 1 || s.held.Load() != 0 {
+		t.Errorf("%q, %v", got, s.logs.All())
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -62,7 +64,7 @@ type inspection struct {
 	keep    bool
 	changed bool
 	body    []byte
-	held    int64 // bytes counted in Check.held
+	held    *holding // what of it is counted in Check.held
 	tooLong bool
 
 	observe func(Match) // of a test
@@ -153,7 +155,7 @@ func (m *inspection) fieldText(f policy.Field) string {
 	if strings.IndexByte(value, '\r') >= 0 {
 		value = strings.ReplaceAll(value, "\r", "")
 	}
-	text := f.Name + ":" + value
+	text := strings.TrimRight(f.Name, " \t") + ":" + value
 	limit := m.c.cfg.HeaderLimit
 	if len(text) <= limit {
 		return text
@@ -215,7 +217,33 @@ func (m *inspection) EndOfHeaders() {
 	if m.keep && m.c.cfg.MaxBodyEdit == 0 {
 		m.keep, m.tooLong = false, true
 	}
-	m.split.keepRaw = m.keep
+	if m.keep {
+		m.held = &holding{total: &m.c.held}
+		runtime.AddCleanup(m, (*holding).release, m.held) // of a message that is given up
+	}
+	m.split.keepRaw, m.split.rawLimit = m.keep, m.c.cfg.MaxBodyEdit
+}
+
+// holding is how much of a bound that all messages share one has taken.
+type holding struct {
+	total *atomic.Int64
+	bytes int64
+}
+
+// take raises the share to n bytes, in steps.
+func (h *holding) take(n int64) {
+	const step = 64 << 10
+	if n > h.bytes {
+		h.total.Add(n + step - h.bytes)
+		h.bytes = n + step
+	}
+}
+
+func (h *holding) release() {
+	if h != nil {
+		h.total.Add(-h.bytes)
+		h.bytes = 0
+	}
 }
 
 // findPatterns notes which patterns of headers.rules find a header in text.
@@ -527,12 +555,8 @@ func oneLine(text string) string {
 
 // bound gives up the body when it is too much to keep.
 func (m *inspection) bound() {
-	const step = 64 << 10
-	if n := int64(len(m.body)); n > m.held {
-		m.c.held.Add(n + step - m.held)
-		m.held = n + step
-	}
-	if len(m.body) <= m.c.cfg.MaxBodyEdit && m.c.held.Load() <= m.c.cfg.MaxBodyEditTotal {
+	m.held.take(int64(len(m.body)))
+	if len(m.body) <= m.c.cfg.MaxBodyEdit && !m.split.rawLost && m.c.held.Load() <= m.c.cfg.MaxBodyEditTotal {
 		return
 	}
 	m.keep, m.split.keepRaw, m.tooLong = false, false, true
@@ -545,8 +569,7 @@ func (m *inspection) bound() {
 // drop forgets the kept body.
 func (m *inspection) drop() {
 	m.body = nil
-	m.c.held.Add(-m.held)
-	m.held = 0
+	m.held.release()
 }
 
 // lost tells of a change that cannot be made, once.

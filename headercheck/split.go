@@ -72,8 +72,11 @@ type splitter struct {
 	head func(c class, text []byte, raw []byte)
 	// body takes a line, or a piece of one, and where it begins in its segment.
 	body func(rec record, text []byte, offset int)
-	// keepRaw makes raw available to head.
-	keepRaw bool
+	// keepRaw makes raw available to head, up to rawLimit bytes; rawLost is
+	// set when a header had more.
+	keepRaw  bool
+	rawLimit int
+	rawLost  bool
 	// tooDeep is set when there were more boundaries inside each other than allowed.
 	tooDeep bool
 
@@ -93,10 +96,12 @@ func (s *splitter) write(p []byte) {
 		i := bytes.IndexByte(p, '\n')
 		if i < 0 {
 			s.line = append(s.line, p...)
-			for len(s.line) > s.splitLimits.line {
-				s.update(partial, s.line[:s.splitLimits.line])
-				s.line = s.line[:copy(s.line, s.line[s.splitLimits.line:])]
+			rest := s.line
+			for len(rest) > s.splitLimits.line {
+				s.update(partial, rest[:s.splitLimits.line])
+				rest = rest[s.splitLimits.line:]
 			}
+			s.line = s.line[:copy(s.line, rest)]
 			return
 		}
 		text := p[:i]
@@ -170,16 +175,12 @@ func (s *splitter) headerLine(rec record, text []byte) bool {
 					if room {
 						s.header = append(s.header, '\n')
 					}
-					if s.keepRaw {
-						s.raw = append(s.raw, '\n')
-					}
+					s.addRaw('\n')
 				}
 				if room {
 					s.header = append(s.header, text...)
 				}
-				if s.keepRaw {
-					s.raw = append(s.raw, text...)
-				}
+				s.addRaw(text...)
 				return true
 			}
 		}
@@ -208,10 +209,18 @@ func (s *splitter) headerLine(rec record, text []byte) bool {
 	}
 	s.header = append(s.header, text[:name]...)
 	s.header = append(s.header, bytes.TrimLeft(text[name:], " \t")...)
-	if s.keepRaw {
+	s.addRaw(text...)
+	return true
+}
+
+func (s *splitter) addRaw(text ...byte) {
+	switch {
+	case !s.keepRaw:
+	case len(s.raw)+len(text) > s.rawLimit:
+		s.rawLost = true
+	default:
 		s.raw = append(s.raw, text...)
 	}
-	return true
 }
 
 var colon = []byte(":")

@@ -15,7 +15,7 @@ var testLimits = splitLimits{header: 60000, line: 2048, nesting: 100, boundary: 
 
 // splitAll returns what a splitter makes of a message, one entry a call.
 func splitAll(limits splitLimits, message []byte, cuts func(n int) int) (heads, bodies, all []string) {
-	s := &splitter{splitLimits: limits, keepRaw: true}
+	s := &splitter{splitLimits: limits, keepRaw: true, rawLimit: 1 << 30}
 	s.head = func(c class, text, raw []byte) {
 		heads = append(heads, string(text))
 		all = append(all, fmt.Sprintf("head %d %q %q", c, text, raw))
