@@ -26,9 +26,11 @@ import (
 
 	"postern/access"
 	"postern/greylist"
+	"postern/headercheck"
 	"postern/internal/conf"
 	"postern/internal/listen"
 	"postern/journal"
+	"postern/lookup"
 	"postern/policy"
 	"postern/rbl"
 )
@@ -88,6 +90,13 @@ type Backend interface {
 	// list: whether there is such a list, and whether it was held.
 	ResetList(name string) (known, held bool)
 	Verify() Verifier
+	Providers() Providers
+	// HeaderRules returns the rules on message content with their hits, and
+	// the lines that milter_header_checks must hold for their FILTER actions.
+	HeaderRules() (rules []headercheck.RuleHits, filterLines []string)
+	// Lookup asks a table of the lookup door; the error is lookup.ErrUnknown
+	// when there is none of the name.
+	Lookup(ctx context.Context, table, key string) (lookup.Answer, error)
 }
 
 // Question is a request as the administrator writes it for `postern explain`.
@@ -132,6 +141,7 @@ func NewServer(b Backend, token string, gather prometheus.Gatherer, log *zap.Log
 	mux.HandleFunc("GET /v1/rbl/{addr}", h.rblTest)
 	mux.HandleFunc("POST /v1/rbl/{list}/reset", h.rblReset)
 	h.verifyRoutes(mux)
+	h.contentRoutes(mux)
 	return &Server{log: log, http: &http.Server{
 		Handler:           withToken(token, mux),
 		ReadHeaderTimeout: 5 * time.Second,

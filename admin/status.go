@@ -5,8 +5,12 @@ import (
 
 	"postern/access"
 	"postern/greylist"
+	"postern/headercheck"
+	"postern/lookup"
+	"postern/milter"
 	"postern/policy"
 	"postern/policyd"
+	"postern/provider"
 	"postern/rbl"
 	"postern/resolver"
 	"postern/store"
@@ -23,10 +27,15 @@ type Status struct {
 	Config   ConfigStatus           `json:"config"`
 	Chains   map[string][]CheckMode `json:"chains"`
 	Policy   policyd.Status         `json:"policy"`
+	Milter   milter.Status          `json:"milter"`
+	Lookup   lookup.Status          `json:"lookup"`
 	Store    store.Status           `json:"store"`
 	DNS      DNSStatus              `json:"dns"`
 	RBL      []rbl.Status           `json:"rbl"`
 	Access   access.Status          `json:"access"`
+	Provider []provider.Status      `json:"provider,omitempty"`
+	Headers  []headercheck.Status   `json:"headers,omitempty"`
+	Tables   []lookup.TableStatus   `json:"tables,omitempty"`
 	Verify   verify.Status          `json:"verify"`
 	Greylist greylist.Status        `json:"greylist"`
 	// Goroutines tells a leak.

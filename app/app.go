@@ -23,10 +23,14 @@ import (
 	"postern/access"
 	"postern/admin"
 	"postern/config"
+	"postern/dialog"
 	"postern/greylist"
+	"postern/headercheck"
 	"postern/internal/listen"
 	"postern/internal/mailaddr"
 	"postern/journal"
+	"postern/lookup"
+	"postern/milter"
 	"postern/pipeline"
 	"postern/policy"
 	"postern/policyd"
@@ -60,6 +64,8 @@ type App struct {
 	parts    parts
 	journal  *journal.Journal
 	door     *policyd.Server
+	milter   *milter.Server
+	lookup   *lookup.Server
 	started  time.Time
 
 	tuner     *tuner
@@ -84,6 +90,7 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	}
 	a.parts = parts{
 		log: o.Log, reg: a.registry, store: st, journal: a.journal, metrics: pipeline.NewMetrics(a.registry),
+		tables: lookup.NewTableMetrics(a.registry), dialogs: dialog.New(maxDialogs),
 	}
 	g, err := build(cfg, a.parts, nil)
 	if err != nil {
@@ -92,6 +99,11 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	a.current.Store(g)
 	a.state.Store(&admin.ConfigStatus{Path: cfg.Path, Loaded: a.started})
 	a.door = policyd.New(cfg.Policy, a, o.Log, a.registry)
+	a.door.Join(a.parts.dialogs)
+	a.milter = milter.New(cfg.Milter, milter.Options{
+		Handler: a, Hostname: cfg.Hostname, Dialogs: a.parts.dialogs, Early: a.early, Known: a.known, Log: o.Log, Metrics: a.registry,
+	})
+	a.lookup = lookup.New(cfg.Lookup, o.Log, a.registry)
 	return a, nil
 }
 
@@ -121,6 +133,13 @@ func (a *App) Start() (err error) {
 		}
 	}()
 	if err := a.startAdmin(g.cfg); err != nil {
+		return err
+	}
+	// The milter's sessions begin before the first policy question of a client.
+	if err := a.configureLookup(g, a.o.Inherited); err != nil {
+		return err
+	}
+	if err := a.milter.Configure(g.cfg.Milter, a.o.Inherited); err != nil {
 		return err
 	}
 	if err := a.door.Configure(g.cfg.Policy, a.o.Inherited); err != nil {
@@ -165,9 +184,15 @@ const adminMode = 0o660
 // Stop closes the doors, lets decisions under way finish, and writes the
 // state; it takes no longer than ctx. What it could not do in that time it logs.
 func (a *App) Stop(ctx context.Context) {
-	if err := a.door.Stop(ctx); err != nil {
-		a.log.Warn("some connections were cut off", zap.Error(err))
+	var doors sync.WaitGroup
+	for name, stop := range map[string]func(context.Context) error{"policy": a.door.Stop, "milter": a.milter.Stop, "lookup": a.lookup.Stop} {
+		doors.Go(func() {
+			if err := stop(ctx); err != nil {
+				a.log.Warn("some connections were cut off", zap.String("door", name), zap.Error(err))
+			}
+		})
 	}
+	doors.Wait()
 	if a.admin != nil {
 		if err := errors.Join(a.admin.Stop(ctx), <-a.adminDone); err != nil {
 			a.log.Warn("admin door", zap.Error(err))
@@ -243,7 +268,16 @@ func (a *App) reloadLocked(old *generation) error {
 		return err
 	}
 	g.start()
-	if err := a.door.Configure(cfg.Policy, nil); err != nil {
+	err = a.door.Configure(cfg.Policy, nil)
+	if err == nil {
+		err = a.milter.Configure(cfg.Milter, nil)
+	}
+	if err == nil {
+		err = a.configureLookup(g, nil)
+	}
+	if err != nil {
+		// The doors that had been opened anew go back to where they were.
+		err = errors.Join(err, a.door.Configure(old.cfg.Policy, nil), a.milter.Configure(old.cfg.Milter, nil), a.configureLookup(old, nil))
 		g.stop()
 		if g.resolver != old.resolver {
 			g.resolver.Close()
@@ -323,6 +357,20 @@ func (a *App) ResetList(name string) (known, held bool) { return a.current.Load(
 // Verify implements admin.Backend.
 func (a *App) Verify() admin.Verifier { return a.current.Load().verify }
 
+// Providers implements admin.Backend.
+func (a *App) Providers() admin.Providers { return a.current.Load().provider }
+
+// HeaderRules implements admin.Backend.
+func (a *App) HeaderRules() (rules []headercheck.RuleHits, filterLines []string) {
+	h := a.current.Load().headers
+	return h.Hits(), h.FilterLines()
+}
+
+// Lookup implements admin.Backend.
+func (a *App) Lookup(ctx context.Context, table, key string) (lookup.Answer, error) {
+	return a.lookup.Explain(ctx, table, key)
+}
+
 // Addresses returns where the policy door listens.
 func (a *App) Addresses() []net.Addr { return a.door.Addresses() }
 
@@ -364,9 +412,9 @@ func (a *App) Status(context.Context) admin.Status {
 	st := admin.Status{
 		Version: a.o.Version, PID: os.Getpid(), Hostname: g.cfg.Hostname, Started: a.started, Mode: g.cfg.Mode,
 		Config: *a.state.Load(), Chains: map[string][]admin.CheckMode{},
-		Policy: a.door.Status(), Store: a.parts.store.Status(),
+		Policy: a.door.Status(), Milter: a.milter.Status(), Lookup: a.lookup.Status(), Store: a.parts.store.Status(),
 		DNS: admin.DNSStatus{Servers: g.resolver.Status(), Stats: g.resolver.Stats()},
-		RBL: g.rbl.Status(), Access: g.access.Status(), Verify: g.verify.Status(), Greylist: g.greylist.Status(),
+		RBL: g.rbl.Status(), Access: g.access.Status(), Provider: g.provider.Status(), Headers: g.headers.Status(), Tables: g.tables.Status(), Verify: g.verify.Status(), Greylist: g.greylist.Status(),
 		Goroutines: runtime.NumGoroutine(),
 	}
 	for name, checks := range g.pipeline.Chains() {

@@ -120,7 +120,7 @@ func TestAdminSocket(t *testing.T) {
 	}
 	c := admin.NewClient(filepath.Join(s.dir, "a.sock"), "")
 	status, err := c.Status(t.Context())
-	if err != nil || status.Version != "1.2.3" || status.PID != os.Getpid() || len(status.Chains["inbound"]) != 4 || !status.Store.Healthy {
+	if err != nil || status.Version != "1.2.3" || status.PID != os.Getpid() || len(status.Chains["inbound"]) != 5 || !status.Store.Healthy {
 		t.Errorf("status %+v %v", status, err)
 	}
 	p := policytest.Dial(t, &net.UnixAddr{Name: filepath.Join(s.dir, "p.sock"), Net: "unix"})

@@ -13,9 +13,14 @@ import (
 
 	"postern/access"
 	"postern/config"
+	"postern/dialog"
 	"postern/greylist"
+	"postern/headercheck"
+	"postern/internal/conf"
 	"postern/internal/mailaddr"
+	"postern/lookup"
 	"postern/pipeline"
+	"postern/provider"
 	"postern/rbl"
 	"postern/resolver"
 	"postern/store"
@@ -29,9 +34,12 @@ type generation struct {
 	cfg      *config.Config
 	resolver *resolver.Resolver
 	access   *access.Check
+	provider *provider.Set
 	rbl      *rbl.Check
 	verify   *verify.Check
 	greylist *greylist.Check
+	headers  *headercheck.Check
+	tables   *lookup.Tables
 	pipeline *pipeline.Pipeline
 
 	users atomic.Int64 // decisions under way
@@ -50,6 +58,9 @@ func (p *parts) resolver(cfg *config.Config, prev *generation) (*resolver.Resolv
 // DNS lists.
 func (g *generation) start() {
 	g.access.Start()
+	g.provider.Start()
+	g.headers.Start()
+	g.tables.Start(g.cfg.Lookup.ReloadInterval.D())
 	g.verify.Start()
 	g.greylist.Start()
 	g.rbl.Start(context.Background())
@@ -60,6 +71,9 @@ func (g *generation) stop() {
 	g.rbl.Stop()
 	g.verify.Stop()
 	g.greylist.Stop()
+	g.tables.Stop()
+	g.headers.Stop()
+	g.provider.Stop()
 	g.access.Stop()
 }
 
@@ -102,6 +116,21 @@ type parts struct {
 	store   store.Store
 	journal pipeline.Journal
 	metrics *pipeline.Metrics
+	tables  *lookup.TableMetrics
+	dialogs *dialog.Table
+}
+
+func (p *parts) provider(cfg *config.Config, g, prev *generation) (*provider.Set, error) {
+	o := provider.Options{
+		Resolver: dns{g.resolver}, Log: p.log, Registry: p.reg, Previous: prev.provider,
+	}
+	if len(cfg.Milter.Listen) > 0 {
+		o.Milter = p.dialogs.Has
+	}
+	if cfg.Store.Kind == store.Redis {
+		o.Shared = store.FleetOf(p.store)
+	}
+	return provider.New(cfg.Provider, o)
 }
 
 func (p *parts) verify(cfg *config.Config, g, prev *generation) (*verify.Check, error) {
@@ -137,6 +166,16 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 	if g.access, err = access.New(cfg.Access, p.log, p.reg, prev.access); err != nil {
 		return nil, err
 	}
+	if g.provider, err = p.provider(cfg, g, prev); err != nil {
+		return nil, err
+	}
+	if g.headers, err = headercheck.New(cfg.Headers, p.log, p.reg, prev.headers); err != nil {
+		return nil, err
+	}
+	var faults conf.Faults
+	if g.tables, faults = lookup.NewTables(cfg.Tables, p.log, p.tables); faults.Err() != nil {
+		return nil, faults
+	}
 	if g.rbl, err = rbl.New(cfg.RBL, g.resolver, p.log, p.reg, prev.rbl); err != nil {
 		return nil, err
 	}
@@ -152,11 +191,13 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 		Chains: cfg.Chains, Default: pipeline.DefaultName, Mode: cfg.Mode,
 		Steps: map[string]pipeline.Step{
 			"access":   {Check: g.access, Step: cfg.Access.Step},
+			"provider": {Check: g.provider, Step: cfg.Provider.Step},
 			"rbl":      {Check: g.rbl, Step: cfg.RBL.Step},
 			"verify":   {Check: g.verify, Step: cfg.Verify.Step},
 			"greylist": {Check: g.greylist, Step: cfg.Greylist.Step},
 		},
-		Log: p.log, Metrics: p.metrics, Journal: p.journal,
+		Inspectors: g.inspectors(),
+		Log:        p.log, Metrics: p.metrics, Journal: p.journal,
 	})
 	return g, err
 }

@@ -25,11 +25,16 @@ import (
 	"postern/access"
 	"postern/admin"
 	"postern/greylist"
+	"postern/headercheck"
 	"postern/internal/conf"
+	"postern/internal/listen"
 	"postern/internal/logging"
+	"postern/lookup"
+	"postern/milter"
 	"postern/pipeline"
 	"postern/policy"
 	"postern/policyd"
+	"postern/provider"
 	"postern/rbl"
 	"postern/resolver"
 	"postern/store"
@@ -53,14 +58,20 @@ type Config struct {
 	Mode     policy.Mode                     `toml:"mode"`
 	Log      logging.Config                  `toml:"log"`
 	Policy   policyd.Config                  `toml:"policy"`
+	Milter   milter.Config                   `toml:"milter"`
+	Lookup   lookup.Config                   `toml:"lookup"`
 	Admin    admin.Config                    `toml:"admin"`
 	Store    store.Config                    `toml:"store"`
 	DNS      resolver.Config                 `toml:"dns"`
 	Chains   map[string]pipeline.ChainConfig `toml:"chains"`
 	Access   access.Config                   `toml:"access"`
+	Provider provider.Config                 `toml:"provider"`
 	RBL      rbl.Config                      `toml:"rbl"`
 	Verify   verify.Config                   `toml:"verify"`
 	Greylist greylist.Config                 `toml:"greylist"`
+	Headers  headercheck.Config              `toml:"headers"`
+	// Tables are served over the lookup door under their names.
+	Tables map[string]lookup.TableConfig `toml:"tables"`
 }
 
 // Default returns the configuration of an empty file.
@@ -71,8 +82,10 @@ func Default() *Config {
 	}
 	return &Config{
 		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
+		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(),
 		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Chains: pipeline.DefaultChains(),
-		Access: access.DefaultConfig(), RBL: rbl.DefaultConfig(), Verify: verify.DefaultConfig(), Greylist: greylist.DefaultConfig(),
+		Access: access.DefaultConfig(), Provider: provider.DefaultConfig(), RBL: rbl.DefaultConfig(), Verify: verify.DefaultConfig(), Greylist: greylist.DefaultConfig(),
+		Headers: headercheck.DefaultConfig(),
 	}
 }
 
@@ -80,6 +93,7 @@ func Default() *Config {
 // them.
 var checks = pipeline.Describe{
 	"access":   access.Traits,
+	"provider": provider.Traits,
 	"rbl":      rbl.Traits,
 	"verify":   verify.Traits,
 	"greylist": greylist.Traits,
@@ -113,8 +127,11 @@ func load(path string) (*Config, []string, error) {
 	cfg.Path = path
 	var warnings []string
 	d := newDecoder(cfg, func(table string) any {
-		if table == "chains" {
+		switch table {
+		case "chains":
 			return pipeline.DefaultChain()
+		case "tables":
+			return lookup.DefaultTable()
 		}
 		return nil
 	})
@@ -208,13 +225,21 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	}
 	c.Log.Validate("log", fs)
 	c.Policy.Validate("policy", fs)
+	c.Milter.Validate("milter", fs)
+	c.Lookup.Validate("lookup", fs)
+	lookup.ValidateTables("tables", c.Tables, fs)
 	c.Admin.Validate("admin", fs)
 	c.Store.Validate("store", fs)
 	c.DNS.Validate("dns", fs)
 	c.Access.Validate("access", fs)
+	c.Provider.Validate("provider", fs)
 	c.RBL.Validate("rbl", fs)
 	c.Verify.Validate("verify", fs)
 	c.Greylist.Validate("greylist", fs)
+	c.Headers.Validate("headers", fs)
+	for _, w := range c.Headers.Warnings("headers") {
+		warnings = append(warnings, w.Error())
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Chains)) {
 		chain := c.Chains[name]
 		prefix := "chains." + name
@@ -226,11 +251,8 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	if _, ok := c.Chains[pipeline.DefaultName]; !ok {
 		fs.Keyf("chains", "there is no chain %q, which judges what names no other", pipeline.DefaultName)
 	}
-	for i, a := range c.Policy.Listen {
-		if _, ok := c.Chains[a.Chain]; a.Chain != "" && !ok {
-			fs.Keyf(index("policy.listen", i), "there is no chain %q", a.Chain)
-		}
-	}
+	c.doors(fs)
+	warnings = append(warnings, c.content(fs)...)
 	if len(c.Verify.Routes) > 0 && !c.names("verify") {
 		warnings = append(warnings, "verify.route: no chain has the check verify: no recipient is verified")
 	}
@@ -251,6 +273,79 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 		}
 	}
 	slices.Sort(warnings)
+	return warnings
+}
+
+// doors reports chains and tables that the doors name and that are not there.
+func (c *Config) doors(fs *conf.Faults) {
+	for key, listen := range map[string][]listen.Address{"policy.listen": c.Policy.Listen, "milter.listen": c.Milter.Listen} {
+		for i, a := range listen {
+			if _, ok := c.Chains[a.Chain]; a.Chain != "" && !ok {
+				fs.Keyf(index(key, i), "there is no chain %q", a.Chain)
+			}
+		}
+	}
+	if _, ok := c.Chains[c.Milter.Chain]; c.Milter.Chain != "" && !ok {
+		fs.Keyf("milter.chain", "there is no chain %q", c.Milter.Chain)
+	}
+	for i := range c.Provider.Lists {
+		if name := MapOfProvider(c.Provider.Lists[i].Name); c.hasTable(name) {
+			fs.Keyf("tables."+name, "the lookup door gives the provider's list out under this name")
+		}
+	}
+	for _, name := range []string{MapOfAllow, MapOfDeny} {
+		if c.hasTable(name) {
+			fs.Keyf("tables."+name, "the lookup door gives an access list out under this name")
+		}
+	}
+}
+
+func (c *Config) hasTable(name string) bool {
+	_, ok := c.Tables[name]
+	return ok
+}
+
+// Names of what the lookup door serves besides [tables].
+const (
+	MapOfAllow = "access-allow"
+	MapOfDeny  = "access-deny"
+)
+
+// MapOfProvider is the name under which the lookup door serves the networks
+// of a provider.
+func MapOfProvider(name string) string { return "provider-" + name }
+
+// content reports what needs the milter door and cannot have it.
+func (c *Config) content(fs *conf.Faults) (warnings []string) {
+	needs := c.Provider.NeedsMilter("provider")
+	if len(c.Milter.Listen) == 0 {
+		for _, key := range needs {
+			fs.Keyf(key, "can only be seen on the message itself: set milter.listen, and smtpd_milters in main.cf")
+		}
+		if len(c.Headers.Checks)+len(c.Headers.Rules) > 0 {
+			warnings = append(warnings, "headers: milter.listen is empty: no message is looked at")
+		}
+		return warnings
+	}
+	if len(needs) == 0 {
+		return warnings
+	}
+	// A permit at RCPT counts on the refusal at the message's end.
+	if c.Mode != policy.Enforce {
+		fs.Keyf("mode", "%v would let in what %s must refuse", c.Mode, needs[0])
+	}
+	chains := []string{c.Milter.Chain}
+	for _, a := range c.Milter.Listen {
+		chains = append(chains, a.Chain)
+	}
+	for _, name := range chains {
+		if name == "" {
+			name = pipeline.DefaultName
+		}
+		if chain, ok := c.Chains[name]; ok && chain.Mode != policy.Enforce {
+			fs.Keyf("chains."+name+".mode", "%v would let in what %s must refuse", chain.Mode, needs[0])
+		}
+	}
 	return warnings
 }
 

@@ -17,7 +17,10 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"postern/headercheck"
+	"postern/lookup"
 	"postern/pipeline"
+	"postern/provider"
 	"postern/rbl"
 	"postern/verify"
 	"postern/verify/directory"
@@ -77,13 +80,21 @@ func writeManual(t *testing.T) []byte {
 		{"", "These stand at the top, before any section.", reflect.ValueOf(*c)},
 		{"log", "", reflect.ValueOf(c.Log)},
 		{"policy", "The policy delegation door. What can be said behind an address: [policy protocol](policy-protocol.md).", reflect.ValueOf(c.Policy)},
+		{"milter", "The milter door: [milter](milter.md).", reflect.ValueOf(c.Milter)},
+		{"lookup", "The lookup door, open where there is a table or a list to serve: [lookup](lookup.md).", reflect.ValueOf(c.Lookup)},
+		{"tables.NAME", "A table that the lookup door serves under NAME.", reflect.ValueOf(lookup.DefaultTable())},
 		{"admin", "The administrator's door: metrics, health, and the commands of `postern`.", reflect.ValueOf(c.Admin)},
 		{"store", "", reflect.ValueOf(c.Store)},
 		{"store.redis", "For `store.kind = \"redis\"`.", reflect.ValueOf(c.Store.Redis)},
 		{"dns", "", reflect.ValueOf(c.DNS)},
-		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"rbl\", \"verify\", \"greylist\"]`. " +
+		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"provider\", \"rbl\", \"verify\", \"greylist\"]`. " +
 			"`policy_context=NAME` in main.cf, or `chain=NAME` behind a listening address, picks another.", reflect.ValueOf(chain)},
 		{"access", "The check's manual: [access](checks/access.md).", reflect.ValueOf(c.Access)},
+		{"provider", "The check's manual: [providers](providers.md).", reflect.ValueOf(c.Provider)},
+		{"provider.guard", "", reflect.ValueOf(c.Provider.Guard)},
+		{"[provider.list]", "One provider; the section can stand many times.", reflect.ValueOf(provider.ListConfig{})},
+		{"[provider.list.export]", "A file for Postfix; belongs to the list above it.", reflect.ValueOf(provider.ExportConfig{})},
+		{"[provider.list.relay]", "Who may relay through us from the networks of the list above it: all conditions must hold.", reflect.ValueOf(provider.RelayConfig{})},
 		{"rbl", "The check's manual: [rbl](checks/rbl.md).", reflect.ValueOf(c.RBL)},
 		{"rbl.volume", "", reflect.ValueOf(c.RBL.Volume)},
 		{"[rbl.zone]", "Options of one list; the section can stand many times.", reflect.ValueOf(rbl.ZoneConfig{})},
@@ -92,6 +103,9 @@ func writeManual(t *testing.T) []byte {
 		{"[verify.route]", "Domains, and who knows their addresses; the section can stand many times. What it leaves out is as in `[verify]` and `[verify.callout]`.", reflect.ValueOf(verify.Route{})},
 		{"[verify.ldap]", "A directory that routes name as `ldap:NAME`; the section can stand many times.", reflect.ValueOf(directory.Config{})},
 		{"greylist", "The check's manual: [greylist](checks/greylist.md).", reflect.ValueOf(c.Greylist)},
+		{"headers", "Rules on the content of messages; the manual: [headers](checks/headers.md).", reflect.ValueOf(c.Headers)},
+		{"[headers.checks]", "One table; the section can stand many times.", reflect.ValueOf(headercheck.TableConfig{})},
+		{"[headers.rules]", "A rule that needs several headers; the section can stand many times.", reflect.ValueOf(headercheck.RuleConfig{})},
 	} {
 		if s.title == "" {
 			b.WriteString("\n## Top level\n")
@@ -196,7 +210,8 @@ func tomlText(t *testing.T, v reflect.Value) string {
 func fieldComments(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for _, dir := range []string{"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory"} {
+	for _, dir := range []string{"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
+		"headercheck", "lookup", "milter", "provider"} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -115,6 +115,26 @@ func (t *Table) Len() int {
 	return int(t.open.Load())
 }
 
+// Has reports whether the milter door has a session open for a client, whom
+// the SMTP server at that address talks to.
+func (t *Table) Has(client *policy.Client, server netip.Addr) bool {
+	if t == nil || t.open.Load() == 0 || !client.Addr.IsValid() || client.Port == 0 {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.find(client, server) != nil
+}
+
+// find returns the session of a client. The table is locked.
+func (t *Table) find(client *policy.Client, server netip.Addr) *Session {
+	s := t.byClient[netip.AddrPortFrom(client.Addr, client.Port)]
+	if s == nil || s.server.IsValid() && server.IsValid() && s.server != server {
+		return nil
+	}
+	return s
+}
+
 // Learn takes what the policy door has decided about req, and reports whether
 // the milter door hands out the header fields of d. It costs next to nothing
 // while no session is open.
@@ -124,8 +144,8 @@ func (t *Table) Learn(req *policy.Request, d *policy.Decision) bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.byClient[netip.AddrPortFrom(req.Client.Addr, req.Client.Port)]
-	if s == nil || s.server.IsValid() && req.ServerAddr.IsValid() && s.server != req.ServerAddr {
+	s := t.find(&req.Client, req.ServerAddr)
+	if s == nil {
 		return false
 	}
 	if req.Stage < policy.StageMail || req.Stage > policy.StageEndOfMessage || d.Verdict.Action.Refuses() {

@@ -56,6 +56,9 @@ type Config struct {
 	// Mode is "enforce" (default), "shadow" (rules are looked at, counted and
 	// logged, and change nothing) or "off".
 	Mode policy.Mode `toml:"mode"`
+	// OnError is what happens to a message that could not be looked at whole:
+	// "continue" or "defer". Default "continue".
+	OnError policy.OnError `toml:"on_error"`
 	// Checks are the tables, as in header_checks and the like. Those of one
 	// kind are asked in their order; the first that knows a line decides.
 	// Default none.
@@ -105,7 +108,7 @@ type Config struct {
 	// message; after that they do not match. Default "500ms".
 	PatternTime conf.Duration `toml:"pattern_time"`
 	// MaxTime is how long all rules together may take for one message; after
-	// that the message cannot be decided, and the milter's on_error rules.
+	// that the message cannot be decided, and on_error rules.
 	// Default "20s".
 	MaxTime conf.Duration `toml:"max_time"`
 	// ReloadInterval is how often the files are looked at. Default "2s".
@@ -168,6 +171,11 @@ func DefaultConfig() Config {
 		PatternTime: conf.Duration(500 * time.Millisecond), MaxTime: conf.Duration(20 * time.Second),
 		ReloadInterval: conf.Duration(2 * time.Second),
 	}
+}
+
+// Step returns how the inspector must be run; it keeps to the mode itself.
+func (c *Config) Step() conf.Step {
+	return conf.Step{OnError: c.OnError, Timeout: c.MaxTime + conf.Duration(time.Second)}
 }
 
 // Validate reports what is wrong with the values and with every rule of the

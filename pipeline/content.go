@@ -78,6 +78,7 @@ type part struct {
 	in    policy.Inspection
 	body  bool // it wants more of the body
 	spent time.Duration
+	ended bool // it has been asked for its judgement
 	err   error
 }
 
@@ -181,6 +182,7 @@ func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decisi
 	r := run{chain: c.chain, req: req, d: d, start: start, pending: -1, sticky: -1}
 	d.Chain = c.chain.name
 	edits := c.judge(ctx, start, &r)
+	c.Abandon() // those who were not asked
 	c.p.settle(&r)
 	if c.chain.mode == policy.Shadow || d.Verdict.Action.Refuses() || d.Verdict.Action == policy.Discard {
 		edits = nil
@@ -207,6 +209,7 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *run) (edits []p
 		x.init(ctx, at, left, limit)
 		err := t.err
 		if err == nil {
+			t.ended = true
 			if p := c.guarded(t, func() { judged, err = t.in.End(x) }); p != nil {
 				err = p
 			}
@@ -249,5 +252,14 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *run) (edits []p
 	return edits
 }
 
-// Abandon ends the looking without a judgement.
-func (c *Content) Abandon() { c.parts = nil }
+// Abandon ends the looking without a judgement. Inspections that hold something
+// have a method of that name.
+func (c *Content) Abandon() {
+	for i := range c.parts {
+		t := &c.parts[i]
+		if a, ok := t.in.(interface{ Abandon() }); ok && !t.ended {
+			_ = c.guarded(t, a.Abandon) // it is logged
+		}
+	}
+	c.parts = nil
+}

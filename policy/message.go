@@ -75,7 +75,8 @@ type BodyInspector interface {
 
 // Inspection looks at one message. Its methods are called in this order, by
 // one goroutine at a time: Header for each field, EndOfHeaders, Body for each
-// chunk, End. A message that is given up gets no End.
+// chunk, End. A message that is given up gets no End; an Inspection that holds
+// something until then has a method Abandon(), which is called instead.
 type Inspection interface {
 	Header(f Field)
 	EndOfHeaders()

@@ -51,7 +51,8 @@ func (c *cli) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "postern",
 		Short: "the side gate beside Postfix: decides who may hand in mail",
-		Long: "postern answers Postfix's policy delegation protocol: access lists, DNSBLs, recipient verification, greylisting.\n" +
+		Long: "postern answers Postfix over the policy delegation and milter protocols (access lists, providers' networks,\n" +
+			"DNSBLs, recipient verification, greylisting, header rules) and over socketmap (tables).\n" +
 			"`postern serve` is the daemon; the other commands check its configuration or talk to it.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -69,7 +70,8 @@ func (c *cli) root() *cobra.Command {
 	f.BoolVar(&c.json, "json", false, "write JSON")
 	root.AddCommand(
 		c.serveCommand(), c.checkCommand(), c.configCommand(), c.reloadCommand(), c.statusCommand(),
-		c.explainCommand(), c.askCommand(), c.greylistCommand(), c.rblCommand(), c.accessCommand(), c.verifyCommand(), c.storeCommand(), c.versionCommand(),
+		c.explainCommand(), c.askCommand(), c.greylistCommand(), c.rblCommand(), c.accessCommand(), c.verifyCommand(),
+		c.headersCommand(), c.providerCommand(), c.lookupCommand(), c.storeCommand(), c.versionCommand(),
 	)
 	return root
 }

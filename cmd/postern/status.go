@@ -52,6 +52,13 @@ func writeStatus(w io.Writer, st *admin.Status, now time.Time) {
 	}
 	fmt.Fprintf(w, "policy    %s; %d of %d connections, %d requests\n", strings.Join(st.Policy.Listen, ", "),
 		st.Policy.Connections, st.Policy.Max, st.Policy.Requests)
+	if len(st.Milter.Listen) > 0 {
+		fmt.Fprintf(w, "milter    %s; %d of %d sessions, %d messages\n", strings.Join(st.Milter.Listen, ", "), st.Milter.Sessions, st.Milter.Max, st.Milter.Messages)
+	}
+	if len(st.Lookup.Listen) > 0 {
+		fmt.Fprintf(w, "lookup    %s; %d of %d connections, %d look-ups; tables: %s\n", strings.Join(st.Lookup.Listen, ", "),
+			st.Lookup.Connections, st.Lookup.Max, st.Lookup.Lookups, strings.Join(st.Lookup.Maps, ", "))
+	}
 	for _, name := range slices.Sorted(maps.Keys(st.Chains)) {
 		checks := make([]string, len(st.Chains[name]))
 		for i, c := range st.Chains[name] {
@@ -69,6 +76,10 @@ func writeStatus(w io.Writer, st *admin.Status, now time.Time) {
 		lists []list.Status
 	}{{"allow", st.Access.Allow}, {"deny", st.Access.Deny}, {"tables", st.Access.Tables}, {"greylist exceptions", st.Greylist.Skipping}} {
 		writeLists(w, kind.name, kind.lists, now)
+	}
+	writeTables(w, st, now)
+	for i := range st.Provider {
+		writeProvider(w, &st.Provider[i], now, "provider  ")
 	}
 	writeRBL(w, st.RBL, now)
 	writeVerify(w, &st.Verify, now)
@@ -150,6 +161,23 @@ func writeRBL(w io.Writer, lists []rbl.Status, now time.Time) {
 			fmt.Fprintf(w, "; last error %s ago: %s", ago(now, l.LastErrorAt), l.LastError)
 		}
 		fmt.Fprintln(w)
+	}
+}
+
+func writeTables(w io.Writer, st *admin.Status, now time.Time) {
+	for _, t := range st.Headers {
+		fmt.Fprintf(w, "headers   %s (%s): %d rules, %d hits, %d never hit, read %s ago\n", t.Name, t.Kind, t.Rules, t.Hits, t.Never, ago(now, t.Loaded))
+		if t.Fault != "" {
+			fmt.Fprintf(w, "          EDIT NOT TAKEN %s ago, the rules above stay in force: %s\n", ago(now, t.FaultAt), t.Fault)
+		}
+	}
+	for _, t := range st.Tables {
+		for _, s := range t.Sources {
+			fmt.Fprintf(w, "table     %s: %s: %d rules, read %s ago\n", t.Name, s.Source, s.Rules, ago(now, s.Loaded))
+			if s.Fault != "" {
+				fmt.Fprintf(w, "          EDIT NOT TAKEN %s ago, the rules above stay in force: %s\n", ago(now, s.FaultAt), s.Fault)
+			}
+		}
 	}
 }
 

@@ -79,20 +79,23 @@ var allowed = map[string]rule{
 	},
 	"journal": {module: "policy"},
 	"admin": {
-		module:  "access greylist internal/conf internal/listen journal policy policyd rbl resolver store verify verify/callout verify/directory",
+		module: "access greylist headercheck internal/conf internal/listen journal lookup milter policy policyd provider rbl resolver " +
+			"store verify verify/callout verify/directory",
 		outside: metrics + " " + zap,
 	},
 	"config": {
-		module:  "access admin greylist internal/conf internal/logging pipeline policy policyd rbl resolver store verify",
+		module: "access admin greylist headercheck internal/conf internal/listen internal/logging lookup milter pipeline policy " +
+			"policyd provider rbl resolver store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin config greylist internal/listen internal/mailaddr journal pipeline policy policyd rbl " +
-			"resolver store store/bolt store/mem store/redis verify",
+		module: "access admin config dialog greylist headercheck internal/conf internal/listen internal/mailaddr journal lookup " +
+			"milter pipeline policy policyd provider rbl resolver store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module:  "access admin app config greylist internal/listen internal/logging journal list policy rbl store store/bolt verify",
+		module: "access admin app config greylist headercheck internal/conf internal/listen internal/logging internal/mailaddr " +
+			"journal list policy provider rbl store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 

@@ -31,6 +31,7 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 		"Values":      values,
 		"Swap":        swap,
 		"ValueNames":  valueNames,
+		"Fleet":       fleet,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -465,5 +466,44 @@ func valueNames(t *testing.T, s store.Store) {
 	binary := string([]byte{0, 1, 0xff, '\n', 0})
 	if !swapped(t, s, "odd", "binary", "", binary) || value(t, s, "odd", "binary") != binary {
 		t.Error("bytes are changed")
+	}
+}
+
+func fleet(t *testing.T, s store.Store) {
+	f, ctx := store.FleetOf(s), context.Background()
+	load := func(newer uint64, want string) {
+		t.Helper()
+		doc, serial, err := f.LoadProvider(ctx, "p", newer)
+		if err != nil || string(doc) != want || want != "" && serial <= newer {
+			t.Errorf("newer than %d: %q %d, %v", newer, doc, serial, err)
+		}
+	}
+	save := func(doc string, serial uint64, want bool) {
+		t.Helper()
+		if kept, err := f.SaveProvider(ctx, "p", []byte(doc), serial); kept != want || err != nil {
+			t.Errorf("save %d: %v, %v", serial, kept, err)
+		}
+	}
+	load(0, "")
+	save("two\nlines\x00", 2, true)
+	load(0, "two\nlines\x00")
+	load(2, "")
+	save("older", 1, false)
+	save("same", 2, false)
+	save("three", 3, true)
+	load(2, "three")
+
+	lease := func(node string, d time.Duration, want bool) {
+		t.Helper()
+		if got, err := f.LeaseProvider(ctx, "p", node, d); got != want || err != nil {
+			t.Errorf("lease of %s: %v, %v", node, got, err)
+		}
+	}
+	lease("a", time.Hour, true)
+	lease("b", time.Hour, false)
+	lease("a", -time.Second, true) // given up
+	lease("b", time.Hour, true)
+	if got, err := f.LeaseProvider(ctx, "other", "a", time.Hour); !got || err != nil {
+		t.Error("another list", got, err)
 	}
 }

@@ -1,0 +1,164 @@
+package app
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"postern/access"
+	"postern/config"
+	"postern/internal/listen"
+	"postern/lookup"
+	"postern/milter"
+	"postern/pipeline"
+	"postern/policy"
+	"postern/provider"
+	"postern/resolver"
+)
+
+// maxDialogs is how many SMTP sessions the two doors join at once.
+const maxDialogs = 10_000
+
+// Inspect implements milter.Handler. The generation that begins a message also
+// ends it.
+func (a *App) Inspect(req *policy.Request, to []policy.Address) milter.Content {
+	g := a.use()
+	if c := g.pipeline.Inspect(req, to); c != nil {
+		return content{c, g}
+	}
+	g.users.Add(-1)
+	return nil
+}
+
+// content is a message that keeps its generation running.
+type content struct {
+	*pipeline.Content
+	g *generation
+}
+
+// End implements milter.Content.
+func (c content) End(ctx context.Context, req *policy.Request, d *policy.Decision) []policy.Edit {
+	defer c.g.users.Add(-1)
+	return c.Content.End(ctx, req, d)
+}
+
+// Abandon implements milter.Content.
+func (c content) Abandon() {
+	defer c.g.users.Add(-1)
+	c.Content.Abandon()
+}
+
+// Wants implements milter.Handler.
+func (a *App) Wants(chain string) milter.Wants {
+	p := a.current.Load().pipeline
+	content, bodies := p.Looks()
+	return milter.Wants{Stages: p.Stages(chain), Content: content, Bodies: bodies}
+}
+
+// early begins the DNS look-ups about a client that has just connected: what
+// they find is in the caches when the policy door is asked.
+func (a *App) early(ctx context.Context, c policy.Client) {
+	g := a.use()
+	defer g.users.Add(-1)
+	req := &policy.Request{Time: time.Now(), Stage: policy.StageConnect, Door: "milter", Client: c, DryRun: true}
+	_, _ = g.rbl.Evaluate(ctx, req) // the answers are what counts, and they are cached
+}
+
+// known reports whether a client is known good: allowed by a list, or in the
+// networks of a provider.
+func (a *App) known(addr netip.Addr) bool {
+	g := a.current.Load()
+	for _, name := range g.provider.Names() {
+		if t, ok := g.provider.Table(name); ok && t.Contains(addr) {
+			return true
+		}
+	}
+	req := &policy.Request{Time: time.Now(), Stage: policy.StageConnect, Client: policy.Client{Addr: addr}, DryRun: true}
+	v, err := g.access.Evaluate(context.Background(), req)
+	return err == nil && v.Action == policy.Allow
+}
+
+// maps are everything that the lookup door serves.
+func (g *generation) maps() map[string]lookup.Map {
+	m := g.tables.Maps()
+	for _, name := range g.provider.Names() {
+		if t, ok := g.provider.Table(name); ok {
+			m[config.MapOfProvider(name)] = lookup.FromNetworks(providerNetworks{t})
+		}
+	}
+	if len(g.cfg.Access.Allow) > 0 {
+		m[config.MapOfAllow] = lookup.FromNetworks(accessNetworks{g.access, policy.Allow})
+	}
+	if len(g.cfg.Access.Deny) > 0 {
+		m[config.MapOfDeny] = lookup.FromNetworks(accessNetworks{g.access, policy.Reject})
+	}
+	return m
+}
+
+// providerNetworks answers OK for addresses of a provider, as its exported
+// files do.
+type providerNetworks struct{ table provider.Table }
+
+// Lookup implements lookup.Networks.
+func (n providerNetworks) Lookup(addr netip.Addr) (string, bool) {
+	return "OK", n.table.Contains(addr)
+}
+
+// accessNetworks answers for clients that an access list allows or denies by
+// their address.
+type accessNetworks struct {
+	check  *access.Check
+	action policy.Action
+}
+
+// Lookup implements lookup.Networks.
+func (n accessNetworks) Lookup(addr netip.Addr) (string, bool) {
+	req := &policy.Request{Time: time.Now(), Stage: policy.StageConnect, Client: policy.Client{Addr: addr}, DryRun: true}
+	v, err := n.check.Evaluate(context.Background(), req)
+	switch {
+	case err != nil || v.Action == policy.Continue:
+		return "", false
+	case n.action == policy.Allow:
+		return "OK", v.Action == policy.Allow
+	case v.Action.Refuses():
+		return v.Reply.String(), true
+	}
+	return "", false
+}
+
+// configureLookup opens the lookup door where there is something to look up.
+func (a *App) configureLookup(g *generation, in *listen.Inherited) error {
+	cfg := g.cfg.Lookup
+	maps := g.maps()
+	if len(maps) == 0 {
+		cfg.Listen = nil
+	}
+	a.lookup.SetMaps(maps)
+	return a.lookup.Configure(cfg, in)
+}
+
+// dns is the resolver in the form that the provider lists ask.
+type dns struct{ *resolver.Resolver }
+
+// LookupMX implements provider.Resolver.
+func (d dns) LookupMX(ctx context.Context, name string) (hosts []string, ttl time.Duration, cached bool, err error) {
+	mx, ttl, cached, err := d.Resolver.LookupMX(ctx, name)
+	for i := range mx {
+		hosts = append(hosts, mx[i].Host)
+	}
+	return hosts, ttl, cached, err
+}
+
+// inspectors are those who look at the content of messages, in their order:
+// who may relay comes before what the message holds.
+func (g *generation) inspectors() []pipeline.Inspector {
+	var out []pipeline.Inspector
+	if len(g.cfg.Provider.NeedsMilter("provider")) > 0 {
+		out = append(out, pipeline.Inspector{Inspector: g.provider.Inspector(), Step: g.provider.InspectorStep()})
+	}
+	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {
+		out = append(out, pipeline.Inspector{Inspector: g.headers, Step: g.cfg.Headers.Step()})
+	}
+	return slices.Clip(out)
+}
