@@ -77,7 +77,12 @@ func splitAddress(key string) (local, domain string, ok bool) {
 func (s *searcher) extension(local string) (user, extension string) {
 	user, ext := mailaddr.SplitExtension(local, s.delimiters)
 	if ext == "" {
-		return local, ""
+		// To Postfix "user+" has an extension too, an empty one.
+		i := strings.IndexAny(local, s.delimiters)
+		if i <= 0 || i < len(local)-1 || strings.EqualFold(local, "owner-") {
+			return local, ""
+		}
+		user = local[:i]
 	}
 	return user, local[len(user):]
 }

@@ -46,7 +46,7 @@ type entry struct {
 func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) *Server {
 	log = log.Named("lookup")
 	s := &Server{log: log, metrics: newMetrics(reg)}
-	s.door = door.New(door.Options{Name: "lookup", Section: "lookup", Serve: s.serve, EvictIdle: true}, log, reg)
+	s.door = door.New(door.Options{Name: "lookup", Section: "lookup", Serve: s.serve, Reconnects: true}, log, reg)
 	s.unknown = &entry{name: unknownName, counters: s.metrics.of(unknownName)}
 	s.cfg.Store(&cfg)
 	s.maps.Store(&map[string]*entry{})
@@ -102,9 +102,9 @@ func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
 // Addresses returns where the door listens.
 func (s *Server) Addresses() []net.Addr { return s.door.Addresses() }
 
-// Stop closes the listeners, lets look-ups under way finish, and closes each
-// connection once it has been quiet for half a second; at ctx's end it closes
-// the rest. It may be called more than once.
+// Stop closes the listeners, lets look-ups under way finish, and closes the
+// connections; those that are not done at ctx's end it cuts. It may be called
+// more than once.
 func (s *Server) Stop(ctx context.Context) error { return s.door.Stop(ctx) }
 
 // Status is what `postern status` shows of the door.

@@ -30,11 +30,11 @@ type Limits struct {
 
 // Door accepts connections. Its methods are safe for concurrent use.
 type Door struct {
-	name    string // of the package
-	section string
-	serve   func(*Conn)
-	evict   bool
-	log     *zap.Logger
+	name       string // of the package
+	section    string
+	serve      func(*Conn)
+	reconnects bool
+	log        *zap.Logger
 
 	open         prometheus.Gauge
 	refused      prometheus.Counter
@@ -71,17 +71,18 @@ type Options struct {
 	// Serve serves one connection, which is closed when it returns. It is
 	// called in a goroutine of its own.
 	Serve func(*Conn)
-	// EvictIdle makes room for a new connection, where there are too many, by
-	// closing the one that has been idle longest: for a protocol whose clients
-	// do not mind.
-	EvictIdle bool
+	// Reconnects says that clients do not mind when a connection is closed
+	// between two requests: they open another and repeat what they have asked.
+	// Then the connection that has been idle longest makes room for a new one
+	// where there are too many, and Stop closes all that wait for a request.
+	Reconnects bool
 }
 
 // New returns a door that is not open yet. Its metrics
 // postern_<name>_connections... go to reg.
 func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
 	d := &Door{
-		name: o.Name, section: o.Section, serve: o.Serve, evict: o.EvictIdle, log: log,
+		name: o.Name, section: o.Section, serve: o.Serve, reconnects: o.Reconnects, log: log,
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "postern_" + o.Name + "_connections", Help: "Open connections.",
 		}),
@@ -94,7 +95,7 @@ func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
 		listeners: make(map[string]*opened), conns: make(map[*Conn]struct{}), done: make(chan struct{}),
 	}
 	reg.MustRegister(d.open, d.refused, d.acceptErrors)
-	if d.evict {
+	if d.reconnects {
 		d.evicted = prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postern_" + o.Name + "_connections_evicted_total", Help: "Idle connections closed to make room for new ones.",
 		})
@@ -219,7 +220,7 @@ func (d *Door) admit(o *opened, nc net.Conn) {
 	limit := d.limits.Load().Connections
 	full := len(d.conns) >= limit
 	var old *Conn
-	if full && d.evict && !d.stopping {
+	if full && d.reconnects && !d.stopping {
 		if old = d.idlest(time.Now()); old != nil {
 			delete(d.conns, old)
 			full = false
@@ -297,13 +298,13 @@ func (d *Door) watch() {
 }
 
 // settled is how long a connection must have been quiet before Stop closes
-// it: a transaction under way asks again within this time, and would feel the
-// closing.
+// it, where clients feel that: a transaction under way asks again within this
+// time.
 const settled = 500 * time.Millisecond
 
 // Stop closes the listeners, lets requests under way finish, and closes each
-// connection once it has been quiet for half a second; at ctx's end it closes
-// the rest. It may be called more than once.
+// connection once it has been quiet for half a second, or at once where
+// clients reconnect; at ctx's end it closes the rest. It may be called more than once.
 func (d *Door) Stop(ctx context.Context) error {
 	d.mu.Lock()
 	d.stopping = true
@@ -320,10 +321,14 @@ func (d *Door) Stop(ctx context.Context) error {
 		d.watcher.Wait()
 		close(done)
 	}()
+	quiet := settled
+	if d.reconnects {
+		quiet = 0
+	}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		d.closeQuiet(time.Now().Add(-settled))
+		d.closeQuiet(time.Now().Add(-quiet))
 		select {
 		case <-done:
 			d.cancel()
@@ -342,7 +347,7 @@ func (d *Door) closeQuiet(before time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.conns {
-		if c.phase.Load() == int32(Waiting) && c.since.Load() < before.UnixNano() {
+		if c.phase.Load() == int32(Waiting) && c.since.Load() <= before.UnixNano() {
 			_ = c.Conn.Close() // its goroutine ends quietly
 		}
 	}
