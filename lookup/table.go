@@ -40,9 +40,9 @@ type TableConfig struct {
 	Search Search `toml:"search"`
 	// Parents is how parent domains are written in the table: "plain"
 	// (example.org) or "dot" (.example.org); it must agree with
-	// parent_domain_matches_subdomains in main.cf. Default "dot" with search =
-	// "transport", otherwise "plain", which are Postfix's defaults for
-	// transport_maps, for access tables and for relay_domains.
+	// parent_domain_matches_subdomains in main.cf. Without it they are as
+	// Postfix has them where main.cf says nothing: "dot" with search =
+	// "transport", "plain" with "access" and "domain". Default none.
 	Parents string `toml:"parents"`
 	// Delimiters are the characters that part an extension from the user in an
 	// address; it must agree with recipient_delimiter in main.cf. Default none.
