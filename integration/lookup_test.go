@@ -152,7 +152,7 @@ func TestPostmapAsksTheDoor(t *testing.T) {
 	long := strings.Repeat("x", 60_000)
 	tls := file(t, dir, "tls", "[mail.example.org]:587 secure match=nexthop\nexample.org  encrypt\n\"a b\"@example.org x\nlong "+long+"\n")
 	nets := file(t, dir, "nets", "192.0.2.0/24 REJECT four\n2001:db8::/32 REJECT six\n!0.0.0.0/1 high\n")
-	patterns := file(t, dir, "patterns", "/^dyn-(\\d+)/ REJECT $1\n/^double(.*)$/ $1$1\n/^nothing(x?)$/ $1\n")
+	patterns := file(t, dir, "patterns", "/^dyn-([0-9]+)/ REJECT $1\n/^double(.*)$/ $1$1\n/^nothing(x?)$/ $1\n")
 	d := openTables(t, dir, map[string]lookup.TableConfig{
 		"tls":      {Source: "texthash:" + tls, Search: lookup.SearchExact},
 		"nets":     {Source: "cidr:" + nets},

@@ -44,11 +44,19 @@ type searcher struct {
 	local      map[string]bool // domains whose users may stand without one
 }
 
+// maxSearched is the longest key for which others are tried. Addresses and
+// names that Postfix lets in are shorter (line_length_limit is 2048); what is
+// longer is a line of a message, or somebody who wants to keep us busy.
+const maxSearched = 4096
+
 // further yields the keys to try after key itself, from the most specific to
 // the most general, and with each the extension, with its delimiter, that was
 // taken off it.
 func (s *searcher) further(key string) iter.Seq2[string, string] {
 	return func(yield func(key, extension string) bool) {
+		if len(key) > maxSearched {
+			return
+		}
 		switch s.kind {
 		case SearchExact:
 		case SearchAccess:

@@ -39,6 +39,8 @@ func TestFurtherKeys(t *testing.T) {
 		{searcher{kind: SearchDomain}, "a.b.example", "b.example example"},
 		{searcher{kind: SearchDomain, dots: true}, "a.b.example", ".b.example .example"},
 		{searcher{kind: SearchDomain}, "192.0.2.7", ""},
+		{searcher{kind: SearchAccess}, strings.Repeat("x", maxSearched-2) + ".b", "b"},
+		{searcher{kind: SearchAccess}, strings.Repeat("x", maxSearched-1) + ".b", ""},
 	} {
 		var got []string
 		for key, ext := range tt.s.further(tt.key) {
