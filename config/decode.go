@@ -265,8 +265,8 @@ func (d *decoder) value(v reflect.Value, key string, n *unstable.Node, p place) 
 		v.SetString(string(n.Data))
 	case v.Kind() == reflect.Bool && n.Kind == unstable.Bool:
 		v.SetBool(string(n.Data) == "true")
-	case v.Kind() == reflect.Int && n.Kind == unstable.Integer:
-		i, err := strconv.ParseInt(strings.ReplaceAll(string(n.Data), "_", ""), 0, strconv.IntSize)
+	case (v.Kind() == reflect.Int || v.Kind() == reflect.Int64) && n.Kind == unstable.Integer:
+		i, err := strconv.ParseInt(strings.ReplaceAll(string(n.Data), "_", ""), 0, v.Type().Bits())
 		if err != nil {
 			d.fault(p, key, "%s is too large a number", n.Data)
 			return
@@ -327,7 +327,7 @@ func example(t reflect.Type) string {
 		return example(t.Elem())
 	case reflect.PointerTo(t).Implements(textUnmarshaler) || t.Kind() == reflect.String:
 		return `a text is written as "..."`
-	case t.Kind() == reflect.Int:
+	case t.Kind() == reflect.Int || t.Kind() == reflect.Int64:
 		return "a whole number is written as 10"
 	case t.Kind() == reflect.Bool:
 		return "it is true or false"

@@ -79,21 +79,21 @@ type Config struct {
 	// that a message comes with are taken out. Default "": FILTER is refused.
 	FilterMarker string `toml:"filter_marker"`
 	// BodyLimit is how many bytes of each body segment are looked at; 0: all.
-	// A line that begins within it is looked at whole. Default 51200
-	// (body_checks_size_limit).
+	// A line that begins within it is looked at whole. Default 51200, as
+	// body_checks_size_limit.
 	BodyLimit int `toml:"body_limit"`
 	// LineLimit is the length in bytes of the pieces in which longer body
-	// lines are looked at. Default 2048 (line_length_limit).
+	// lines are looked at. Default 2048, as line_length_limit.
 	LineLimit int `toml:"line_limit"`
 	// HeaderLimit is how many bytes of a header are looked at. Default 60000,
 	// to which Postfix cuts headers when a milter is configured.
 	HeaderLimit int `toml:"header_limit"`
 	// MIMENesting is how deep MIME parts may stand in each other; a message
 	// beyond it is refused, as Postfix does while it has header checks.
-	// Default 100 (mime_nesting_limit).
+	// Default 100, as mime_nesting_limit.
 	MIMENesting int `toml:"mime_nesting"`
-	// BoundaryLimit is how many bytes of a MIME boundary count. Default 2048
-	// (mime_boundary_length_limit).
+	// BoundaryLimit is how many bytes of a MIME boundary count. Default 2048, as
+	// mime_boundary_length_limit.
 	BoundaryLimit int `toml:"boundary_limit"`
 	// DisableMIME takes all that follows the headers as body
 	// (disable_mime_input_processing). Default false.
@@ -156,7 +156,7 @@ type RuleConfig struct {
 	Decoded bool `toml:"decoded"`
 	// Domains is as in headers.checks. Default none.
 	Domains []string `toml:"domains"`
-	// DomainsMatch is as in headers.checks. Default "any".
+	// DomainsMatch is as in headers.checks. Default: any.
 	DomainsMatch string `toml:"domains_match"`
 	// Mode is "enforce" (default), "shadow" or "off".
 	Mode policy.Mode `toml:"mode"`

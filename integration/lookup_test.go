@@ -2,15 +2,8 @@ package integration
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"maps"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -28,6 +21,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
+	"postern/internal/certtest"
 	"postern/internal/listen"
 	"postern/lookup"
 )
@@ -415,42 +409,14 @@ func TestNetworksOverTheDoor(t *testing.T) {
 	}
 }
 
-// certificate makes a key and a certificate of its own.
-func certificate(t *testing.T, dir string) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "next.example.com"}, DNSNames: []string{"next.example.com"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, kind string, b []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	return write("cert.pem", "CERTIFICATE", der), write("key.pem", "EC PRIVATE KEY", raw)
-}
-
 // A gateway whose transport and TLS policy tables come over the door delivers
 // to a second Postfix; both tables are edited meanwhile.
 func TestDeliveryByTablesOfTheDoor(t *testing.T) {
 	t.Parallel()
 	require(t, "postfix")
 	dir := shortDir(t)
-	cert, key := certificate(t, dir)
+	pair := certtest.New(t, "next.example.com")
+	cert, key := pair.CertFile, pair.KeyFile
 	next := startPostfix(t, false, "smtpd_tls_security_level = may", "smtpd_tls_cert_file = "+cert, "smtpd_tls_key_file = "+key,
 		"smtpd_tls_received_header = yes", "virtual_mailbox_domains = relay.example", "smtpd_recipient_restrictions = permit")
 	hop := fmt.Sprintf("[127.0.0.1]:%d", next.port)

@@ -4,16 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	crand "crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -33,6 +27,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/dialog"
+	"postern/internal/certtest"
 	"postern/internal/conf"
 	"postern/internal/listen"
 	"postern/journal"
@@ -737,7 +732,8 @@ func TestMilterLargeMessages(t *testing.T) {
 func TestMilterSeveralMessages(t *testing.T) {
 	t.Parallel()
 	f := startFilter(t, false, nil)
-	p := startPostfix(t, false, append(certificate(t), f.setting())...)
+	pair := certtest.New(t, "mx.example.com")
+	p := startPostfix(t, false, "smtpd_tls_cert_file = "+pair.CertFile, "smtpd_tls_key_file = "+pair.KeyFile, "smtpd_tls_security_level = may", f.setting())
 	s := p.dial("192.0.2.7", "mail.example.org")
 	var want []string // what was to be shown of each message
 	send := func(helo, protocol string, to ...string) {
@@ -793,30 +789,6 @@ func TestMilterSeveralMessages(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	p.noComplaint()
-}
-
-// certificate makes one and returns the settings for it.
-func certificate(t *testing.T) []string {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"mx.example.com"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(crand.Reader, tpl, tpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(shortDir(t), "chain.pem")
-	text := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return []string{"smtpd_tls_chain_files = " + file, "smtpd_tls_security_level = may"}
 }
 
 // Mail of local users comes through cleanup(8), which plays the client.

@@ -13,8 +13,7 @@ type Config struct {
 	// Listen are the addresses of the door: "unix:/path" with the options
 	// mode=0666, user= and group=, or "tcp:HOST:PORT". Whoever reaches one can
 	// read every table. Sockets that systemd hands over are used for the
-	// address they are bound to. Default ["unix:/run/postern/lookup.sock",
-	// "tcp:127.0.0.1:10042"].
+	// address they are bound to. Default []: the door is closed.
 	Listen []listen.Address `toml:"listen"`
 	// MaxConnections is the most connections at once. One more takes the place
 	// of the connection that has been idle longest, which Postfix does not
@@ -45,8 +44,7 @@ type Config struct {
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	c := Config{
-		Listen:         make([]listen.Address, 2),
+	return Config{
 		MaxConnections: 4096,
 		MaxRequest:     128 << 10,
 		RequestTimeout: conf.Duration(10 * time.Second),
@@ -55,12 +53,6 @@ func DefaultConfig() Config {
 		IdleTimeout:    conf.Duration(10 * time.Minute),
 		ReloadInterval: conf.Duration(2 * time.Second),
 	}
-	for i, s := range []string{"unix:/run/postern/lookup.sock", "tcp:127.0.0.1:10042"} {
-		if err := c.Listen[i].UnmarshalText([]byte(s)); err != nil {
-			panic(err) // a constant
-		}
-	}
-	return c
 }
 
 // Validate reports what is wrong; prefix is the section's key.

@@ -36,11 +36,12 @@ type Config struct {
 	// with more is refused with 554 5.6.0. Postfix has no such limit. Default
 	// 50000.
 	MaxHeaders int `toml:"max_headers"`
-	// MaxRecipients is the most recipients of a message, and MaxEnvelope the
-	// most bytes in all of them together; a message with more is deferred
-	// with 452 4.5.3. Default 10000, and 1 MiB.
+	// MaxRecipients is the most recipients of a message; a message with more is
+	// deferred with 452 4.5.3. Default 10000.
 	MaxRecipients int `toml:"max_recipients"`
-	MaxEnvelope   int `toml:"max_envelope"`
+	// MaxEnvelope is the same for the bytes in all of them together. Default
+	// 1048576.
+	MaxEnvelope int `toml:"max_envelope"`
 	// OnPanic is what happens to a message about which this door itself has
 	// panicked: "defer" or "continue". Checks and inspectors have their own
 	// on_error, for panics too. Default "defer".

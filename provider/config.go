@@ -134,9 +134,9 @@ type ExportConfig struct {
 	// allowed to write there.
 	Path string `toml:"path"`
 	// Result is what stands behind each network: "OK" for access(5),
-	// "permit" for postscreen_access_list. Default "OK".
+	// "permit" for postscreen_access_list. Default: OK.
 	Result string `toml:"result"`
-	// Mode is the file's mode, octal. Default "0644".
+	// Mode is the file's mode, octal. Default: mode 0644.
 	Mode string `toml:"mode"`
 	// Owner is "user", "user:group" or ":group", names or numbers; only root
 	// can give files away. Default: whoever the daemon runs as.
