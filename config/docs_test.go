@@ -210,8 +210,10 @@ func tomlText(t *testing.T, v reflect.Value) string {
 func fieldComments(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for _, dir := range []string{"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"headercheck", "lookup", "milter", "provider"} {
+	for _, dir := range []string{
+		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
+		"headercheck", "lookup", "milter", "provider",
+	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

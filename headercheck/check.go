@@ -311,7 +311,6 @@ type RuleHits struct {
 	Hits    uint64    `json:"hits"`
 	Last    time.Time `json:"last,omitzero"` // of the last hit
 	Since   time.Time `json:"since"`         // counting began
-
 }
 
 // Hits returns all rules with their counts, in their order: first those of

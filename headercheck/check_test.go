@@ -148,7 +148,12 @@ func TestActions(t *testing.T) {
 		{"REJECT got $1", "reject header-rejected 550 5.7.1 got now  and cheap\n"},
 		{"DISCARD quietly", "discard header-discarded\n"},
 		{"HOLD look", "hold header-held\n"},
-		{"WARN x", ""}, {"INFO x", ""}, {"PASS x", ""}, {"DUNNO", ""}, {"OK x", ""}, {"dunno", ""},
+		{"WARN x", ""},
+		{"INFO x", ""},
+		{"PASS x", ""},
+		{"DUNNO", ""},
+		{"OK x", ""},
+		{"dunno", ""},
 		{"IGNORE", "delete-field 1\n"},
 		{"STRIP bad", "delete-field 1\n"},
 		{"PREPEND X-A: b", "insert-field 1 X-A:\" b\"\n"},
@@ -456,8 +461,15 @@ func TestScopes(t *testing.T) {
 	c.Rules = []RuleConfig{{Name: "scoped", All: []string{"/^From:/"}, Action: "HOLD", Domains: []string{"example.net"}}}
 	s := newSite(t, c)
 	for _, tt := range []struct{ to, want string }{
-		{"a@example.org", "any"}, {"a@EXAMPLE.org", "any"}, {"a@b.example.org", "rest"}, {"a@x.sub.example", "any"}, {"a@sub.example", "rest"},
-		{"a@example.net", "hold all"}, {"a@example.net b@example.com", "hold rest"}, {"a@example.com b@example.org", "any"}, {"postmaster", "rest"},
+		{"a@example.org", "any"},
+		{"a@EXAMPLE.org", "any"},
+		{"a@b.example.org", "rest"},
+		{"a@x.sub.example", "any"},
+		{"a@sub.example", "rest"},
+		{"a@example.net", "hold all"},
+		{"a@example.net b@example.com", "hold rest"},
+		{"a@example.com b@example.org", "any"},
+		{"postmaster", "rest"},
 	} {
 		got := told(s.message(plain, strings.Fields(tt.to)...))
 		want := ""

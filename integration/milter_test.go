@@ -677,8 +677,10 @@ func TestMilterLargeMessages(t *testing.T) {
 	}
 	f.on(func(m *mail) (policy.Judgement, error) {
 		return policy.Judgement{Edits: []policy.Edit{
-			{Kind: policy.DeleteField, At: 5_003}, {Kind: policy.ReplaceField, At: 9_999, Name: "X-Field-9", Value: " changed"},
-			{Kind: policy.InsertField, At: 7_000, Name: "X-New", Value: " new"}, {Kind: policy.InsertField, At: len(m.fields), Name: "X-End", Value: " end"},
+			{Kind: policy.DeleteField, At: 5_003},
+			{Kind: policy.ReplaceField, At: 9_999, Name: "X-Field-9", Value: " changed"},
+			{Kind: policy.InsertField, At: 7_000, Name: "X-New", Value: " new"},
+			{Kind: policy.InsertField, At: len(m.fields), Name: "X-End", Value: " end"},
 		}}, nil
 	})
 	matches(t, "10,000 header fields", s.send(many.String()+eml("many"), "box@example.com"), `^250 `)
@@ -688,8 +690,10 @@ func TestMilterLargeMessages(t *testing.T) {
 	}
 	header, _ := received(t, p.take())
 	want := edited(shown, []policy.Edit{
-		{Kind: policy.DeleteField, At: 5_003}, {Kind: policy.ReplaceField, At: 9_999, Name: "X-Field-9", Value: " changed"},
-		{Kind: policy.InsertField, At: 7_000, Name: "X-New", Value: " new"}, {Kind: policy.InsertField, At: len(shown), Name: "X-End", Value: " end"},
+		{Kind: policy.DeleteField, At: 5_003},
+		{Kind: policy.ReplaceField, At: 9_999, Name: "X-Field-9", Value: " changed"},
+		{Kind: policy.InsertField, At: 7_000, Name: "X-New", Value: " new"},
+		{Kind: policy.InsertField, At: len(shown), Name: "X-End", Value: " end"},
 	})
 	if asText(header) != asText(want) {
 		t.Error("10,000 header fields: they are not as edited")
@@ -1098,7 +1102,8 @@ func TestMilterAgainstMiltertest(t *testing.T) {
 			}
 			if h.Name == "X-Del" {
 				return policy.Judgement{Edits: []policy.Edit{
-					{Kind: policy.DeleteField, At: i}, {Kind: policy.ReplaceRecipient, Arg: "other@example.com"},
+					{Kind: policy.DeleteField, At: i},
+					{Kind: policy.ReplaceRecipient, Arg: "other@example.com"},
 					{Kind: policy.ReplaceBody, Body: []byte("new body")},
 				}, Verdict: policy.Verdict{Action: policy.Hold, Reason: "odd"}}, nil
 			}

@@ -24,7 +24,9 @@ func newDomains(key string, cfg *TableConfig, faults *conf.Faults) *domains {
 		key   string
 		given bool
 	}{
-		{"search", cfg.Search != ""}, {"parents", cfg.Parents != ""}, {"delimiters", cfg.Delimiters != ""},
+		{"search", cfg.Search != ""},
+		{"parents", cfg.Parents != ""},
+		{"delimiters", cfg.Delimiters != ""},
 		{"local_domains", len(cfg.LocalDomains) > 0},
 	} {
 		if other.given {

@@ -77,10 +77,14 @@ func TestTablesAnswerWithTheirPlace(t *testing.T) {
 			"texthash:" + file("names", "example.org  REJECT org\n192.0.2\tDUNNO\nmail.example.org\n   OK\nunknown OK\n"),
 			"pcre:" + file("patterns", "/^dyn-(\\d+)\\.(.*)$/ REJECT number $1 of $2\n/^x(y?)$/ $1\n/^z(.*)$/ OK\n"),
 		}},
-		"transport": {Source: "texthash:" + file("transport", "example.org smtp:[192.0.2.1]\n.example.org smtp:[192.0.2.2]\nbob@example.org local:\n* error:no\n"),
-			Search: SearchTransport, Delimiters: "+"},
-		"virtual": {Source: "texthash:" + file("virtual", "bob@example.org alice@example.net, carol\n@example.com @example.net\nroot admin@example.net\nexample.com x\n"),
-			Search: SearchVirtual, Delimiters: "+", LocalDomains: []string{"Example.NET"}},
+		"transport": {
+			Source: "texthash:" + file("transport", "example.org smtp:[192.0.2.1]\n.example.org smtp:[192.0.2.2]\nbob@example.org local:\n* error:no\n"),
+			Search: SearchTransport, Delimiters: "+",
+		},
+		"virtual": {
+			Source: "texthash:" + file("virtual", "bob@example.org alice@example.net, carol\n@example.com @example.net\nroot admin@example.net\nexample.com x\n"),
+			Search: SearchVirtual, Delimiters: "+", LocalDomains: []string{"Example.NET"},
+		},
 		"recipients": {Source: "texthash:" + file("recipients", "bob@example.org x\n"), Search: SearchMailbox, Delimiters: "+"},
 		"relay":      {Source: "texthash:" + file("domains", "example.org x\n.example.com y\n"), Search: SearchDomain},
 		"relay-dot":  {Source: "texthash:" + filepath.Join(dir, "domains"), Search: SearchDomain, Parents: "dot"},

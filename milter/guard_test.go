@@ -256,7 +256,9 @@ func FuzzFrames(f *testing.F) {
 		packet(codeConnect, "x\x00"), packet(codeConnect, "x"), packet(codeConnect, "x\x004\x00"), packet(codeMail, "x"), packet(codeRcpt),
 		packet(codeHelo), packet(codeMacros), packet(codeMacros, "M\x00"), packet(codeMacros, "Zi\x00\x00\x00"), packet(codeHeader, "\x00"),
 		packet(codeHeader, "\x00\x00\x00\x00"), packet(codeUnknown, "\x00"), packet(codeOptions, strings.Repeat("\x00", 12)), packet(codeQuitNew),
-		packet(codeConnect, "x\x006\x00\x00[]\x00"), packet(codeConnect, "x\x006\x00\x00IPv6:[\x00"), {0, 0, 0, 0}, {255, 255, 255, 255, 0},
+		packet(codeConnect, "x\x006\x00\x00[]\x00"), packet(codeConnect, "x\x006\x00\x00IPv6:[\x00"),
+		{0, 0, 0, 0},
+		{255, 255, 255, 255, 0},
 	} {
 		f.Add(packets(negotiation, b, packet(codeAbort)), uint16(7))
 		f.Add(b, uint16(7))

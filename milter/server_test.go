@@ -349,29 +349,41 @@ func TestNothingIsAskedForThatIsNotUsed(t *testing.T) {
 		also    gomilter.OptProtocol
 	}{
 		{
-			"nothing but header fields to hand out", Wants{}, nil, gomilter.OptAddHeader | gomilter.OptSetMacros,
+			"nothing but header fields to hand out",
+			Wants{},
+			nil, gomilter.OptAddHeader | gomilter.OptSetMacros,
 			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoReplies, 0,
 		},
 		{
-			"header fields", Wants{Content: true}, nil, gomilter.OptAddHeader | gomilter.OptSetMacros | gomilter.OptChangeHeader | edits,
+			"header fields",
+			Wants{Content: true},
+			nil, gomilter.OptAddHeader | gomilter.OptSetMacros | gomilter.OptChangeHeader | edits,
 			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoBody | gomilter.OptNoReplies, gomilter.OptHeaderLeadingSpace,
 		},
 		{
-			"bodies", Wants{Content: true, Bodies: true}, nil, gomilter.OptAddHeader | gomilter.OptSetMacros | gomilter.OptChangeHeader | gomilter.OptChangeBody | edits,
+			"bodies",
+			Wants{Content: true, Bodies: true},
+			nil, gomilter.OptAddHeader | gomilter.OptSetMacros | gomilter.OptChangeHeader | gomilter.OptChangeBody | edits,
 			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoReplies&^gomilter.OptNoBodyReply, gomilter.OptHeaderLeadingSpace | gomilter.OptSkip,
 		},
 		{
-			"envelope", Wants{Stages: policy.Stages(policy.StageRcpt)}, func(c *Config, _ *Options) { c.Envelope = true },
+			"envelope",
+			Wants{Stages: policy.Stages(policy.StageRcpt)},
+			func(c *Config, _ *Options) { c.Envelope = true },
 			gomilter.OptAddHeader | gomilter.OptSetMacros | edits,
 			gomilter.OptNoUnknown | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoReplies&^(gomilter.OptNoMailReply|gomilter.OptNoRcptReply|gomilter.OptNoDataReply), 0,
 		},
 		{
-			"envelope from the first word", Wants{Stages: policy.AllStages}, func(c *Config, _ *Options) { c.Envelope = true },
+			"envelope from the first word",
+			Wants{Stages: policy.AllStages},
+			func(c *Config, _ *Options) { c.Envelope = true },
 			gomilter.OptAddHeader | gomilter.OptSetMacros | edits,
 			gomilter.OptNoUnknown | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoUnknownReply | gomilter.OptNoHeaderReply | gomilter.OptNoEOHReply | gomilter.OptNoBodyReply, 0,
 		},
 		{
-			"a pause", Wants{}, func(c *Config, _ *Options) { c.GreetPause = conf.Duration(time.Second) }, gomilter.OptAddHeader | gomilter.OptSetMacros,
+			"a pause",
+			Wants{},
+			func(c *Config, _ *Options) { c.GreetPause = conf.Duration(time.Second) }, gomilter.OptAddHeader | gomilter.OptSetMacros,
 			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoReplies&^gomilter.OptNoConnReply, 0,
 		},
 	} {
@@ -559,10 +571,16 @@ func TestContentVerdicts(t *testing.T) {
 			name: "everything at once", verdict: policy.Verdict{Action: policy.Hold, Reason: "odd"},
 			headers: []policy.Header{{Name: "X-One", Value: "1"}, {Name: "X-Two", Value: "2"}, {Name: "x-one", Value: "again"}},
 			edits: []policy.Edit{
-				{Kind: policy.DeleteField, At: 0}, {Kind: policy.InsertField, At: 1, Name: "X-A", Value: " a"}, {Kind: policy.InsertField, At: 1, Name: "X-B", Value: " b"},
-				{Kind: policy.ReplaceField, At: 1, Name: "X-Subject", Value: " s"}, {Kind: policy.InsertField, At: 2, Name: "X-End", Value: " e"},
-				{Kind: policy.ReplaceBody, Body: []byte("lost")}, {Kind: policy.ReplaceBody, Body: []byte("new body\r\n")},
-				{Kind: policy.AddRecipient, Arg: "bcc@example.com"}, {Kind: policy.AddRecipient, Arg: "bcc@example.com"}, {Kind: policy.AddRecipient, Arg: "bob@example.com"},
+				{Kind: policy.DeleteField, At: 0},
+				{Kind: policy.InsertField, At: 1, Name: "X-A", Value: " a"},
+				{Kind: policy.InsertField, At: 1, Name: "X-B", Value: " b"},
+				{Kind: policy.ReplaceField, At: 1, Name: "X-Subject", Value: " s"},
+				{Kind: policy.InsertField, At: 2, Name: "X-End", Value: " e"},
+				{Kind: policy.ReplaceBody, Body: []byte("lost")},
+				{Kind: policy.ReplaceBody, Body: []byte("new body\r\n")},
+				{Kind: policy.AddRecipient, Arg: "bcc@example.com"},
+				{Kind: policy.AddRecipient, Arg: "bcc@example.com"},
+				{Kind: policy.AddRecipient, Arg: "bob@example.com"},
 			},
 			final: "a",
 			want: []string{

@@ -116,8 +116,10 @@ type Flat struct {
 // The questions of one level of nesting are asked at the same time. An error
 // means that DNS could not answer; nothing is known then.
 func Flatten(ctx context.Context, res Resolver, domain string, limits Limits) (*Flat, error) {
-	f := &fetcher{res: res, limits: limits, asked: make(map[question]bool),
-		records: make(map[string]*record), addrs: make(map[string][]netip.Addr), mx: make(map[string][]string)}
+	f := &fetcher{
+		res: res, limits: limits, asked: make(map[question]bool),
+		records: make(map[string]*record), addrs: make(map[string][]netip.Addr), mx: make(map[string][]string),
+	}
 	domain = mailaddr.Domain(domain)
 	if !validName(domain) {
 		return nil, fmt.Errorf("provider: %q is not a domain name", domain)

@@ -42,71 +42,143 @@ func TestFlatten(t *testing.T) {
 		want     string
 		problems string // kinds and parts of the texts, "; " between
 	}{
-		{"networks, host bits masked, aggregated", map[string]string{
-			"d.example": "v=spf1 ip4:192.0.2.129/25 ip4:192.0.2.0/25 ip4:198.51.100.7 ip6:2001:db8::1/33 ip6:2001:db8:8000::/33 -all"},
-			"192.0.2.0/24 198.51.100.7/32 2001:db8::/32", ""},
-		{"qualifiers", map[string]string{
-			"d.example": "v=spf1 -ip4:192.0.2.0/26 ~ip4:192.0.2.64/27 ?ip4:192.0.2.96/27 ip4:192.0.2.0/24 ~all"},
-			"192.0.2.128/25", ""},
-		{"the first match decides", map[string]string{"d.example": "v=spf1 ip4:192.0.2.0/26 -ip4:192.0.2.0/24 ip4:192.0.2.0/23 -all"},
-			"192.0.2.0/26 192.0.3.0/24", ""},
+		{
+			"networks, host bits masked, aggregated",
+			map[string]string{
+				"d.example": "v=spf1 ip4:192.0.2.129/25 ip4:192.0.2.0/25 ip4:198.51.100.7 ip6:2001:db8::1/33 ip6:2001:db8:8000::/33 -all",
+			},
+			"192.0.2.0/24 198.51.100.7/32 2001:db8::/32", "",
+		},
+		{
+			"qualifiers",
+			map[string]string{
+				"d.example": "v=spf1 -ip4:192.0.2.0/26 ~ip4:192.0.2.64/27 ?ip4:192.0.2.96/27 ip4:192.0.2.0/24 ~all",
+			},
+			"192.0.2.128/25", "",
+		},
+		{
+			"the first match decides",
+			map[string]string{"d.example": "v=spf1 ip4:192.0.2.0/26 -ip4:192.0.2.0/24 ip4:192.0.2.0/23 -all"},
+			"192.0.2.0/26 192.0.3.0/24", "",
+		},
 		{"nothing after all", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 -all ip4:192.0.2.2 include:nowhere.example"}, "192.0.2.1/32", ""},
 		{"+all", map[string]string{"d.example": "v=spf1 -ip4:128.0.0.0/1 +all"}, "0.0.0.0/1 ::/0", ""},
-		{"include", map[string]string{
-			"d.example": "v=spf1 include:a.example include:b.example -all",
-			"a.example": "v=spf1 ip4:192.0.2.0/25 -all", "b.example": "v=spf1 -ip4:192.0.2.128/26 ip4:192.0.2.0/24 ?all"},
-			"192.0.2.0/25 192.0.2.192/26", ""},
-		{"an include that says fail matches nothing", map[string]string{
-			"d.example": "v=spf1 include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 -ip4:192.0.2.0/25 -all"},
-			"192.0.2.0/24", ""},
-		{"an include that takes away", map[string]string{
-			"d.example": "v=spf1 -include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 ip4:192.0.2.0/25 -all"},
-			"192.0.2.128/25", ""},
-		{"redirect", map[string]string{"d.example": "v=spf1 -ip4:192.0.2.0/25 redirect=A.Example.", "a.example": "v=spf1 ip4:192.0.2.0/24"},
-			"192.0.2.128/25", ""},
+		{
+			"include",
+			map[string]string{
+				"d.example": "v=spf1 include:a.example include:b.example -all",
+				"a.example": "v=spf1 ip4:192.0.2.0/25 -all", "b.example": "v=spf1 -ip4:192.0.2.128/26 ip4:192.0.2.0/24 ?all",
+			},
+			"192.0.2.0/25 192.0.2.192/26", "",
+		},
+		{
+			"an include that says fail matches nothing",
+			map[string]string{
+				"d.example": "v=spf1 include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 -ip4:192.0.2.0/25 -all",
+			},
+			"192.0.2.0/24", "",
+		},
+		{
+			"an include that takes away",
+			map[string]string{
+				"d.example": "v=spf1 -include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 ip4:192.0.2.0/25 -all",
+			},
+			"192.0.2.128/25", "",
+		},
+		{
+			"redirect",
+			map[string]string{"d.example": "v=spf1 -ip4:192.0.2.0/25 redirect=A.Example.", "a.example": "v=spf1 ip4:192.0.2.0/24"},
+			"192.0.2.128/25", "",
+		},
 		{"redirect beside all", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 redirect=a.example -all"}, "192.0.2.1/32", ""},
-		{"a and mx", map[string]string{
-			"d.example": "v=spf1 a a:w.example/28//64 mx -all", "a:d.example": "192.0.2.1 2001:db8::1", "a:w.example": "198.51.100.77 2001:db8:1:2:3::",
-			"mx:d.example": "m1.example m2.example", "a:m1.example": "192.0.2.9", "a:m2.example": "192.0.2.8 2001:db8::9"},
-			"192.0.2.1/32 192.0.2.8/31 198.51.100.64/28 2001:db8::1/128 2001:db8::9/128 2001:db8:1:2::/64", ""},
-		{"the macro that is known", map[string]string{"d.example": "v=spf1 include:_spf.%{d} -all", "_spf.d.example": "v=spf1 a:%{d1r}.x.example", "a:_spf.x.example": "192.0.2.1"},
-			"192.0.2.1/32", ""},
-		{"exists, ptr, macros", map[string]string{
-			"d.example": "v=spf1 exists:%{i}.x.example ptr include:%{s}.example a:%{h}.x.example ip4:192.0.2.1 -all"},
-			"192.0.2.1/32", "not-flattenable exists; not-flattenable ptr; not-flattenable include; not-flattenable a:"},
+		{
+			"a and mx",
+			map[string]string{
+				"d.example": "v=spf1 a a:w.example/28//64 mx -all", "a:d.example": "192.0.2.1 2001:db8::1", "a:w.example": "198.51.100.77 2001:db8:1:2:3::",
+				"mx:d.example": "m1.example m2.example", "a:m1.example": "192.0.2.9", "a:m2.example": "192.0.2.8 2001:db8::9",
+			},
+			"192.0.2.1/32 192.0.2.8/31 198.51.100.64/28 2001:db8::1/128 2001:db8::9/128 2001:db8:1:2::/64", "",
+		},
+		{
+			"the macro that is known",
+			map[string]string{"d.example": "v=spf1 include:_spf.%{d} -all", "_spf.d.example": "v=spf1 a:%{d1r}.x.example", "a:_spf.x.example": "192.0.2.1"},
+			"192.0.2.1/32", "",
+		},
+		{
+			"exists, ptr, macros",
+			map[string]string{
+				"d.example": "v=spf1 exists:%{i}.x.example ptr include:%{s}.example a:%{h}.x.example ip4:192.0.2.1 -all",
+			},
+			"192.0.2.1/32", "not-flattenable exists; not-flattenable ptr; not-flattenable include; not-flattenable a:",
+		},
 		{"a redirect that cannot be known", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 redirect=%{s}.example"}, "192.0.2.1/32", "not-flattenable redirect"},
-		{"what an unknown part may except is left out", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 -exists:%{i}.x.example ip4:192.0.2.2 -all"},
-			"192.0.2.1/32", "not-flattenable left out"},
-		{"so is what an include of an unknown part may except", map[string]string{
-			"d.example": "v=spf1 ?include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 -ip4:192.0.2.0/25 ptr -all"},
-			"192.0.2.0/25", "not-flattenable ptr"},
-		{"an unknown part that adds hides nothing", map[string]string{
-			"d.example": "v=spf1 include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 ptr -all"},
-			"192.0.2.0/24", "not-flattenable ptr"},
+		{
+			"what an unknown part may except is left out",
+			map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 -exists:%{i}.x.example ip4:192.0.2.2 -all"},
+			"192.0.2.1/32", "not-flattenable left out",
+		},
+		{
+			"so is what an include of an unknown part may except",
+			map[string]string{
+				"d.example": "v=spf1 ?include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 -ip4:192.0.2.0/25 ptr -all",
+			},
+			"192.0.2.0/25", "not-flattenable ptr",
+		},
+		{
+			"an unknown part that adds hides nothing",
+			map[string]string{
+				"d.example": "v=spf1 include:a.example ip4:192.0.2.0/24 -all", "a.example": "v=spf1 ptr -all",
+			},
+			"192.0.2.0/24", "not-flattenable ptr",
+		},
 		{"mapped addresses", map[string]string{"d.example": "v=spf1 ip6:::ffff:192.0.2.1 ip4:192.0.2.2 -all"}, "192.0.2.2/32", "noted IPv4-mapped"},
 
 		{"no record", map[string]string{"d.example": "something else"}, "", "broken there is no SPF record"},
 		{"two records", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1|v=spf1 -all"}, "", "broken more than one"},
 		{"bad syntax spoils all of a record", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 ip4:192.0.2.300 -all"}, "", "broken column 26"},
-		{"a missing include spoils what comes after", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:x.example ip4:192.0.2.2 -all"},
-			"192.0.2.1/32", "broken x.example has no SPF record"},
-		{"a broken include too", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:x.example ip4:192.0.2.2 -all", "x.example": "v=spf1 -ip4:192.0.2.2 foo"},
-			"192.0.2.1/32", "broken unknown mechanism"},
-		{"but not what it decides before", map[string]string{
-			"d.example": "v=spf1 include:x.example ip4:192.0.2.0/24 -all", "x.example": "v=spf1 ip4:192.0.2.1 -ip4:192.0.2.2 include:y.example"},
-			"192.0.2.1/32 192.0.2.2/32", "broken y.example has no SPF record"},
+		{
+			"a missing include spoils what comes after",
+			map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:x.example ip4:192.0.2.2 -all"},
+			"192.0.2.1/32", "broken x.example has no SPF record",
+		},
+		{
+			"a broken include too",
+			map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:x.example ip4:192.0.2.2 -all", "x.example": "v=spf1 -ip4:192.0.2.2 foo"},
+			"192.0.2.1/32", "broken unknown mechanism",
+		},
+		{
+			"but not what it decides before",
+			map[string]string{
+				"d.example": "v=spf1 include:x.example ip4:192.0.2.0/24 -all", "x.example": "v=spf1 ip4:192.0.2.1 -ip4:192.0.2.2 include:y.example",
+			},
+			"192.0.2.1/32 192.0.2.2/32", "broken y.example has no SPF record",
+		},
 		{"a missing redirect", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 redirect=x.example"}, "192.0.2.1/32", "broken x.example has no SPF record"},
-		{"a loop", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:a.example ip4:192.0.2.3 -all", "a.example": "v=spf1 ip4:192.0.2.2 include:d.example -all"},
-			"192.0.2.1/32 192.0.2.2/32", "broken a loop: d.example > a.example > d.example"},
+		{
+			"a loop",
+			map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:a.example ip4:192.0.2.3 -all", "a.example": "v=spf1 ip4:192.0.2.2 include:d.example -all"},
+			"192.0.2.1/32 192.0.2.2/32", "broken a loop: d.example > a.example > d.example",
+		},
 		{"a loop of one", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:D.example -all"}, "192.0.2.1/32", "broken a loop"},
-		{"a loop of redirects", map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 redirect=a.example", "a.example": "v=spf1 redirect=d.example"},
-			"192.0.2.1/32", "broken a loop"},
-		{"the same record twice is no loop", map[string]string{"d.example": "v=spf1 include:a.example include:b.example -all",
-			"a.example": "v=spf1 include:c.example -all", "b.example": "v=spf1 include:c.example ip4:192.0.2.2 -all", "c.example": "v=spf1 ip4:192.0.2.1 -all"},
-			"192.0.2.1/32 192.0.2.2/32", ""},
+		{
+			"a loop of redirects",
+			map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 redirect=a.example", "a.example": "v=spf1 redirect=d.example"},
+			"192.0.2.1/32", "broken a loop",
+		},
+		{
+			"the same record twice is no loop",
+			map[string]string{
+				"d.example": "v=spf1 include:a.example include:b.example -all",
+				"a.example": "v=spf1 include:c.example -all", "b.example": "v=spf1 include:c.example ip4:192.0.2.2 -all", "c.example": "v=spf1 ip4:192.0.2.1 -all",
+			},
+			"192.0.2.1/32 192.0.2.2/32", "",
+		},
 		{"ten look-ups", map[string]string{"d.example": "v=spf1 " + strings.Repeat("include:a.example ", 10) + "ip4:192.0.2.1", "a.example": "v=spf1 -all"}, "192.0.2.1/32", ""},
-		{"eleven look-ups", map[string]string{"d.example": "v=spf1 ip4:192.0.2.2 " + strings.Repeat("include:a.example ", 11) + "ip4:192.0.2.1", "a.example": "v=spf1 -all"},
-			"192.0.2.2/32", "broken more than 10 look-ups"},
+		{
+			"eleven look-ups",
+			map[string]string{"d.example": "v=spf1 ip4:192.0.2.2 " + strings.Repeat("include:a.example ", 11) + "ip4:192.0.2.1", "a.example": "v=spf1 -all"},
+			"192.0.2.2/32", "broken more than 10 look-ups",
+		},
 		{"two void look-ups", map[string]string{"d.example": "v=spf1 a:x.example mx:y.example ip4:192.0.2.1 -all"}, "192.0.2.1/32", ""},
 		{"three void look-ups", map[string]string{"d.example": "v=spf1 a:x.example mx:y.example a:z.example ip4:192.0.2.1 -all"}, "", "broken found nothing"},
 		{"eleven exchangers", map[string]string{"d.example": "v=spf1 mx ip4:192.0.2.1 -all", "mx:d.example": strings.Repeat("m.example ", 11)}, "", "broken more than 10 mail exchangers"},
@@ -206,8 +278,10 @@ func TestOneRoundTripPerLevel(t *testing.T) {
 }
 
 func TestDNSTroubleIsAnError(t *testing.T) {
-	z := newZone(map[string]string{"d.example": "v=spf1 ip4:192.0.2.1 include:a.example include:b.example a:c.example mx:m.example -all",
-		"a.example": "v=spf1 ip4:192.0.2.2 -all", "b.example": "v=spf1 ip4:192.0.2.3 -all"})
+	z := newZone(map[string]string{
+		"d.example": "v=spf1 ip4:192.0.2.1 include:a.example include:b.example a:c.example mx:m.example -all",
+		"a.example": "v=spf1 ip4:192.0.2.2 -all", "b.example": "v=spf1 ip4:192.0.2.3 -all",
+	})
 	z.mx["m.example"] = []string{"x.example"}
 	for _, name := range []string{"d.example", "b.example", "c.example", "m.example", "x.example"} {
 		z.fail(name, true)

@@ -583,7 +583,7 @@ func (l *list) accept(ctx context.Context, id string) (Report, error) {
 	now := time.Now()
 	l.mu.Lock()
 	p := l.doc.Pending
-	var was, is = prefixesOf(l.doc.Entries), []Entry(nil)
+	was, is := prefixesOf(l.doc.Entries), []Entry(nil)
 	if p != nil {
 		is = slices.Clone(p.Entries)
 	}

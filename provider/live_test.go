@@ -386,30 +386,42 @@ func TestDNSTroubleNeverHarmsTheList(t *testing.T) {
 		{"SERVFAIL", func() { srv.BehaveUnder(".", dnstest.ServFail) }, func() { srv.BehaveWell(".") }, resultFailed},
 		{"SERVFAIL for one part", func() { srv.Behave("_netblocks3.google.com", dnstest.ServFail) }, func() { srv.BehaveWell("_netblocks3.google.com") }, resultFailed},
 		{"no answer for one part", func() { srv.Behave("_netblocks3.google.com", dnstest.Drop) }, func() { srv.BehaveWell("_netblocks3.google.com") }, resultFailed},
-		{"half of the parts missing", func() { srv.Remove("_netblocks2.google.com."); srv.Remove("_netblocks3.google.com.") },
+		{
+			"half of the parts missing", func() { srv.Remove("_netblocks2.google.com."); srv.Remove("_netblocks3.google.com.") },
 			func() {
 				addTXT(srv, "_netblocks2.google.com", records["_netblocks2.google.com"])
 				addTXT(srv, "_netblocks3.google.com", records["_netblocks3.google.com"])
-			}, resultRefused},
-		{"the first part missing", func() { srv.Remove("_netblocks.google.com.") },
-			func() { addTXT(srv, "_netblocks.google.com", records["_netblocks.google.com"]) }, resultRefused},
+			}, resultRefused,
+		},
+		{
+			"the first part missing", func() { srv.Remove("_netblocks.google.com.") },
+			func() { addTXT(srv, "_netblocks.google.com", records["_netblocks.google.com"]) }, resultRefused,
+		},
 		{"truncated", func() { srv.BehaveUnder(".", dnstest.Truncate) }, func() { srv.BehaveWell(".") }, resultUnchanged},
-		{"cut off", func() { srv.Behave("_netblocks.google.com", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieBroken}}) },
-			func() { srv.BehaveWell("_netblocks.google.com") }, resultFailed},
-		{"oversized", func() {
-			srv.Behave("_netblocks.google.com", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieOversize}})
+		{
+			"cut off", func() { srv.Behave("_netblocks.google.com", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieBroken}}) },
+			func() { srv.BehaveWell("_netblocks.google.com") }, resultFailed,
 		},
-			func() { srv.BehaveWell("_netblocks.google.com") }, resultFailed},
-		{"a loop", func() {
-			srv.Remove("_netblocks.google.com.")
-			addTXT(srv, "_netblocks.google.com", "v=spf1 include:_spf.google.com ~all")
+		{
+			"oversized", func() {
+				srv.Behave("_netblocks.google.com", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieOversize}})
+			},
+			func() { srv.BehaveWell("_netblocks.google.com") }, resultFailed,
 		},
+		{
+			"a loop", func() {
+				srv.Remove("_netblocks.google.com.")
+				addTXT(srv, "_netblocks.google.com", "v=spf1 include:_spf.google.com ~all")
+			},
 			func() {
 				srv.Remove("_netblocks.google.com.")
 				addTXT(srv, "_netblocks.google.com", records["_netblocks.google.com"])
-			}, resultRefused},
-		{"nothing left", func() { srv.Remove("_spf.google.com."); addTXT(srv, "_spf.google.com", "v=spf1 -all") },
-			func() { srv.Remove("_spf.google.com."); addTXT(srv, "_spf.google.com", records["_spf.google.com"]) }, resultRefused},
+			}, resultRefused,
+		},
+		{
+			"nothing left", func() { srv.Remove("_spf.google.com."); addTXT(srv, "_spf.google.com", "v=spf1 -all") },
+			func() { srv.Remove("_spf.google.com."); addTXT(srv, "_spf.google.com", records["_spf.google.com"]) }, resultRefused,
+		},
 		{"gone", func() { srv.Remove("gmail.com.") }, func() { addTXT(srv, "gmail.com", records["gmail.com"]) }, resultRefused},
 		{"no server", srv.Stop, srv.Restart, resultFailed},
 	} {

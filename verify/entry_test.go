@@ -102,7 +102,9 @@ func TestLifeOfAnEntry(t *testing.T) {
 func TestStoredForm(t *testing.T) {
 	now := time.UnixMilli(2_000_000_000_123)
 	for _, e := range []Entry{
-		{}, {Result: Known, At: now}, {Holder: "h", Lease: now},
+		{},
+		{Result: Known, At: now},
+		{Holder: "h", Lease: now},
 		{Result: Unknown, At: now, Source: "callout x", Detail: "550 5.1.1 no", Tried: now, Error: "e", Strikes: 3, Lease: now, Holder: "h"},
 	} {
 		got, err := decode(e.encode())
@@ -123,7 +125,7 @@ func TestStoredForm(t *testing.T) {
 }
 
 func FuzzStoredForm(f *testing.F) {
-	f.Add(("1\x00known\x001\x000\x000\x000\x00h\x00s\x00d\x00e"))
+	f.Add("1\x00known\x001\x000\x000\x000\x00h\x00s\x00d\x00e")
 	f.Fuzz(func(t *testing.T, b string) {
 		e, err := decode(b)
 		if err != nil {

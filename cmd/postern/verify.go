@@ -150,8 +150,12 @@ func (c *cli) verifyShow() *cobra.Command {
 func writeVerified(w io.Writer, r *verify.Record, now time.Time) {
 	fmt.Fprintf(w, "%s: %s since %s\n", printable(r.Address), resultText(r), ago(now, r.At))
 	for _, l := range []struct{ name, text string }{
-		{"source", r.Source}, {"answer", r.Detail}, {"asked again", "when used " + until(now, r.Refresh)}, {"expires", until(now, r.Expires)},
-		{"last attempt", ago(now, r.Tried) + " ago"}, {"which failed", r.Error},
+		{"source", r.Source},
+		{"answer", r.Detail},
+		{"asked again", "when used " + until(now, r.Refresh)},
+		{"expires", until(now, r.Expires)},
+		{"last attempt", ago(now, r.Tried) + " ago"},
+		{"which failed", r.Error},
 	} {
 		if l.text != "" && !strings.HasSuffix(l.text, "-") {
 			fmt.Fprintf(w, "  %-13s %s\n", l.name, printable(l.text))
