@@ -236,8 +236,8 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	if e, ok := c.fromFiles(req, r, a); ok {
 		return c.decide(req, r, &e), nil
 	}
-	q := &question{route: r, address: a, key: c.key(a)}
-	entry, err := c.recall(ctx, q.key)
+	key := c.key(a)
+	entry, err := c.recall(ctx, key)
 	if err != nil {
 		// Without a memory there still is an answer; how many are asked is
 		// bounded by the callouts' own limits.
@@ -245,13 +245,13 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 		c.metrics.storeErrors.Inc()
 	}
 	c.noteEntry(req, r, &entry)
-	if v, ok := c.remembered(req, r, q, &entry); ok {
+	if v, ok := c.remembered(req, r, key, &entry); ok {
 		return v, nil
 	}
-	if v, ok := c.unasked(req, r, q, bad); ok {
+	if v, ok := c.unasked(req, r, bad); ok {
 		return v, nil
 	}
-	f := c.fly(q)
+	f := c.fly(&question{route: r, address: a, key: key})
 	if f == nil {
 		c.metrics.count(sourceLimits, resultBusy)
 		return c.put(req, policy.DeferIfPermit, c.deferral, reasonPending, "too many addresses are being asked about"), nil
@@ -260,24 +260,24 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 }
 
 // remembered decides by a live entry.
-func (c *Check) remembered(req *policy.Request, r *route, q *question, e *Entry) (policy.Verdict, bool) {
+func (c *Check) remembered(req *policy.Request, r *route, key string, e *Entry) (policy.Verdict, bool) {
 	if !e.Live(req.Time, &r.times) {
 		return policy.Verdict{}, false
 	}
 	if e.Due(req.Time, &r.times) && !req.DryRun && c.mayAsk(req) {
-		q.gentle = true
-		c.fly(q)
+		c.fly(&question{route: r, address: req.Recipient, key: key, gentle: true})
 	}
 	c.metrics.count(sourceCache, string(e.Result))
-	if e.Result == Known && r.whenDown == DeferAll && c.down(r, q.address, req.Time) {
+	if e.Result == Known && r.whenDown == DeferAll && c.down(r, req.Recipient, req.Time) {
 		return c.put(req, policy.DeferIfPermit, c.deferral, reasonDown, "known, but the next hop is down"), true
 	}
 	return c.decide(req, r, e), true
 }
 
 // unasked decides where nobody is to be asked.
-func (c *Check) unasked(req *policy.Request, r *route, q *question, bad int) (policy.Verdict, bool) {
-	if hops, err := r.hopsFor(q.address, &c.cfg); err == nil && c.prober.AcceptsAll(hops, q.address.Domain, req.Time) && r.onlyCallout() {
+func (c *Check) unasked(req *policy.Request, r *route, bad int) (policy.Verdict, bool) {
+	a := req.Recipient
+	if hops, err := r.hopsFor(a, &c.cfg); err == nil && c.prober.AcceptsAll(hops, a.Domain, req.Time) && r.onlyCallout() {
 		return policy.Verdict{Reason: reasonAcceptAll, Detail: "the next hop takes every address"}, true
 	}
 	switch {
@@ -289,7 +289,7 @@ func (c *Check) unasked(req *policy.Request, r *route, q *question, bad int) (po
 	case c.cfg.HarvestLimit > 0 && bad >= c.cfg.HarvestLimit:
 		c.metrics.count(sourceLimits, resultHarvest)
 		return c.put(req, policy.DeferIfPermit, c.harvest, reasonHarvest, strconv.Itoa(bad)+" unknown recipients from this client"), true
-	case c.down(r, q.address, req.Time):
+	case c.down(r, a, req.Time):
 		e := Entry{Result: Temporary, Detail: "the next hop is down"}
 		return c.decide(req, r, &e), true
 	}

@@ -197,15 +197,21 @@ func (e *Entry) encode() string {
 	return string(b)
 }
 
+var errDamaged = errors.New("verify: a stored entry is damaged")
+
 // decode reads what encode wrote.
 func decode(text string) (Entry, error) {
 	var e Entry
 	var field [10]string
 	for i := range field {
-		var more bool
-		if field[i], text, more = strings.Cut(text, "\x00"); more != (i < len(field)-1) {
-			return e, errors.New("verify: a stored entry is damaged")
+		end := strings.IndexByte(text, 0)
+		if last := i == len(field)-1; last != (end < 0) {
+			return e, errDamaged
+		} else if last {
+			field[i] = text
+			break
 		}
+		field[i], text = text[:end], text[end+1:]
 	}
 	e.Result = Result(field[1])
 	switch e.Result {
@@ -219,7 +225,7 @@ func decode(text string) (Entry, error) {
 	for i, t := range []*time.Time{&e.At, &e.Tried, &e.Lease} {
 		ms, err := strconv.ParseInt(field[2+i], 10, 64)
 		if err != nil {
-			return Entry{}, errors.New("verify: a stored entry is damaged")
+			return Entry{}, errDamaged
 		}
 		if ms != 0 {
 			*t = time.UnixMilli(ms)
@@ -227,7 +233,7 @@ func decode(text string) (Entry, error) {
 	}
 	n, err := strconv.Atoi(field[5])
 	if err != nil {
-		return Entry{}, errors.New("verify: a stored entry is damaged")
+		return Entry{}, errDamaged
 	}
 	e.Strikes, e.Holder, e.Source, e.Detail, e.Error = n, field[6], field[7], field[8], field[9]
 	return e, nil

@@ -43,7 +43,7 @@ type valueSlot struct {
 
 type valueShard struct {
 	mu    sync.Mutex
-	slots map[string]*valueSlot // by space and key
+	slots map[valueName]*valueSlot
 }
 
 // Values is the part of a store that keeps named values: alone, or as what
@@ -72,13 +72,13 @@ func NewValues(most int, backing ValueBacking, counts map[string]int) *Values {
 		v.total.Add(int64(n))
 	}
 	for i := range v.shards {
-		v.shards[i].slots = make(map[string]*valueSlot)
+		v.shards[i].slots = make(map[valueName]*valueSlot)
 	}
 	return v
 }
 
-func (v *Values) shard(name string) *valueShard {
-	return &v.shards[maphash.String(v.seed, name)%shardCount]
+func (v *Values) shard(name valueName) *valueShard {
+	return &v.shards[maphash.String(v.seed, name.key)%shardCount]
 }
 
 // maxShardValues is how many values a shard keeps in memory when there is a
@@ -102,44 +102,45 @@ func (sh *valueShard) room() {
 	}
 }
 
-func slotName(space, key string) string { return space + "\x00" + key }
+// valueName is the name of a value in the maps.
+type valueName struct{ space, key string }
 
 // load returns the value that is valid now. The shard is locked.
-func (v *Values) load(sh *valueShard, name, space, key string) (string, error) {
+func (v *Values) load(sh *valueShard, name valueName) (string, error) {
 	if sl, ok := sh.slots[name]; ok {
 		return sl.Value, nil
 	}
 	if v.backing == nil {
 		return "", nil
 	}
-	value, expires, err := v.backing.LoadValue(space, key)
+	value, expires, err := v.backing.LoadValue(name.space, name.key)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
 	// That there is none is worth remembering too.
 	sh.room()
-	sh.slots[name] = &valueSlot{ValueChange{space, key, value, expires}, clean}
+	sh.slots[name] = &valueSlot{ValueChange{name.space, name.key, value, expires}, clean}
 	return value, nil
 }
 
 // LoadValue implements store.Values.
 func (v *Values) LoadValue(_ context.Context, space, key string) (string, error) {
 	key = store.ValueKey(key)
-	name := slotName(space, key)
+	name := valueName{space, key}
 	sh := v.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	return v.load(sh, name, space, key)
+	return v.load(sh, name)
 }
 
 // SwapValue implements store.Values.
 func (v *Values) SwapValue(_ context.Context, space, key, old, next string, expires time.Time) (bool, error) {
 	key = store.ValueKey(key)
-	name := slotName(space, key)
+	name := valueName{space, key}
 	sh := v.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	now, err := v.load(sh, name, space, key)
+	now, err := v.load(sh, name)
 	if err != nil {
 		return false, err
 	}
@@ -167,7 +168,7 @@ func grown(old, next string) int {
 }
 
 // put stores a change. The shard is locked.
-func (v *Values) put(sh *valueShard, name string, c ValueChange, grown int) {
+func (v *Values) put(sh *valueShard, name valueName, c ValueChange, grown int) {
 	if grown != 0 {
 		v.total.Add(int64(grown))
 		v.mu.Lock()
@@ -231,7 +232,7 @@ func (v *Values) TakeDirty() []ValueChange {
 // Written tells that the changes of TakeDirty are in the backing.
 func (v *Values) Written(changes []ValueChange) {
 	for i := range changes {
-		name := slotName(changes[i].Space, changes[i].Key)
+		name := valueName{changes[i].Space, changes[i].Key}
 		sh := v.shard(name)
 		sh.mu.Lock()
 		if sl, ok := sh.slots[name]; ok && sl.state == flushing {
@@ -249,7 +250,7 @@ func (v *Values) Written(changes []ValueChange) {
 // change has overtaken.
 func (v *Values) Failed(changes []ValueChange) {
 	for i := range changes {
-		name := slotName(changes[i].Space, changes[i].Key)
+		name := valueName{changes[i].Space, changes[i].Key}
 		sh := v.shard(name)
 		sh.mu.Lock()
 		if sl, ok := sh.slots[name]; ok && sl.state == flushing {
@@ -286,7 +287,7 @@ func (v *Values) Each(ctx context.Context, space string, yield func(key, value s
 // Expire removes a value that has expired, if it still has. stored is what
 // the backing says of it.
 func (v *Values) Expire(space, key string, stored int64, now time.Time) {
-	name := slotName(space, key)
+	name := valueName{space, key}
 	sh := v.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
