@@ -107,7 +107,16 @@ const maxFile = 16 << 20
 // administrator should know and can live with. A file that is missing at
 // [DefaultPath] is an empty one.
 func Load(path string) (*Config, []string, error) {
-	cfg, warnings, err := load(path)
+	return loaded(load(path, false))
+}
+
+// LoadLenient is Load with headers.lenient set: of the rules that Postfix
+// would warn of and pass over there are warnings instead of faults.
+func LoadLenient(path string) (*Config, []string, error) {
+	return loaded(load(path, true))
+}
+
+func loaded(cfg *Config, warnings []string, err error) (*Config, []string, error) {
 	if err != nil {
 		return nil, warnings, err
 	}
@@ -118,11 +127,11 @@ func Load(path string) (*Config, []string, error) {
 // cannot has its default. It serves to find the daemon that runs on an
 // earlier version of the file.
 func Peek(path string) *Config {
-	cfg, _, _ := load(path) // the faults are Load's business
+	cfg, _, _ := load(path, false) // the faults are Load's business
 	return cfg
 }
 
-func load(path string) (*Config, []string, error) {
+func load(path string, lenient bool) (*Config, []string, error) {
 	cfg := Default()
 	cfg.Path = path
 	var warnings []string
@@ -160,6 +169,7 @@ func load(path string) (*Config, []string, error) {
 	}
 	d.finish()
 	faults := d.faults
+	cfg.Headers.Lenient = cfg.Headers.Lenient || lenient
 	var more conf.Faults
 	warnings = append(warnings, cfg.validate(&more)...)
 	d.locate(more)

@@ -10,13 +10,18 @@ import (
 )
 
 func (c *cli) checkCommand() *cobra.Command {
-	return &cobra.Command{
+	var lenient bool
+	cmd := &cobra.Command{
 		Use: "check", Short: "read the configuration and every file it names, and report all faults",
 		Long: "Opens no socket and changes nothing. Exit status 0: the daemon would start with it; 1: there are\n" +
 			"faults, each printed as file:line:column.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, warnings, err := config.Load(c.config)
+			load := config.Load
+			if lenient {
+				load = config.LoadLenient
+			}
+			_, warnings, err := load(c.config)
 			for _, w := range warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 			}
@@ -27,6 +32,8 @@ func (c *cli) checkCommand() *cobra.Command {
 			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, c.config, "is good") })
 		},
 	}
+	cmd.Flags().BoolVar(&lenient, "lenient", false, "warn of bad rules in header tables that Postfix would pass over, as with headers.lenient = true")
+	return cmd
 }
 
 func (c *cli) configCommand() *cobra.Command {
