@@ -32,16 +32,26 @@ type decoder struct {
 	// fresh returns the value that a new element of a map of tables begins
 	// with, by the map's key ("chains").
 	fresh func(table string) any
-	// elems are the elements of maps of tables, which cannot be set in place.
-	elems map[string]reflect.Value
+	// elems are the elements of maps, which cannot be set in place, by their
+	// keys; order is that in which they were found, an inner one behind the
+	// one that holds it.
+	elems map[string]*element
+	order []*element
 
 	file    string
 	parser  unstable.Parser
 	started map[string]bool // lists of tables that this file has begun
 }
 
+// element is one element of a map.
+type element struct {
+	of    reflect.Value // the map
+	name  string
+	value reflect.Value // a pointer to it
+}
+
 func newDecoder(v any, fresh func(string) any) *decoder {
-	return &decoder{root: reflect.ValueOf(v).Elem(), places: make(map[string]place), fresh: fresh, elems: make(map[string]reflect.Value)}
+	return &decoder{root: reflect.ValueOf(v).Elem(), places: make(map[string]place), fresh: fresh, elems: make(map[string]*element)}
 }
 
 // document takes one file. A file that is not TOML gives one fault and
@@ -79,13 +89,11 @@ func (d *decoder) document(file string, text []byte) {
 
 // finish writes back what could not be set in place.
 func (d *decoder) finish() {
-	for path, v := range d.elems {
-		table, name, _ := strings.Cut(path, ".")
-		m, _ := d.field(d.root, table)
-		if m.IsNil() {
-			m.Set(reflect.MakeMap(m.Type()))
+	for _, e := range slices.Backward(d.order) {
+		if e.of.IsNil() {
+			e.of.Set(reflect.MakeMap(e.of.Type()))
 		}
-		m.SetMapIndex(reflect.ValueOf(name), v.Elem())
+		e.of.SetMapIndex(reflect.ValueOf(e.name), e.value.Elem())
 	}
 }
 
@@ -146,7 +154,7 @@ func (d *decoder) step(v reflect.Value, key, name string, p place) (string, refl
 	}
 	if v.Kind() == reflect.Map {
 		if e, ok := d.elems[full]; ok {
-			return full, e.Elem()
+			return full, e.value.Elem()
 		}
 		e := reflect.New(v.Type().Elem())
 		if old := v.MapIndex(reflect.ValueOf(name)); old.IsValid() {
@@ -154,7 +162,8 @@ func (d *decoder) step(v reflect.Value, key, name string, p place) (string, refl
 		} else if f := d.fresh(key); f != nil {
 			e.Elem().Set(reflect.ValueOf(f))
 		}
-		d.elems[full] = e
+		d.elems[full] = &element{v, name, e}
+		d.order = append(d.order, d.elems[full])
 		return full, e.Elem()
 	}
 	f, ok := d.field(v, name)
