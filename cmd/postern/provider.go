@@ -269,7 +269,11 @@ func (c *cli) providerWhois() *cobra.Command {
 			}
 			return c.show(cmd.OutOrStdout(), out, func(w io.Writer) {
 				for _, m := range out {
-					fmt.Fprintf(w, "%s: %v by %s in the record of %s", m.List, m.Prefix, printable(m.Term), printable(m.Record))
+					where := "in the record of"
+					if strings.HasPrefix(m.Record, "/") {
+						where = "of" // a file
+					}
+					fmt.Fprintf(w, "%s: %v by %s %s %s", m.List, m.Prefix, printable(m.Term), where, printable(m.Record))
 					if m.Via != "" {
 						fmt.Fprintf(w, " (%s)", printable(m.Via))
 					}
