@@ -2,7 +2,7 @@ package pipeline
 
 import (
 	"maps"
-	"sync"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"postern/internal/logging"
 	"postern/policy"
 )
 
@@ -124,77 +125,97 @@ func (s *stepMetrics) observe(line *policy.Step, took time.Duration) {
 // logDecision writes the one line of a decision. The names of its fields are
 // documented in docs/observability.md.
 func (p *Pipeline) logDecision(r *run) {
-	level := zap.InfoLevel
-	if r.d.Degraded {
-		level = zap.WarnLevel
+	core := p.log.Core()
+	e := zapcore.Entry{Level: zap.InfoLevel, Time: r.start.Add(r.d.Took), LoggerName: p.log.Name(), Message: "decision"}
+	if !r.d.Degraded {
+		if !core.Enabled(e.Level) {
+			return
+		}
+		if l := logging.Begin(core, &e); l != nil {
+			r.describe(l)
+			_ = l.End() // as the logger would
+			return
+		}
+	} else {
+		e.Level = zap.WarnLevel
 	}
-	req, d := r.req, r.d
 	// Straight to the core: the logger would read the clock once more.
-	ce := p.log.Core().Check(zapcore.Entry{Level: level, Time: r.start.Add(d.Took), LoggerName: p.log.Name(), Message: "decision"}, nil)
+	ce := core.Check(e, nil)
 	if ce == nil {
 		return
 	}
-	buf := fieldPool.Get().(*[]zap.Field)
-	f := append((*buf)[:0],
-		zap.String("action", d.Verdict.Action.String()),
-		zap.String("stage", req.Stage.String()),
-		zap.String("client", addrText(req)),
-		zap.String("client_name", req.Client.Name),
-		zap.String("helo", req.Helo),
-		zap.String("sender", senderText(req)),
-		zap.String("recipient", req.Recipient.Raw),
-		zap.String("chain", d.Chain),
-		zap.Duration("took", d.Took),
-	)
-	f = appendText(f, "queue_id", req.QueueID)
-	f = appendText(f, "instance", req.Instance)
-	f = appendText(f, "login", req.SASL.Username)
-	f = appendText(f, "check", d.Check)
+	f := make(zapFields, 0, 24)
+	r.describe(&f)
+	if r.d.Degraded {
+		f = append(f, zap.Bool("degraded", true), zap.Error(r.err))
+	}
+	ce.Write(f...)
+}
+
+// fields are those of a line.
+type fields interface {
+	Text(name, value string)
+	Addr(name string, value netip.Addr)
+	Seconds(name string, value time.Duration)
+}
+
+var _ fields = (*logging.Line)(nil)
+
+func (r *run) describe(f fields) {
+	req, d := r.req, r.d
+	f.Text("action", d.Verdict.Action.String())
+	f.Text("stage", req.Stage.String())
+	if req.Client.Addr.IsValid() {
+		f.Addr("client", req.Client.Addr)
+	} else {
+		f.Text("client", "unknown")
+	}
+	f.Text("client_name", req.Client.Name)
+	f.Text("helo", req.Helo)
+	if req.NullSender() {
+		f.Text("sender", "<>")
+	} else {
+		f.Text("sender", req.Sender.Raw)
+	}
+	f.Text("recipient", req.Recipient.Raw)
+	f.Text("chain", d.Chain)
+	f.Seconds("took", d.Took)
+	some := func(name, value string) {
+		if value != "" {
+			f.Text(name, value)
+		}
+	}
+	some("queue_id", req.QueueID)
+	some("instance", req.Instance)
+	some("login", req.SASL.Username)
+	some("check", d.Check)
 	said := &d.Verdict
 	if n := len(d.Steps); said.Reason == "" && n > 0 {
 		said = &d.Steps[n-1].Verdict // nobody objected: what the last check knew
 	}
-	f = appendText(f, "reason", said.Reason)
-	f = appendText(f, "detail", said.Detail)
+	some("reason", said.Reason)
+	some("detail", said.Detail)
 	if d.Verdict.Action.Refuses() {
-		f = append(f, zap.String("reply", d.Verdict.Reply.String()), zap.String("ref", d.Reference))
+		f.Text("reply", d.Verdict.Reply.String())
+		f.Text("ref", d.Reference)
 	}
 	if r.edits > 0 {
 		f = append(f, zap.Int("edits", r.edits))
 	}
 	if d.WouldCheck != "" {
-		f = append(f, zap.String("shadow_check", d.WouldCheck), zap.String("shadow_action", d.Would.Action.String()),
-			zap.String("shadow_reason", d.Would.Reason))
+		f.Text("shadow_check", d.WouldCheck)
+		f.Text("shadow_action", d.Would.Action.String())
+		f.Text("shadow_reason", d.Would.Reason)
 	}
-	if d.Degraded {
-		f = append(f, zap.Bool("degraded", true), zap.Error(r.err))
-	}
-	ce.Write(f...)
-	clear(f)
-	*buf = f
-	fieldPool.Put(buf)
 }
 
-// fieldPool spares the request path the array of a line's fields.
-var fieldPool = sync.Pool{New: func() any { f := make([]zap.Field, 0, 24); return &f }}
+// zapFields are fields for the logger.
+type zapFields []zap.Field
 
-func appendText(f []zap.Field, name, value string) []zap.Field {
-	if value == "" {
-		return f
-	}
-	return append(f, zap.String(name, value))
-}
+func (z *zapFields) Text(name, value string) { *z = append(*z, zap.String(name, value)) }
 
-func senderText(req *policy.Request) string {
-	if req.NullSender() {
-		return "<>"
-	}
-	return req.Sender.Raw
-}
+func (z *zapFields) Addr(name string, value netip.Addr) { z.Text(name, value.String()) }
 
-func addrText(req *policy.Request) string {
-	if !req.Client.Addr.IsValid() {
-		return "unknown"
-	}
-	return req.Client.Addr.String()
+func (z *zapFields) Seconds(name string, value time.Duration) {
+	*z = append(*z, zap.Duration(name, value))
 }

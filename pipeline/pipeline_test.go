@@ -2,8 +2,11 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -12,12 +15,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"postern/internal/conf"
+	"postern/internal/logging"
 	"postern/policy"
 )
 
@@ -73,6 +78,7 @@ type setup struct {
 	mode   policy.Mode
 	steps  []Step
 	logs   *observer.ObservedLogs
+	log    *zap.Logger // nil: into logs
 	record []policy.Decision
 }
 
@@ -84,6 +90,10 @@ func (s *setup) build(t *testing.T) *Pipeline {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	s.logs = logs
+	log := s.log
+	if log == nil {
+		log = zap.New(core)
+	}
 	steps := map[string]Step{}
 	if s.chain.Budget == 0 {
 		purpose, mode, stages := s.chain.Purpose, s.chain.Mode, s.chain.Stages
@@ -96,7 +106,7 @@ func (s *setup) build(t *testing.T) *Pipeline {
 	}
 	p, err := New(Options{
 		Chains: map[string]ChainConfig{"inbound": s.chain}, Default: "inbound", Mode: s.mode, Steps: steps,
-		Log: zap.New(core), Metrics: NewMetrics(prometheus.NewRegistry()), Journal: s,
+		Log: log, Metrics: NewMetrics(prometheus.NewRegistry()), Journal: s,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -292,6 +302,79 @@ func TestShadowCheckChangesNothing(t *testing.T) {
 	}
 	if m := s.logs.FilterMessage("decision").All()[0].ContextMap(); m["shadow_check"] != "a" || m["shadow_action"] != "reject" {
 		t.Errorf("log line %v", m)
+	}
+}
+
+// TestLogLine reads what a decision leaves in a log file.
+func TestLogLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	log, err := logging.Open(logging.Config{Level: "info", Format: "json", Output: "file:" + path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shadow := steps(says("a", policy.Verdict{Action: policy.Discard, Reason: "spam"}), says("b", reject))
+	shadow[0].Mode = policy.Shadow
+	for _, st := range [][]Step{steps(says("a", policy.Verdict{Reason: "fine", Detail: "quite"})), shadow, steps(fails("a", errors.New("broken")))} {
+		s := &setup{steps: st, log: log.Logger}
+		p := s.build(t)
+		req := &policy.Request{
+			Stage: policy.StageRcpt, Client: policy.Client{Addr: netip.MustParseAddr("2001:db8::7"), Name: "mail.example.org"}, Helo: "a\"b",
+			Sender: policy.Address{Raw: "a@example.org"}, Recipient: policy.Address{Raw: "b@example.com"}, QueueID: "4abc", Instance: "i.1",
+			SASL: policy.SASL{Username: "ann"},
+		}
+		p.Decide(t.Context(), req, new(policy.Decision))
+		p.Decide(t.Context(), &policy.Request{Stage: policy.StageMail}, new(policy.Decision))
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []map[string]any
+	for line := range strings.Lines(string(text)) {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		took, ok := m["took"].(float64)
+		ref, _ := m["ref"].(string)
+		if _, err := time.Parse(time.RFC3339Nano, m["ts"].(string)); err != nil || !ok || took <= 0 || m["msg"] != "decision" || m["chain"] != "inbound" || (m["reply"] != nil) != (len(ref) == 11) {
+			t.Errorf("line %s", line)
+		}
+		for _, k := range []string{"took", "ts", "msg", "chain", "ref"} {
+			delete(m, k)
+		}
+		got = append(got, m)
+	}
+	full := func(more ...string) map[string]any {
+		m := map[string]any{
+			"level": "info", "stage": "rcpt", "client": "2001:db8::7", "client_name": "mail.example.org", "helo": "a\"b", "sender": "a@example.org",
+			"recipient": "b@example.com", "queue_id": "4abc", "instance": "i.1", "login": "ann",
+		}
+		for i := 0; i < len(more); i += 2 {
+			m[more[i]] = more[i+1]
+		}
+		return m
+	}
+	bare := func(more ...string) map[string]any {
+		m := full(more...)
+		for _, k := range []string{"queue_id", "instance", "login"} {
+			delete(m, k)
+		}
+		m["stage"], m["client"], m["client_name"], m["helo"], m["sender"], m["recipient"] = "mail", "unknown", "", "", "<>", ""
+		return m
+	}
+	shadowed := []string{"action", "reject", "check", "b", "reason", "no", "reply", "550 5.7.1 no", "shadow_check", "a", "shadow_action", "discard", "shadow_reason", "spam"}
+	broken := []string{"level", "warn", "action", "continue", "error", "a: broken"}
+	want := []map[string]any{
+		full("action", "continue", "reason", "fine", "detail", "quite"), bare("action", "continue", "reason", "fine", "detail", "quite"),
+		full(shadowed...), bare(shadowed...), full(broken...), bare(broken...),
+	}
+	want[4]["degraded"], want[5]["degraded"] = true, true
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -202,11 +202,11 @@ func (c core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedE
 // Write implements [zapcore.Core].
 func (c core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if c.plain != nil {
-		line := lines.Get().(*[]byte)
-		defer lines.Put(line)
-		if b, ok := c.plain.appendLine((*line)[:0], &e, fields); ok {
-			*line = b
-			return c.queue.take(b, e.Level)
+		l := lines.Get().(*Line)
+		defer lines.Put(l)
+		var ok bool
+		if l.buf, ok = c.plain.appendLine(l.buf[:0], &e, fields); ok {
+			return c.queue.take(l.buf, e.Level)
 		}
 	}
 	b, err := c.enc.EncodeEntry(e, fields)
@@ -216,9 +216,6 @@ func (c core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	defer b.Free()
 	return c.queue.take(b.Bytes(), e.Level)
 }
-
-// lines are the places in which lines are made.
-var lines = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
 // Sync implements [zapcore.Core].
 func (c core) Sync() error { return c.queue.flush() }

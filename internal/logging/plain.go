@@ -1,7 +1,9 @@
 package logging
 
 import (
+	"net/netip"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -28,23 +30,10 @@ type second struct {
 
 // appendLine appends a line, or reports false when it is not plain.
 func (p *plainEncoder) appendLine(b []byte, e *zapcore.Entry, fields []zapcore.Field) ([]byte, bool) {
-	if e.Time.IsZero() || e.Caller.Defined || e.Stack != "" {
+	b, ok := p.appendHead(b, e)
+	if !ok {
 		return b, false
 	}
-	if p.prioritised {
-		b = append(b, priority(e.Level)...)
-	}
-	b = append(b, `{"level":"`...)
-	b = append(b, e.Level.String()...)
-	b = append(b, `","ts":"`...)
-	b = p.appendTime(b, e.Time)
-	if e.LoggerName != "" {
-		b = append(b, `","logger":"`...)
-		b = appendEscaped(b, e.LoggerName)
-	}
-	b = append(b, `","msg":"`...)
-	b = appendEscaped(b, e.Message)
-	b = append(b, '"')
 	for i := range fields {
 		f := &fields[i]
 		if f.Type == zapcore.SkipType {
@@ -71,6 +60,91 @@ func (p *plainEncoder) appendLine(b []byte, e *zapcore.Entry, fields []zapcore.F
 		}
 	}
 	return append(b, '}', '\n'), true
+}
+
+// appendHead appends what every line begins with.
+func (p *plainEncoder) appendHead(b []byte, e *zapcore.Entry) ([]byte, bool) {
+	if e.Time.IsZero() || e.Caller.Defined || e.Stack != "" {
+		return b, false
+	}
+	if p.prioritised {
+		b = append(b, priority(e.Level)...)
+	}
+	b = append(b, `{"level":"`...)
+	b = append(b, e.Level.String()...)
+	b = append(b, `","ts":"`...)
+	b = p.appendTime(b, e.Time)
+	if e.LoggerName != "" {
+		b = append(b, `","logger":"`...)
+		b = appendEscaped(b, e.LoggerName)
+	}
+	b = append(b, `","msg":"`...)
+	b = appendEscaped(b, e.Message)
+	b = append(b, '"')
+	return b, true
+}
+
+// Line is a line of plain values while it is made, for those who cannot afford
+// a list of fields. It is for one goroutine.
+type Line struct {
+	queue *queue
+	level zapcore.Level
+	buf   []byte
+}
+
+var lines = sync.Pool{New: func() any { return &Line{buf: make([]byte, 0, 1024)} }}
+
+// Begin begins a line of c, whose level e's is. It returns nil when c's lines
+// are not made here: then the line is logged in the ordinary way.
+func Begin(c zapcore.Core, e *zapcore.Entry) *Line {
+	own, ok := c.(core)
+	if !ok || own.plain == nil {
+		return nil
+	}
+	l := lines.Get().(*Line)
+	if l.buf, ok = own.plain.appendHead(l.buf[:0], e); !ok {
+		lines.Put(l)
+		return nil
+	}
+	l.queue, l.level = own.queue, e.Level
+	return l
+}
+
+// Text adds a field. The key must be one that stands for itself in JSON.
+func (l *Line) Text(key, value string) {
+	b := append(l.buf, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':', '"')
+	l.buf = append(appendEscaped(b, value), '"')
+}
+
+// Addr adds a valid address. The key is as for Text.
+func (l *Line) Addr(key string, a netip.Addr) {
+	b := append(l.buf, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':', '"')
+	if a.Zone() != "" {
+		l.buf = append(appendEscaped(b, a.String()), '"')
+		return
+	}
+	l.buf = append(a.AppendTo(b), '"')
+}
+
+// Seconds adds a duration. The key is as for Text.
+func (l *Line) Seconds(key string, d time.Duration) {
+	b := append(l.buf, ',', '"')
+	b = append(b, key...)
+	l.buf = appendSeconds(append(b, '"', ':'), d)
+}
+
+// End logs the line, which is not to be used any more.
+func (l *Line) End() error {
+	l.buf = append(l.buf, '}', '\n')
+	err := l.queue.take(l.buf, l.level)
+	if cap(l.buf) <= 16<<10 {
+		lines.Put(l)
+	}
+	return err
 }
 
 // appendTime appends t as time.RFC3339Nano has it.

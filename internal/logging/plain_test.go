@@ -3,6 +3,8 @@ package logging
 import (
 	"errors"
 	"math"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,4 +84,58 @@ func FuzzPlainLine(f *testing.F) {
 		asZap(t, new(plainEncoder), zapcore.Entry{Time: time.Unix(0, at).UTC(), Message: value, LoggerName: key},
 			zap.String(key, value), zap.Duration("took", time.Duration(took)))
 	})
+}
+
+func TestALineIsAsByFields(t *testing.T) {
+	for _, journal := range []bool{false, true} {
+		var out strings.Builder
+		q := newQueue(&out)
+		enc, plain := encoder("json", false)
+		if journal {
+			enc, plain.prioritised = prioritised{enc}, true
+		}
+		c := core{zapcore.InfoLevel, enc, plain, q}
+		e := zapcore.Entry{Time: time.Unix(1e9, 1500), Message: "decision", LoggerName: "x"}
+		if err := c.Write(e, []zapcore.Field{
+			zap.String("text", "a \"b\"\n"), zap.String("client", "2001:db8::1"), zap.String("zoned", `fe80::1%"`), zap.Duration("took", 1234),
+		}); err != nil {
+			t.Fatal(err)
+		}
+		l := Begin(c, &e)
+		l.Text("text", "a \"b\"\n")
+		l.Addr("client", netip.MustParseAddr("2001:db8::1"))
+		l.Addr("zoned", netip.MustParseAddr("fe80::1").WithZone(`"`))
+		l.Seconds("took", 1234)
+		if err := l.End(); err != nil {
+			t.Fatal(err)
+		}
+		if err := q.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if both := strings.SplitAfter(out.String(), "\n"); len(both) != 3 || both[0] != both[1] {
+			t.Errorf("by fields and by itself:\n%s", out.String())
+		}
+	}
+}
+
+func TestLinesThatAreNotMadeHere(t *testing.T) {
+	f, _ := stderrFile(t)
+	for format, made := range map[string]bool{"json": true, "console": false} {
+		l, err := open(Config{"info", format, "stderr"}, f, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line := Begin(l.Core(), &zapcore.Entry{Time: time.Now()}); (line != nil) != made {
+			t.Errorf("%s: %v", format, line)
+		}
+		if Begin(l.Core(), &zapcore.Entry{}) != nil || Begin(l.With(zap.Int("x", 1)).Core(), &zapcore.Entry{Time: time.Now()}) != nil {
+			t.Errorf("%s: a line without a time, or with fields before it", format)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if Begin(zapcore.NewNopCore(), &zapcore.Entry{Time: time.Now()}) != nil {
+		t.Error("a line of another log")
+	}
 }
