@@ -12,10 +12,10 @@ import (
 // histogram counts times. The library's own costs as much to observe as a
 // small check takes; this one is two additions. It is safe for concurrent use.
 type histogram struct {
+	sum    atomic.Int64 // ns; on one cache line with the counts of short times
+	counts [len(bounds) + 1]atomic.Uint64
 	desc   *prometheus.Desc
 	label  string
-	counts [len(bounds) + 1]atomic.Uint64
-	sum    atomic.Int64 // ns
 }
 
 // bounds reach from a warm answer to a spent budget.

@@ -52,15 +52,18 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 }
 
 type chainMetrics struct {
-	seconds  *histogram
-	degraded prometheus.Counter
-	pass     [policy.StageEtrn + 1]prometheus.Counter // continue, by stage
+	seconds   *histogram
+	degraded  prometheus.Counter
+	decisions *decisions
 }
 
+// decisions are the children of one chain, made when they are first met.
+type decisions [policy.StageEtrn + 1][policy.Redirect + 1]atomic.Pointer[prometheus.Counter]
+
 func (m *Metrics) chain(name string) chainMetrics {
-	c := chainMetrics{seconds: m.seconds.with(name), degraded: m.degraded.WithLabelValues(name)}
-	for s := range c.pass {
-		c.pass[s] = m.decisions.WithLabelValues(name, policy.Stage(s).String(), policy.Continue.String())
+	c := chainMetrics{seconds: m.seconds.with(name), degraded: m.degraded.WithLabelValues(name), decisions: new(decisions)}
+	for s := range c.decisions {
+		m.decision(&c, name, policy.Stage(s), policy.Continue)
 	}
 	return c
 }
@@ -74,11 +77,20 @@ func (m *Metrics) observe(r *run) {
 	if d.WouldCheck != "" {
 		m.shadowed.WithLabelValues(d.WouldCheck, d.Would.Action.String()).Inc()
 	}
-	if d.Verdict.Action == policy.Continue && int(r.req.Stage) < len(c.pass) {
-		c.pass[r.req.Stage].Inc()
-		return
+	m.decision(c, r.chain.name, r.req.Stage, d.Verdict.Action).Inc()
+}
+
+func (m *Metrics) decision(c *chainMetrics, chain string, s policy.Stage, a policy.Action) prometheus.Counter {
+	if int(s) >= len(c.decisions) || int(a) >= len(c.decisions[s]) {
+		return m.decisions.WithLabelValues(chain, s.String(), a.String())
 	}
-	m.decisions.WithLabelValues(r.chain.name, r.req.Stage.String(), d.Verdict.Action.String()).Inc()
+	place := &c.decisions[s][a]
+	if counter := place.Load(); counter != nil {
+		return *counter
+	}
+	counter := m.decisions.WithLabelValues(chain, s.String(), a.String())
+	place.Store(&counter)
+	return counter
 }
 
 type stepMetrics struct {
@@ -87,8 +99,14 @@ type stepMetrics struct {
 	seconds  *histogram
 	timed    bool // the check can wait; the time of others is not worth its measuring
 	// counters holds the children met so far. It is copied to grow, so the
-	// request path reads it without a lock.
-	counters *atomic.Pointer[map[verdictKey]prometheus.Counter]
+	// request path reads it without a lock. last is the one met last.
+	counters *atomic.Pointer[map[verdictKey]*verdictCounter]
+	last     *atomic.Pointer[verdictCounter]
+}
+
+type verdictCounter struct {
+	key verdictKey
+	prometheus.Counter
 }
 
 type verdictKey struct {
@@ -100,9 +118,9 @@ type verdictKey struct {
 func (m *Metrics) step(name string) stepMetrics {
 	s := stepMetrics{
 		name: name, verdicts: m.verdicts, seconds: m.stepSeconds.with(name),
-		counters: new(atomic.Pointer[map[verdictKey]prometheus.Counter]),
+		counters: new(atomic.Pointer[map[verdictKey]*verdictCounter]), last: new(atomic.Pointer[verdictCounter]),
 	}
-	s.counters.Store(&map[verdictKey]prometheus.Counter{})
+	s.counters.Store(&map[verdictKey]*verdictCounter{})
 	return s
 }
 
@@ -111,14 +129,19 @@ func (s *stepMetrics) observe(line *policy.Step, took time.Duration) {
 		s.seconds.observe(took)
 	}
 	key := verdictKey{line.Outcome, line.Verdict.Action, line.Verdict.Reason}
+	if c := s.last.Load(); c != nil && c.key == key {
+		c.Inc()
+		return
+	}
 	old := s.counters.Load()
 	c, ok := (*old)[key]
 	if !ok {
-		c = s.verdicts.WithLabelValues(s.name, key.outcome.String(), key.action.String(), key.reason)
+		c = &verdictCounter{key, s.verdicts.WithLabelValues(s.name, key.outcome.String(), key.action.String(), key.reason)}
 		grown := maps.Clone(*old)
 		grown[key] = c
 		s.counters.CompareAndSwap(old, &grown) // a lost race is made good by the next request
 	}
+	s.last.Store(c)
 	c.Inc()
 }
 

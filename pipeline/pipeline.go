@@ -209,7 +209,11 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 		c := &contexts[i]
 		c.init(ctx, start.Add(at), s.Timeout.D(), limit)
 
-		facts, notes := r.req.Facts, r.req.Probe.Len()
+		var facts policy.Facts
+		if s.Mode == policy.Shadow {
+			facts = r.req.Facts
+		}
+		notes := r.req.Probe.Len()
 		verdict, err := p.evaluate(c, s, r.req)
 		now := time.Since(start)
 		took := now - at

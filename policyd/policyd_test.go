@@ -425,6 +425,38 @@ func TestPanicIsNoObjection(t *testing.T) {
 	}
 }
 
+func TestAnswersAreCounted(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := newMetrics(reg)
+	for range 3 {
+		m.answers.add(&policy.Request{Stage: policy.StageRcpt}, &policy.Decision{Verdict: policy.Verdict{Action: policy.Reject}})
+	}
+	m.answers.add(&policy.Request{Stage: policy.StageRcpt}, &policy.Decision{})
+	m.answers.add(&policy.Request{Stage: policy.StageEtrn}, &policy.Decision{Verdict: policy.Verdict{Action: policy.Redirect}})
+	if n := m.answers.total(); n != 5 {
+		t.Errorf("%d in all", n)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if v := m.GetCounter().GetValue(); v > 0 {
+				got[f.GetName()+" "+m.GetLabel()[0].GetValue()] = v
+			}
+		}
+	}
+	want := map[string]float64{
+		"postern_policyd_requests_total rcpt": 4, "postern_policyd_requests_total etrn": 1,
+		"postern_policyd_replies_total reject": 3, "postern_policyd_replies_total continue": 1, "postern_policyd_replies_total redirect": 1,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("counted %v, want %v", got, want)
+	}
+}
+
 func TestThousandsOfIdleConnections(t *testing.T) {
 	const idle = 2000
 	s, addr := start(t, dunno, nil)

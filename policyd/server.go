@@ -244,7 +244,7 @@ type Status struct {
 func (s *Server) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Status{Connections: len(s.conns), Max: s.cfg.Load().MaxConnections, Requests: s.metrics.total.Load()}
+	st := Status{Connections: len(s.conns), Max: s.cfg.Load().MaxConnections, Requests: s.metrics.answers.total()}
 	st.Listen = s.listeners.Texts(s.cfg.Load().Listen)
 	return st
 }
@@ -341,7 +341,7 @@ func (c *conn) serve() {
 		now = arrived.Add(c.d.Took)
 		c.enter(writing, now)
 		_, err = c.Write(c.out)
-		s.metrics.answered(&c.req, &c.d)
+		s.metrics.answers.add(&c.req, &c.d)
 		if err != nil {
 			c.ended(err)
 			return
