@@ -194,7 +194,6 @@ func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decisi
 }
 
 func (c *Content) judge(ctx context.Context, start time.Time, r *run) (edits []policy.Edit) {
-	limit := start.Add(c.chain.budget)
 	contexts := make([]stepContext, len(c.parts))
 	at := start
 	for i := range c.parts {
@@ -202,11 +201,11 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *run) (edits []p
 		s := t.of
 		var judged policy.Judgement
 		x := &contexts[i]
-		left := s.Timeout.D()
-		if left > 0 {
-			left = max(left-t.spent, time.Nanosecond)
+		limit := c.chain.budget
+		if left := s.Timeout.D(); left > 0 {
+			limit = min(limit, at.Sub(start)+max(left-t.spent, time.Nanosecond))
 		}
-		x.init(ctx, at, left, limit)
+		x.init(ctx, start, limit)
 		err := t.err
 		if err == nil {
 			t.ended = true

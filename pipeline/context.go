@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -12,42 +13,44 @@ import (
 // step stays valid and is done.
 type stepContext struct {
 	parent context.Context
-	at     time.Time
+	start  time.Time
+	limit  time.Duration // from start on
 
+	state  atomic.Uint32
 	mu     sync.Mutex
 	inner  context.Context // nil until Done is called
 	cancel context.CancelFunc
-	ended  bool
 }
 
-func (c *stepContext) init(parent context.Context, now time.Time, timeout time.Duration, limit time.Time) {
-	c.parent, c.at = parent, limit
-	if timeout > 0 {
-		if at := now.Add(timeout); at.Before(limit) {
-			c.at = at
-		}
-	}
+// Bits of stepContext.state. Whoever sets the second of them ends the inner
+// context.
+const (
+	contextWaited = 1 << iota // there is an inner context
+	contextEnded
+)
+
+func (c *stepContext) init(parent context.Context, start time.Time, limit time.Duration) {
+	c.parent, c.start, c.limit = parent, start, limit
 }
 
 // finish releases the timer. The context is done from then on.
 func (c *stepContext) finish() {
-	c.mu.Lock()
-	c.ended = true
-	cancel := c.cancel
-	c.mu.Unlock()
-	if cancel != nil {
+	if c.state.Or(contextEnded)&contextWaited != 0 {
+		c.mu.Lock()
+		cancel := c.cancel
+		c.mu.Unlock()
 		cancel()
 	}
 }
 
-func (c *stepContext) Deadline() (time.Time, bool) { return c.at, true }
+func (c *stepContext) Deadline() (time.Time, bool) { return c.start.Add(c.limit), true }
 
 func (c *stepContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.inner == nil {
-		c.inner, c.cancel = context.WithDeadline(c.parent, c.at)
-		if c.ended {
+		c.inner, c.cancel = context.WithDeadline(c.parent, c.start.Add(c.limit))
+		if c.state.Or(contextWaited)&contextEnded != 0 {
 			c.cancel()
 		}
 	}
@@ -56,16 +59,16 @@ func (c *stepContext) Done() <-chan struct{} {
 
 func (c *stepContext) Err() error {
 	c.mu.Lock()
-	inner, ended := c.inner, c.ended
+	inner := c.inner
 	c.mu.Unlock()
 	switch {
 	case inner != nil:
 		return inner.Err()
-	case !time.Now().Before(c.at):
+	case time.Since(c.start) >= c.limit:
 		return context.DeadlineExceeded
 	case c.parent.Err() != nil:
 		return c.parent.Err()
-	case ended:
+	case c.state.Load()&contextEnded != 0:
 		return context.Canceled
 	}
 	return nil

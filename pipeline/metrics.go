@@ -180,6 +180,7 @@ type fields interface {
 	Text(name, value string)
 	Addr(name string, value netip.Addr)
 	Seconds(name string, value time.Duration)
+	Int(name string, value int)
 }
 
 var _ fields = (*logging.Line)(nil)
@@ -223,7 +224,7 @@ func (r *run) describe(f fields) {
 		f.Text("ref", d.Reference)
 	}
 	if r.edits > 0 {
-		f = append(f, zap.Int("edits", r.edits))
+		f.Int("edits", r.edits)
 	}
 	if d.WouldCheck != "" {
 		f.Text("shadow_check", d.WouldCheck)
@@ -238,6 +239,8 @@ type zapFields []zap.Field
 func (z *zapFields) Text(name, value string) { *z = append(*z, zap.String(name, value)) }
 
 func (z *zapFields) Addr(name string, value netip.Addr) { z.Text(name, value.String()) }
+
+func (z *zapFields) Int(name string, value int) { *z = append(*z, zap.Int(name, value)) }
 
 func (z *zapFields) Seconds(name string, value time.Duration) {
 	*z = append(*z, zap.Duration(name, value))

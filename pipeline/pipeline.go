@@ -155,11 +155,12 @@ type run struct {
 	req     *policy.Request
 	d       *policy.Decision
 	start   time.Time
-	skip    uint64 // bit i: step i is passed over
-	pending int    // step whose DeferIfPermit waits for the end, -1 for none
-	sticky  int    // step whose Hold or Redirect waits for the end, -1 for none
-	edits   int    // changes to the message, for the log
-	err     error  // first error, for the log
+	skip    uint64        // bit i: step i is passed over
+	pending int           // step whose DeferIfPermit waits for the end, -1 for none
+	sticky  int           // step whose Hold or Redirect waits for the end, -1 for none
+	edits   int           // changes to the message, for the log
+	err     error         // first error, for the log
+	took    time.Duration // until the last step ended, 0 when none has run
 }
 
 // Decide runs the chain that req asks for and writes the outcome to d, which
@@ -174,7 +175,9 @@ func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.De
 		p.steps(ctx, start, &r)
 	}
 	p.settle(&r)
-	d.Took = time.Since(start)
+	if d.Took = r.took; d.Took == 0 {
+		d.Took = time.Since(start)
+	}
 	p.finish(&r)
 }
 
@@ -192,7 +195,6 @@ func (p *Pipeline) finish(r *run) {
 
 func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 	steps := r.chain.steps
-	limit := start.Add(r.chain.budget)
 	contexts := make([]stepContext, len(steps))
 	// Reading the clock costs as much as a small check: once a step, and only
 	// its monotonic part.
@@ -207,7 +209,11 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 			continue
 		}
 		c := &contexts[i]
-		c.init(ctx, start.Add(at), s.Timeout.D(), limit)
+		limit := r.chain.budget
+		if timeout := s.Timeout.D(); timeout > 0 {
+			limit = min(limit, at+timeout)
+		}
+		c.init(ctx, start, limit)
 
 		var facts policy.Facts
 		if s.Mode == policy.Shadow {
@@ -217,7 +223,7 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 		verdict, err := p.evaluate(c, s, r.req)
 		now := time.Since(start)
 		took := now - at
-		at = now
+		at, r.took = now, now
 		c.finish()
 
 		r.d.Steps = append(r.d.Steps, policy.Step{Check: s.name, Verdict: verdict, Took: took, Notes: r.req.Probe.From(notes)})

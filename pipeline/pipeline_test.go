@@ -597,7 +597,7 @@ func TestFaultsOfChains(t *testing.T) {
 func TestStepContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c stepContext
-		c.init(t.Context(), time.Now(), time.Second, time.Now().Add(time.Minute))
+		c.init(t.Context(), time.Now(), time.Second)
 		child, cancel := context.WithTimeout(&c, time.Hour)
 		defer cancel()
 		if err := c.Err(); err != nil {
@@ -609,13 +609,18 @@ func TestStepContext(t *testing.T) {
 		}
 
 		var kept stepContext
-		kept.init(t.Context(), time.Now(), time.Second, time.Now().Add(time.Minute))
+		kept.init(t.Context(), time.Now(), time.Second)
 		kept.finish()
 		<-kept.Done()
 		if !errors.Is(kept.Err(), context.Canceled) {
 			t.Errorf("a context kept beyond its step: %v", kept.Err())
 		}
 		kept.finish()
+
+		var both stepContext // waited for and ended at the same time
+		both.init(t.Context(), time.Now(), time.Hour)
+		go both.finish()
+		<-both.Done()
 	})
 }
 

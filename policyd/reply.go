@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"postern/internal/mailaddr"
@@ -80,6 +81,7 @@ func orWord(s, instead string) string {
 // PREPEND an answer; further fields wait for the next request about the same
 // message. It is bounded in number and time.
 type messages struct {
+	used  atomic.Bool // there has been one: most sites never add a field
 	mu    sync.Mutex
 	byKey map[messageKey]*message
 	order []messageKey // ring, oldest at next
@@ -110,11 +112,11 @@ func (m *messages) take(req *policy.Request, add []policy.Header) *policy.Header
 	if req.Instance == "" || req.Stage < policy.StageMail || req.Stage > policy.StageData {
 		return nil
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(add) == 0 && len(m.byKey) == 0 {
+	if len(add) == 0 && !m.used.Load() {
 		return nil
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	key := messageKey{req.Instance, req.ServerAddr}
 	msg := m.byKey[key]
 	if msg != nil && req.Time.Sub(msg.at) > messageAge {
@@ -143,6 +145,7 @@ func (m *messages) take(req *policy.Request, add []policy.Header) *policy.Header
 func (m *messages) insert(key messageKey, now time.Time) *message {
 	if m.byKey == nil {
 		m.byKey = make(map[messageKey]*message)
+		m.used.Store(true)
 	}
 	// The request's text must not live as long as the message's entry.
 	key.instance = strings.Clone(key.instance)

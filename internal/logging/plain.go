@@ -137,6 +137,13 @@ func (l *Line) Seconds(key string, d time.Duration) {
 	l.buf = appendSeconds(append(b, '"', ':'), d)
 }
 
+// Int adds a number. The key is as for Text.
+func (l *Line) Int(key string, n int) {
+	b := append(l.buf, ',', '"')
+	b = append(b, key...)
+	l.buf = strconv.AppendInt(append(b, '"', ':'), int64(n), 10)
+}
+
 // End logs the line, which is not to be used any more.
 func (l *Line) End() error {
 	l.buf = append(l.buf, '}', '\n')
