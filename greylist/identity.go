@@ -295,7 +295,13 @@ func original(s string) (string, bool) {
 // has nothing but plain numbers ("12345@qq.example") is somebody's name and
 // stays.
 func numbers(local string) string {
-	if !strings.ContainsAny(local, "0123456789") || len(local) < tokenSize && !strings.ContainsAny(local, separators) {
+	digits, separated := false, false
+	for i := range len(local) {
+		c := local[i]
+		digits = digits || c >= '0' && c <= '9'
+		separated = separated || separator(c)
+	}
+	if !digits || len(local) < tokenSize && !separated {
 		return local
 	}
 	var b strings.Builder
@@ -304,12 +310,15 @@ func numbers(local string) string {
 		n := uuid(local[i:])
 		replace := n > 0
 		if !replace {
-			if n = strings.IndexAny(local[i:], separators); n < 0 {
-				n = len(local) - i
+			for i+n < len(local) && !separator(local[i+n]) {
+				n++
 			}
 			replace = variable(local[i : i+n])
 		}
-		named = named || strings.Trim(local[i:i+n], "0123456789#") != ""
+		for j := i; j < i+n && !named; j++ {
+			c := local[j]
+			named = (c < '0' || c > '9') && c != '#'
+		}
 		if replace && !changed {
 			b.Grow(len(local))
 			b.WriteString(local[:i])
@@ -333,13 +342,13 @@ func numbers(local string) string {
 	return b.String()
 }
 
-const separators = "-=_.+"
+func separator(c byte) bool { return c == '-' || c == '=' || c == '_' || c == '.' || c == '+' }
 
 // uuid returns the length of the UUID that s begins with (RFC 9562 section 4),
 // 0 when there is none or it goes on without a separator.
 func uuid(s string) int {
 	const form = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
-	if len(s) < len(form) || len(s) > len(form) && strings.IndexByte(separators, s[len(form)]) < 0 {
+	if len(s) < len(form) || len(s) > len(form) && !separator(s[len(form)]) {
 		return 0
 	}
 	for i := range len(form) {
