@@ -66,7 +66,7 @@ var allowed = map[string]rule{
 	"store/redis":   {module: "greylist internal/conf store", outside: "github.com/redis/go-redis/v9/... github.com/sony/gobreaker/v2 " + metrics + " " + zap},
 
 	// From a request to its answer.
-	"pipeline": {module: "internal/conf policy", outside: metrics + " " + zap},
+	"pipeline": {module: "internal/conf internal/logging policy", outside: metrics + " " + zap},
 	"policyd":  {module: "dialog internal/conf internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"dialog":   {module: "policy"},
 	"milter": {
