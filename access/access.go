@@ -114,6 +114,11 @@ var Traits = policy.Traits{Stages: policy.AllStages}
 // Traits implements [policy.Check].
 func (c *Check) Traits() policy.Traits { return Traits }
 
+// Idle implements [policy.Idler]: there is no list, not even an empty one.
+func (c *Check) Idle() bool {
+	return !slices.ContainsFunc(c.parts, func(p part) bool { return len(p.sources) > 0 })
+}
+
 // Evaluate implements [policy.Check].
 func (c *Check) Evaluate(_ context.Context, req *policy.Request) (policy.Verdict, error) {
 	var best *list.Entry

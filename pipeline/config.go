@@ -24,7 +24,7 @@ type ChainConfig struct {
 	// permits are handed to Postfix as OK. Default "".
 	Purpose string `toml:"purpose"`
 	// Checks are the names of the checks, in the order in which they run.
-	// A check without settings has nothing to say and costs nothing.
+	// A check without settings has nothing to say and is left out.
 	Checks []string `toml:"checks"`
 	// Mode is "enforce", "shadow" (decide and log, always answer "no
 	// objection") or "off" (answer at once). Default "enforce".

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -69,7 +70,8 @@ type chain struct {
 	stages     policy.StageSet
 	budget     time.Duration
 	errorReply *policy.Template
-	steps      []step
+	steps      []step // without those that have nothing to do
+	all        []step // in the order of the configuration
 	hintAt     int // index of the first step that waits; hints are asked before it
 	metrics    chainMetrics
 }
@@ -108,17 +110,20 @@ func New(o Options) (*Pipeline, error) {
 		c := &chain{
 			name: name, relay: cfg.Purpose == PurposeRelay, mode: max(cfg.Mode, o.Mode),
 			stages: cfg.stageSet(), budget: cfg.Budget.D(), errorReply: reply,
-			hintAt: len(cfg.Checks), metrics: o.Metrics.chain(name),
+			metrics: o.Metrics.chain(name),
 		}
-		for i, check := range cfg.Checks {
+		for _, check := range cfg.Checks {
 			s := step{Step: o.Steps[check], name: check, metrics: o.Metrics.step(check)}
 			s.traits = s.Check.Traits()
 			s.metrics.timed = s.traits.Waits
 			s.hinter, _ = s.Check.(policy.Hinter)
-			if s.traits.Waits && i < c.hintAt {
-				c.hintAt = i
+			c.all = append(c.all, s)
+			if idle, ok := s.Check.(policy.Idler); !ok || !idle.Idle() {
+				c.steps = append(c.steps, s)
 			}
-			c.steps = append(c.steps, s)
+		}
+		if c.hintAt = slices.IndexFunc(c.steps, func(s step) bool { return s.traits.Waits }); c.hintAt < 0 {
+			c.hintAt = len(c.steps)
 		}
 		p.chains[name] = c
 	}
@@ -483,9 +488,9 @@ func newReference() string {
 func (p *Pipeline) Chains() map[string][]string {
 	out := make(map[string][]string, len(p.chains))
 	for name, c := range p.chains {
-		list := make([]string, len(c.steps))
-		for i := range c.steps {
-			list[i] = c.steps[i].name
+		list := make([]string, len(c.all))
+		for i := range c.all {
+			list[i] = c.all[i].name
 		}
 		out[name] = list
 	}
@@ -499,9 +504,9 @@ func (p *Pipeline) Modes(name string) map[string]policy.Mode {
 	if c == nil {
 		return nil
 	}
-	out := make(map[string]policy.Mode, len(c.steps))
-	for i := range c.steps {
-		out[c.steps[i].name] = max(c.steps[i].Mode, c.mode)
+	out := make(map[string]policy.Mode, len(c.all))
+	for i := range c.all {
+		out[c.all[i].name] = max(c.all[i].Mode, c.mode)
 	}
 	return out
 }

@@ -652,3 +652,21 @@ func BenchmarkDecide(b *testing.B) {
 type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// idle is a check without settings: it would fail every request.
+type idle struct{ policy.Check }
+
+func (idle) Idle() bool { return true }
+
+func TestChecksWithNothingToDoAreLeftOut(t *testing.T) {
+	su := &setup{steps: []Step{{Check: idle{fails("idle", errors.New("it was asked"))}}, {Check: says("ran", policy.Verdict{})}}}
+	p := su.build(t)
+	var d policy.Decision
+	p.Decide(t.Context(), &policy.Request{Stage: policy.StageRcpt}, &d)
+	if len(d.Steps) != 1 || d.Steps[0].Check != "ran" || d.Degraded {
+		t.Errorf("steps %+v", d.Steps)
+	}
+	if got := p.Chains()["inbound"]; !slices.Equal(got, []string{"idle", "ran"}) {
+		t.Errorf("the chain is shown as %v", got)
+	}
+}

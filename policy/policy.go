@@ -308,6 +308,14 @@ type Check interface {
 	Evaluate(ctx context.Context, req *Request) (Verdict, error)
 }
 
+// Idler is a check that can tell that its settings give it nothing to do. The
+// pipeline then leaves it out.
+type Idler interface {
+	Check
+	// Idle is constant for one value.
+	Idle() bool
+}
+
 // Hinter is a check that can sometimes tell from memory that it would refuse.
 // The pipeline asks it before the first check of the chain that waits.
 type Hinter interface {

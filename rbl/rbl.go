@@ -256,6 +256,9 @@ var Traits = policy.Traits{Stages: policy.AllStages, Waits: true}
 // Traits implements [policy.Check].
 func (c *Check) Traits() policy.Traits { return Traits }
 
+// Idle implements [policy.Idler]: no list is configured.
+func (c *Check) Idle() bool { return len(c.lists) == 0 }
+
 // Start begins to test the lists, at once and then by the clock, until ctx is
 // done or Stop is called. It is called at most once, when the check takes
 // over: lists that only an earlier configuration had are forgotten.

@@ -520,3 +520,6 @@ func (c *Check) count(req *policy.Request) {
 			zap.Stringer("window", conf.Duration(c.cfg.HarvestWindow)))
 	}
 }
+
+// Idle implements [policy.Idler]: without a route no domain is ours.
+func (c *Check) Idle() bool { return len(c.routes.all) == 0 }
