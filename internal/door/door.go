@@ -47,7 +47,7 @@ type Door struct {
 
 	mu        sync.Mutex
 	wanted    []listen.Address
-	listeners map[string]*opened // by address as written
+	listeners listen.Set
 	conns     map[*Conn]struct{}
 	stopping  bool
 	wg        sync.WaitGroup // connections and accept loops
@@ -55,11 +55,6 @@ type Door struct {
 	watcher   sync.WaitGroup
 	done      chan struct{} // ends the watcher
 	once      sync.Once
-}
-
-type opened struct {
-	address listen.Address
-	l       net.Listener
 }
 
 // Options say what kind of door it is.
@@ -92,7 +87,7 @@ func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
 		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postern_" + o.Name + "_accept_errors_total", Help: "Connections that could not be accepted.",
 		}),
-		listeners: make(map[string]*opened), conns: make(map[*Conn]struct{}), done: make(chan struct{}),
+		conns: make(map[*Conn]struct{}), done: make(chan struct{}),
 	}
 	reg.MustRegister(d.open, d.refused, d.acceptErrors)
 	if d.reconnects {
@@ -115,32 +110,12 @@ func (d *Door) Configure(addresses []listen.Address, limits Limits, in *listen.I
 	if d.stopping {
 		return fmt.Errorf("%s: stopping", d.name)
 	}
-	wanted := make(map[string]bool, len(addresses))
-	var fresh []*opened
-	for _, a := range addresses {
-		text, _ := a.MarshalText()
-		if wanted[string(text)] {
-			continue
-		}
-		wanted[string(text)] = true
-		if d.listeners[string(text)] != nil {
-			continue
-		}
-		l, err := d.listen(a, in)
-		if err != nil {
-			for _, o := range fresh {
-				_ = o.l.Close() // err is what matters
-			}
-			return err
-		}
-		fresh = append(fresh, &opened{a, l})
+	opened, closed, err := d.listeners.Change(addresses, in)
+	if err != nil {
+		return err
 	}
-	for text, o := range d.listeners {
-		if !wanted[text] {
-			_ = o.l.Close() // nothing more comes from it either way
-			delete(d.listeners, text)
-			d.log.Info("no longer listening", zap.Stringer("address", o.address))
-		}
+	for _, o := range closed {
+		d.log.Info("no longer listening", zap.Stringer("address", o.Address))
 	}
 	d.limits.Store(&limits)
 	d.wanted = addresses
@@ -148,36 +123,18 @@ func (d *Door) Configure(addresses []listen.Address, limits Limits, in *listen.I
 		d.watching = true
 		d.watcher.Go(d.watch)
 	}
-	for _, o := range fresh {
-		text, _ := o.address.MarshalText()
-		d.listeners[string(text)] = o
-		d.log.Info("listening", zap.Stringer("address", o.address))
+	for _, o := range opened {
+		d.log.Info("listening", zap.Stringer("address", o.Address))
 		d.wg.Go(func() { d.accept(o) })
 	}
 	return nil
-}
-
-// listen opens a. An address whose options alone have changed is still open:
-// that listener is closed first, since two cannot have one name.
-func (d *Door) listen(a listen.Address, in *listen.Inherited) (net.Listener, error) {
-	for text, o := range d.listeners {
-		if o.address.Network == a.Network && o.address.Target() == a.Target() && a.Port != "0" {
-			_ = o.l.Close() // it is replaced
-			delete(d.listeners, text)
-		}
-	}
-	return listen.Open(&a, in)
 }
 
 // Addresses returns where the door listens.
 func (d *Door) Addresses() []net.Addr {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var out []net.Addr
-	for _, o := range d.listeners {
-		out = append(out, o.l.Addr())
-	}
-	return out
+	return d.listeners.Addrs()
 }
 
 // Limits returns those in force.
@@ -188,24 +145,18 @@ func (d *Door) Limits() *Limits { return d.limits.Load() }
 func (d *Door) Status() (open []string, connections int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, a := range d.wanted {
-		text, _ := a.MarshalText()
-		if d.listeners[string(text)] != nil {
-			open = append(open, string(text))
-		}
-	}
-	return open, len(d.conns)
+	return d.listeners.Texts(d.wanted), len(d.conns)
 }
 
-func (d *Door) accept(o *opened) {
+func (d *Door) accept(o *listen.Opened) {
 	for {
-		c, err := listen.Accept(o.l, func(err error) {
+		c, err := listen.Accept(o, func(err error) {
 			d.acceptErrors.Inc()
 			d.log.Warn("cannot accept a connection, trying again", zap.Error(err))
 		})
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
-				d.log.Error("no longer listening", zap.Stringer("address", o.address), zap.Error(err))
+				d.log.Error("no longer listening", zap.Stringer("address", o.Address), zap.Error(err))
 			}
 			return
 		}
@@ -213,8 +164,8 @@ func (d *Door) accept(o *opened) {
 	}
 }
 
-func (d *Door) admit(o *opened, nc net.Conn) {
-	c := &Conn{Conn: nc, Address: &o.address, door: d}
+func (d *Door) admit(o *listen.Opened, nc net.Conn) {
+	c := &Conn{Conn: nc, Address: &o.Address, door: d}
 	c.Enter(Waiting, time.Now())
 	d.mu.Lock()
 	limit := d.limits.Load().Connections
@@ -308,10 +259,7 @@ const settled = 500 * time.Millisecond
 func (d *Door) Stop(ctx context.Context) error {
 	d.mu.Lock()
 	d.stopping = true
-	for text, o := range d.listeners {
-		_ = o.l.Close() // nothing more comes from it either way
-		delete(d.listeners, text)
-	}
+	d.listeners.Close()
 	d.mu.Unlock()
 
 	done := make(chan struct{})

@@ -21,10 +21,11 @@ type Set struct {
 func (s *Set) Change(want []Address, in *Inherited) (opened, closed []*Opened, err error) {
 	wanted := make(map[string]bool, len(want))
 	for _, a := range want {
-		wanted[a.text] = true
-		if s.byText[a.text] != nil {
-			continue
+		if wanted[a.text] || s.byText[a.text] != nil {
+			wanted[a.text] = true
+			continue // it is given twice, or open
 		}
+		wanted[a.text] = true
 		s.closeSame(a)
 		l, err := Open(&a, in)
 		if err != nil {
