@@ -265,6 +265,20 @@ func TestClassify(t *testing.T) {
 		{StageRcpt, "550 blocked by SPF", Refused, true},
 		{StageRcpt, "553 sorry, no mailbox here by that name", Unknown, false},
 		{StageRcpt, "452 4.5.3 too many", Temporary, false},
+		// Postfix's reject_unlisted_sender and reject_unverified_sender, at RCPT.
+		{StageRcpt, "550 5.1.0 <double-bounce@gate.example.org>: Sender address rejected: User unknown in virtual mailbox table", Refused, true},
+		{StageRcpt, "550 5.1.0 <x@example.com>: Recipient address rejected: undeliverable", Unknown, false},
+		{StageRcpt, "550 5.1.1 <p@gate.example.org>: Sender address rejected: undeliverable address", Refused, true},
+		// Exim's words where the administrator has given none, and the usual ones.
+		{StageRcpt, "550 Administrative prohibition", Refused, true},
+		{StageRcpt, "550 192.0.2.1 is in a black list at bl.example.net", Refused, true},
+		{StageRcpt, "550 Access denied", Refused, true},
+		// The address chooses no verdict.
+		{StageRcpt, "550 <spam@example.com>: no such user", Unknown, false},
+		{StageRcpt, "550 <\"a spam b\"@example.com> unknown", Unknown, false},
+		{StageRcpt, "550 spam < blocked", Refused, true},
+		{StageRcpt, "550 relay@policy.example.com... user unknown", Unknown, false},
+		{StageRcpt, "550 no mailbox (sender@example.com)", Unknown, false},
 		{StageRcpt, "421 4.3.2 x", Down, false},
 		{StageMail, "553 5.6.7 utf8", Undecided, false},
 		{StageMail, "550 5.1.8 x", Refused, true},

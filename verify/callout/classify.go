@@ -111,13 +111,23 @@ func classifyRcpt(r Reply) Class {
 	switch detail {
 	case "":
 		return bare(r)
-	case "1.0", "1.1", "1.2", "1.3", "1.6", "1.10", "2.0", "2.1", "7.13", "7.17":
+	case "1.0", "2.0":
+		// They leave open what is wrong. Postfix says 5.1.0 of a sender that it
+		// refuses, at RCPT (smtpd_dsn_fix.c).
+		if blamesUs(words(r)) {
+			return Refused
+		}
+		return Unknown
+	case "1.1", "1.2", "1.3", "1.6", "1.10", "2.1", "7.13", "7.17":
+		if strings.Contains(words(r), "sender address rejected") {
+			return Refused
+		}
 		return Unknown
 	case "2.3", "3.4", "7.2":
 		return Known // refused for its size, or a list that takes mail from members
 	case "4.1":
 		// A large hosting service says it of unknown users.
-		if strings.Contains(strings.ToLower(strings.Join(r.Lines, " ")), "recipient address rejected: access denied") {
+		if strings.Contains(words(r), "recipient address rejected: access denied") {
 			return Unknown
 		}
 		return Temporary
@@ -133,26 +143,57 @@ func classifyRcpt(r Reply) Class {
 	return Undecided
 }
 
-// ourFault are words in a bare 5xx that speak of the sending side.
+// ourFault are words in a reply that speak of the sending side. "prohibition"
+// is what Exim says where nothing else is configured.
 var ourFault = []string{
-	"spam", "block", "blacklist", "denylist", "policy", "relay", "authenticat", "auth required", "spf", "sender", "dnsbl", "rbl",
-	"not permitted", "not allowed", "reputation", "greylist", "helo", "reverse dns", "ptr", "your ip", "your host", "prohibited",
+	"spam", "block", "blacklist", "black list", "black-list", "blackhole", "denylist", "policy", "relay", "authenticat", "auth required",
+	"spf", "sender", "dnsbl", "rbl", "not permitted", "not allowed", "reputation", "greylist", "helo", "reverse dns", "ptr", "your ip",
+	"your host", "prohibit", "banned", "access denied", "is listed", "are listed", "abuse", "callout", "callback", "too many",
+}
+
+func blamesUs(text string) bool {
+	for _, word := range ourFault {
+		if strings.Contains(text, word) {
+			return true
+		}
+	}
+	return false
+}
+
+// words is the text of a reply in lower case without what looks like an
+// address: whoever asks for "spam@" shall not choose what the answer means.
+func words(r Reply) string {
+	var b strings.Builder
+	text := strings.ToLower(strings.Join(r.Lines, " "))
+	for {
+		before, rest, open := strings.Cut(text, "<")
+		for word := range strings.FieldsSeq(before) {
+			if !strings.Contains(word, "@") {
+				b.WriteString(word)
+				b.WriteByte(' ')
+			}
+		}
+		if !open {
+			return b.String()
+		}
+		if _, after, closed := strings.Cut(rest, ">"); closed {
+			rest = after
+		}
+		text = rest
+	}
 }
 
 // bare judges a permanent reply without an enhanced code by its code, and
 // where that is ambiguous by its words.
 func bare(r Reply) Class {
-	text := strings.ToLower(strings.Join(r.Lines, " "))
 	switch r.Code {
 	case 552:
 		return Full // RFC 5321: exceeded storage allocation
 	case 556:
 		return Unknown // RFC 7504: the domain takes no mail
 	case 550, 551, 553:
-		for _, word := range ourFault {
-			if strings.Contains(text, word) {
-				return Refused
-			}
+		if blamesUs(words(r)) {
+			return Refused
 		}
 		return Unknown
 	case 500, 501, 502, 503, 504:
