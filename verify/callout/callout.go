@@ -246,7 +246,11 @@ func (p *Prober) askHop(ctx context.Context, q *Probe, h Hop) Result {
 			return res
 		}
 	}
-	release, err := hop.acquire(ctx, p, q.Gentle)
+	// Who has waited for half of the time still has enough to be answered: a
+	// long queue must not make a next hop look slow.
+	wait, cancel := context.WithTimeout(ctx, p.cfg.Timeout.D()/2)
+	release, err := hop.acquire(wait, p, q.Gentle)
+	cancel()
 	if err != nil {
 		res.Err = err
 		if errors.Is(err, ErrBusy) {
@@ -260,11 +264,14 @@ func (p *Prober) askHop(ctx context.Context, q *Probe, h Hop) Result {
 	p.putBack(hop, c, release)
 	if fail != nil {
 		res.Stage, res.Reply, res.Err, res.Class = fail.stage, fail.reply, fail.err, fail.class()
-		if errors.Is(fail.err, errNullMX) {
+		// Only the domain itself can say that it takes no mail; of a relay named
+		// by the operator it is a mistake.
+		if errors.Is(fail.err, errNullMX) && h.Host == q.Address.Domain {
 			res.Class = Unknown
 		}
-		// The deadline of who waits says nothing about the next hop.
-		if errors.Is(ctx.Err(), context.Canceled) {
+		// The deadline of who waits says nothing about the next hop, nor do the
+		// few seconds that others before it have left.
+		if errors.Is(ctx.Err(), context.Canceled) || ctx.Err() != nil && time.Since(began) < p.cfg.Timeout.D()/3 {
 			return res
 		}
 	}
@@ -275,7 +282,11 @@ func (p *Prober) askHop(ctx context.Context, q *Probe, h Hop) Result {
 // exchange asks over a connection that is there, or over new ones. It returns
 // the one that is open now, nil for none.
 func (p *Prober) exchange(ctx context.Context, q *Probe, hop *hop, res *Result) (*connection, *failure) {
-	if c := hop.idle(q.Options, p.cfg.KeepIdle.D()); c != nil {
+	c, surplus := p.idleOf(hop, q.Options)
+	for _, s := range surplus {
+		go s.close() // bounded by quitTimeout
+	}
+	if c != nil {
 		c.dialogue = q.Dialogue
 		q.Dialogue.add("-- ", "connection used again: "+c.label)
 		res.Host = c.label
@@ -331,7 +342,7 @@ func (p *Prober) connect(ctx context.Context, q *Probe, hop *hop, t target) (*co
 		}
 		// As Postfix does at this level: a server whose TLS does not work is
 		// asked in plain text. A mere "not now" leaves the connection usable.
-		if fail.reply.Code != 0 && !s.broken {
+		if fail.stage == StageTLS && fail.reply.Code != 0 && !s.broken {
 			break
 		}
 		s.close()
@@ -387,7 +398,8 @@ func (p *Prober) transaction(ctx context.Context, q *Probe, hop *hop, c *connect
 		return nil
 	}
 	ask := []string{address}
-	test := p.cfg.AcceptAllKeep > 0 && hop.acceptAll(q.Address.Domain, time.Now()) == nil
+	all := hop.acceptAll(q.Address.Domain, time.Now())
+	test := p.cfg.AcceptAllKeep > 0 && (all == nil || q.Force && *all)
 	if test {
 		ask = append(ask, randomLocal()+"@"+q.Address.Domain)
 	}
@@ -396,33 +408,35 @@ func (p *Prober) transaction(ctx context.Context, q *Probe, hop *hop, c *connect
 	replies, fail := c.ask(ctx, sender, params, ask...)
 	if fail != nil && fail.stage == StageMail && fail.reply.Code/100 == 5 && !c.broken {
 		// Some refuse the null sender, some an address they cannot verify.
-		other := p.otherForm(sender)
+		other := p.otherForm(q.Options, sender)
 		again, second := c.ask(ctx, other, params, ask...)
 		if second == nil {
 			replies, fail = again, nil
 			hop.preferSender(q.Options, other)
 		}
 	}
+	if utf8 && len(replies) == 0 && fail != nil && fail.stage == StageMail && fail.reply.Code/100 == 5 {
+		// It may be about SMTPUTF8, which the recipient has brought along.
+		res.Class, res.Stage, res.Reply = Undecided, StageMail, fail.reply
+		return nil
+	}
 	if len(replies) == 0 {
 		return fail
 	}
 	res.Stage, res.Reply = StageRcpt, replies[0]
 	res.Class = Classify(StageRcpt, replies[0])
-	if !test || len(replies) < 2 {
-		if a := hop.acceptAll(q.Address.Domain, time.Now()); a != nil && *a && res.Class == Known {
-			res.Class = AcceptAll
-		}
-		return nil
+	said := Undecided
+	if test && len(replies) > 1 {
+		said = Classify(StageRcpt, replies[1])
 	}
-	switch Classify(StageRcpt, replies[1]) {
-	case Known:
+	switch {
+	case said == Known:
 		hop.setAcceptAll(p, q.Address.Domain, true)
-		if res.Class == Known {
-			res.Class = AcceptAll
-		}
-	case Unknown:
+	case said == Unknown, res.Class == Unknown && all != nil && *all: // who refuses one does not take every address
 		hop.setAcceptAll(p, q.Address.Domain, false)
-	case Undecided, Full, Temporary, Down, Refused, AcceptAll, classCount: // it did not say
+	}
+	if all = hop.acceptAll(q.Address.Domain, time.Now()); all != nil && *all && res.Class == Known {
+		res.Class = AcceptAll
 	}
 	return nil
 }
@@ -439,11 +453,14 @@ func (p *Prober) params(c *connection, utf8 bool) string {
 	return out
 }
 
-func (p *Prober) otherForm(sender string) string {
-	if sender == "" {
-		return p.address
+func (p *Prober) otherForm(o *Options, sender string) string {
+	switch {
+	case sender != "":
+		return ""
+	case o.Sender != "":
+		return o.Sender
 	}
-	return ""
+	return p.address
 }
 
 func ascii(s string) bool {

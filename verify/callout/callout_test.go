@@ -472,7 +472,7 @@ func TestMX(t *testing.T) {
 		hop, text string
 		want      Class
 	}{
-		{"null.example:" + port, "null MX", Unknown},
+		{"null.example:" + port, "null MX", Down}, // a relay that the operator has named
 		{"bare.example:" + port, "gone.example", Down},
 		{"none.example:" + port, "none.example", Down},
 		{"two.example:" + port, "Ok", Known},
@@ -483,6 +483,9 @@ func TestMX(t *testing.T) {
 		if r.Class != tt.want || !strings.Contains(r.Text(), tt.text) {
 			t.Errorf("%s: %v %q", tt.hop, r.Class, r.Text())
 		}
+	}
+	if r, _ := ask(t, p, "null.example:"+port, "a@null.example"); r.Class != Unknown || !strings.Contains(r.Text(), "null MX") {
+		t.Errorf("the domain itself takes no mail: %v %q", r.Class, r.Text())
 	}
 	broken := names{err: &net.DNSError{Err: "SERVFAIL", Name: "x", IsTemporary: true}, addrs: dns.addrs}
 	p, _ = prober(t, quick(), broken)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +33,7 @@ type Prober struct {
 
 	mu   sync.Mutex
 	hops map[string]*hop
+	idle map[*connection]*hop // of all hops
 	done bool
 }
 
@@ -46,6 +48,7 @@ func New(cfg Config, hostname string, dns Resolver, log *zap.Logger, reg prometh
 	p := &Prober{
 		cfg: cfg, helo: cfg.Helo, address: SenderAddress(cfg.Sender, hostname), dns: dns, log: log.Named("callout"),
 		slots: make(chan struct{}, cfg.MaxConnections), hops: make(map[string]*hop),
+		idle: make(map[*connection]*hop),
 	}
 	if p.helo == "" {
 		p.helo = hostname
@@ -63,8 +66,10 @@ func New(cfg Config, hostname string, dns Resolver, log *zap.Logger, reg prometh
 	for key, h := range prev.hops {
 		h.mu.Lock()
 		n := newHop(h.Hop, &cfg)
-		n.health, n.accepts, n.senders = h.health, h.accepts, h.senders
-		h.accepts, h.senders = nil, nil
+		n.health, n.senders = h.health, maps.Clone(h.senders)
+		if cfg.AcceptAllKeep > 0 {
+			n.accepts = maps.Clone(h.accepts) // prev may go on when the reload fails
+		}
 		h.mu.Unlock()
 		p.hops[key] = n
 	}
@@ -91,21 +96,15 @@ func (p *Prober) Helo() string { return p.helo }
 func (p *Prober) Close() {
 	p.mu.Lock()
 	p.done = true
-	var all []*connection
-	for _, h := range p.hops {
-		h.mu.Lock()
-		all = append(all, h.conns...)
-		h.conns = nil
-		h.mu.Unlock()
+	all := make([]*connection, 0, len(p.idle))
+	for c, h := range p.idle {
+		p.take(h, c)
+		all = append(all, c)
 	}
 	p.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, c := range all {
-		wg.Go(func() {
-			if c.timer.Stop() {
-				c.close()
-			}
-		})
+		wg.Go(c.close)
 	}
 	wg.Wait()
 }
@@ -201,8 +200,22 @@ func (h *hop) leftAlone(now time.Time) error {
 
 // acquire waits for a connection's place and for the rate.
 func (h *hop) acquire(ctx context.Context, p *Prober, gentle bool) (release func(), err error) {
+	release = func() {
+		p.metrics.open.Dec()
+		<-p.slots
+		<-h.slots
+	}
 	h.mu.Lock()
-	if h.waiting >= h.limit || gentle && h.waiting > 0 {
+	if h.waiting == 0 && h.place(p) {
+		if h.rate.Allow() {
+			h.mu.Unlock()
+			p.metrics.open.Inc()
+			return release, nil
+		}
+		<-p.slots
+		<-h.slots
+	}
+	if gentle || h.waiting >= h.limit {
 		h.mu.Unlock()
 		p.metrics.busy.Inc()
 		return nil, ErrBusy
@@ -216,13 +229,8 @@ func (h *hop) acquire(ctx context.Context, p *Prober, gentle bool) (release func
 		h.mu.Unlock()
 		p.metrics.waiting.Dec()
 	}()
-	if gentle && !h.rate.Allow() {
-		return nil, ErrBusy
-	}
-	if !gentle {
-		if err := h.rate.Wait(ctx); err != nil {
-			return nil, fmt.Errorf("%w: the rate is used up", ErrBusy)
-		}
+	if err := h.rate.Wait(ctx); err != nil {
+		return nil, fmt.Errorf("%w: the rate is used up", ErrBusy)
 	}
 	for i, slots := range []chan struct{}{h.slots, p.slots} {
 		select {
@@ -235,28 +243,66 @@ func (h *hop) acquire(ctx context.Context, p *Prober, gentle bool) (release func
 		}
 	}
 	p.metrics.open.Inc()
-	return func() {
-		p.metrics.open.Dec()
-		<-p.slots
-		<-h.slots
-	}, nil
+	return release, nil
 }
 
-// idle takes a connection that can be used again, the one used last.
-func (h *hop) idle(o *Options, keep time.Duration) *connection {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i, c := range slices.Backward(h.conns) {
-		if c.options.Level != o.Level || c.options.Roots != o.Roots || time.Since(c.usedAt) > keep {
-			continue
-		}
-		if !c.timer.Stop() {
-			continue // it is being ended
-		}
-		h.conns = slices.Delete(h.conns, i, i+1)
-		return c
+// place takes a connection's place if one is free.
+func (h *hop) place(p *Prober) bool {
+	select {
+	case h.slots <- struct{}{}:
+	default:
+		return false
 	}
-	return nil
+	select {
+	case p.slots <- struct{}{}:
+		return true
+	default:
+		<-h.slots
+		return false
+	}
+}
+
+// take takes an idle connection away and reports whether it still was there:
+// only one of those who want it gets it. p is locked.
+func (p *Prober) take(h *hop, c *connection) bool {
+	if p.idle[c] != h {
+		return false
+	}
+	delete(p.idle, c)
+	h.mu.Lock()
+	h.conns = slices.DeleteFunc(h.conns, func(o *connection) bool { return o == c })
+	h.mu.Unlock()
+	c.timer.Stop() // when it has run, it finds nothing
+	return true
+}
+
+// idleOf returns a connection that can be used again, the one used last, or
+// nil, and those that must end so that a new one does not exceed the limits:
+// idle connections count.
+func (p *Prober) idleOf(h *hop, o *Options) (c *connection, surplus []*connection) {
+	keep := p.cfg.KeepIdle.D()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h.mu.Lock()
+	conns := slices.Clone(h.conns)
+	h.mu.Unlock()
+	for _, c := range slices.Backward(conns) {
+		if c.options.Level == o.Level && c.options.Roots == o.Roots && time.Since(c.usedAt) <= keep && p.take(h, c) {
+			return c, nil
+		}
+	}
+	if len(conns) > 0 && len(conns)+len(h.slots) > cap(h.slots) && p.take(h, conns[0]) {
+		surplus = append(surplus, conns[0])
+	}
+	for c, of := range p.idle { // any
+		if len(p.idle)+len(p.slots) <= cap(p.slots) {
+			break
+		}
+		if p.take(of, c) {
+			surplus = append(surplus, c)
+		}
+	}
+	return nil, surplus
 }
 
 // putBack keeps a connection for the next probe, or ends it when it has served
@@ -268,26 +314,36 @@ func (p *Prober) putBack(h *hop, c *connection, release func()) {
 	}
 	c.dialogue = nil
 	c.usedAt = time.Now()
-	p.mu.Lock()
-	done := p.done
-	p.mu.Unlock()
-	if done || c.broken || c.transactions >= p.cfg.MaxTransactions || c.refused >= p.cfg.MaxRefused || p.cfg.KeepIdle == 0 {
+	if c.broken || c.transactions >= p.cfg.MaxTransactions || c.refused >= p.cfg.MaxRefused || p.cfg.KeepIdle == 0 || !p.keep(h, c) {
 		go func() { // bounded by quitTimeout
 			c.close()
 			release()
 		}()
 		return
 	}
-	defer release()
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	release()
+}
+
+// keep has a connection wait for the next probe, unless the prober is closed.
+func (p *Prober) keep(h *hop, c *connection) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done {
+		return false
+	}
 	c.timer = time.AfterFunc(p.cfg.KeepIdle.D(), func() {
-		h.mu.Lock()
-		h.conns = slices.DeleteFunc(h.conns, func(o *connection) bool { return o == c })
-		h.mu.Unlock()
-		c.close()
+		p.mu.Lock()
+		mine := p.take(h, c)
+		p.mu.Unlock()
+		if mine {
+			c.close()
+		}
 	})
+	p.idle[c] = h
+	h.mu.Lock()
 	h.conns = append(h.conns, c)
+	h.mu.Unlock()
+	return true
 }
 
 // note keeps what a result says of the next hop, and logs when it changes.
@@ -297,7 +353,7 @@ func (h *hop) note(p *Prober, res *Result, began time.Time) {
 	st := &h.health
 	st.asked++
 	was := st.failures
-	alarm := Alarm(res.Stage, res.Reply)
+	alarm := Alarm(res.Stage, res.Reply) && res.Class != Undecided
 	down, back := false, false
 	if res.Class == Down {
 		st.failed++
@@ -411,13 +467,17 @@ func (p *Prober) AcceptsAll(hops []Hop, domain string, now time.Time) bool {
 	return false
 }
 
-// Down reports whether all hops are left alone now.
+// Down reports whether all hops are left alone now because they do not answer.
+// One that refuses this host is not down: that says nothing against an address.
 func (p *Prober) Down(hops []Hop, now time.Time) bool {
 	for _, h := range hops {
 		p.mu.Lock()
 		state := p.hops[h.String()]
 		p.mu.Unlock()
-		if state == nil || state.leftAlone(now) == nil {
+		if state == nil {
+			return false
+		}
+		if why := state.leftAlone(now); why == nil || errors.Is(why, errRefusedPause) {
 			return false
 		}
 	}

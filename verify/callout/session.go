@@ -74,10 +74,33 @@ func (s *session) arm(ctx context.Context, timeout time.Duration) error {
 	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
 		limit = d
 	}
-	return s.conn.SetDeadline(limit)
+	err := s.conn.SetDeadline(limit)
+	if err == nil {
+		err = ctx.Err() // what watch has done may just have been undone
+	}
+	if err != nil {
+		s.broken = true
+		return plain(err)
+	}
+	return nil
+}
+
+// watch has what reads or writes give up when ctx is done, until the function
+// it returns is called.
+func (s *session) watch(ctx context.Context) (end func()) {
+	conn := s.conn
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.SetDeadline(time.Unix(1, 0)) // a connection that is gone gives up anyway
+	})
+	return func() {
+		if !stop() {
+			s.broken = true
+		}
+	}
 }
 
 func (s *session) read(ctx context.Context, timeout time.Duration) (Reply, error) {
+	defer s.watch(ctx)()
 	if err := s.arm(ctx, timeout); err != nil {
 		return Reply{}, err
 	}
@@ -99,6 +122,7 @@ func (s *session) write(ctx context.Context, lines ...string) error {
 		b.WriteString(l)
 		b.WriteString("\r\n")
 	}
+	defer s.watch(ctx)()
 	if err := s.arm(ctx, s.timeout); err != nil {
 		return err
 	}
@@ -125,12 +149,13 @@ func (s *session) greet(ctx context.Context, timeout time.Duration, own string) 
 	if r.Code != 220 {
 		return &failure{stage: StageGreeting, reply: r}
 	}
-	return looped(StageGreeting, r, own)
+	return s.looped(StageGreeting, r, own)
 }
 
-// looped notices a server that calls itself by our name.
-func looped(stage Stage, r Reply, own string) *failure {
-	if len(r.Lines) > 0 {
+// looped notices a server that calls itself by our name. An LMTP server is
+// where mail ends; that of this very host has this host's name.
+func (s *session) looped(stage Stage, r Reply, own string) *failure {
+	if len(r.Lines) > 0 && !s.lmtp {
 		name, _, _ := strings.Cut(strings.TrimSpace(r.Lines[0]), " ")
 		if own != "" && strings.EqualFold(strings.TrimSuffix(name, "."), own) {
 			return &failure{stage: stage, err: fmt.Errorf("%w: it calls itself %s", errLoop, own)}
@@ -157,7 +182,7 @@ func (s *session) hello(ctx context.Context, own string) *failure {
 			return &failure{stage: StageHello, err: err}
 		}
 		if r.positive() {
-			return looped(StageHello, r, own)
+			return s.looped(StageHello, r, own)
 		}
 	}
 	if !r.positive() {
@@ -168,7 +193,7 @@ func (s *session) hello(ctx context.Context, own string) *failure {
 		word, args, _ := strings.Cut(strings.TrimSpace(l), " ")
 		s.features[strings.ToUpper(word)] = args
 	}
-	return looped(StageHello, r, own)
+	return s.looped(StageHello, r, own)
 }
 
 func (s *session) offers(feature string) bool {
@@ -242,11 +267,11 @@ func (s *session) ask(ctx context.Context, sender, params string, addresses ...s
 			}
 		}
 	}
-	if !replies[0].positive() {
-		return nil, &failure{stage: StageMail, reply: replies[0]}
-	}
 	if !replies[len(replies)-1].positive() {
 		s.broken = true // RSET must work
+	}
+	if !replies[0].positive() {
+		return nil, &failure{stage: StageMail, reply: replies[0]}
 	}
 	rcpt := replies[1 : len(replies)-1]
 	for _, r := range rcpt {
