@@ -143,17 +143,54 @@ func (c *Check) Purge(ctx context.Context, f Filter) (int, error) {
 // Recheck has what f picks asked about again in the background, as far as
 // places are free, and returns how many will be and how many were left out.
 func (c *Check) Recheck(ctx context.Context, f Filter) (asked, left int, err error) {
+	var todo []*question
 	err = c.each(ctx, f, func(key, _ string, _ *Entry) bool {
 		a := mailaddr.Parse(key)
-		r := c.routes.find(a.Domain)
-		if r == nil || c.fly(&question{route: r, address: a, key: key, force: true}) == nil {
+		if r := c.routes.find(a.Domain); r == nil || len(todo) >= c.cfg.MaxPending {
 			left++
 		} else {
-			asked++
+			todo = append(todo, &question{route: r, address: a, key: key, force: true})
 		}
 		return true
 	})
-	return asked, left, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	if c.running {
+		n = max(0, min(len(todo), c.cfg.MaxPending-c.rechecks))
+	}
+	c.rechecks += n
+	questions := make(chan *question, n)
+	for _, q := range todo[:n] {
+		questions <- q
+	}
+	close(questions)
+	// A few at a time: recipients of mail that is waiting go first.
+	for range min(n, max(1, c.cfg.Callout.Connections/2)) {
+		c.work.Go(func() { c.recheck(questions) })
+	}
+	return n, left + len(todo) - n, err
+}
+
+// recheck asks one after the other, until the check is stopped.
+func (c *Check) recheck(questions <-chan *question) {
+	for q := range questions {
+		for {
+			if f := c.fly(q); f != nil {
+				<-f.done
+				break
+			}
+			select { // too many are being asked about
+			case <-time.After(pollLease):
+				continue
+			case <-c.ctx.Done():
+			}
+			break
+		}
+		c.mu.Lock()
+		c.rechecks--
+		c.mu.Unlock()
+	}
 }
 
 // Report is what `postern verify ADDRESS` shows.
@@ -213,7 +250,7 @@ func (c *Check) Ask(ctx context.Context, address string) (*Report, error) {
 func (c *Check) findNow(ctx context.Context, q *question) (Entry, bool) {
 	found, kind := c.ask(ctx, q)
 	found.Error = ""
-	if kind == something {
+	if kind == something && ctx.Err() == nil { // who hangs up has learned nothing
 		c.update(ctx, q, func(old Entry) (Entry, bool) { return Merge(old, found, &q.route.times), true })
 	}
 	return found, kind == takesAll
@@ -231,10 +268,9 @@ func (c *Check) Learn(ctx context.Context, addresses []string) (learned, left in
 		}
 		q := &question{route: r, address: a, key: c.key(a)}
 		found := Entry{Result: Known, At: time.Now(), Source: "learned", Detail: "a delivery succeeded"}
-		if _, err := c.recall(ctx, q.key); err != nil {
+		if _, err := c.keep(ctx, q, func(old Entry) (Entry, bool) { return Merge(old, found, &r.times), true }); err != nil {
 			return learned, left, err
 		}
-		c.update(ctx, q, func(old Entry) (Entry, bool) { return Merge(old, found, &r.times), true })
 		learned++
 	}
 	return learned, left, nil

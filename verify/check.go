@@ -11,12 +11,14 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/maypok86/otter/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -51,15 +53,17 @@ type Check struct {
 	deferral *policy.Template
 	harvest  *policy.Template
 	clients  *otter.Cache[netip.Prefix, *harvester]
+	seed     maphash.Seed // of harvester.last
 
 	ctx  context.Context // of work in the background; ends with Stop
 	stop context.CancelFunc
 	work sync.WaitGroup
 
-	mu      sync.Mutex
-	flights map[string]*flight
-	retries map[string]*time.Timer
-	running bool
+	mu       sync.Mutex
+	flights  map[string]*flight
+	retries  map[string]*time.Timer
+	rechecks int // addresses that the administrator wants asked about again
+	running  bool
 }
 
 var _ policy.Check = (*Check)(nil)
@@ -108,10 +112,10 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 	}
 	var prober *callout.Prober
 	if prev != nil {
-		c.metrics, c.clients, c.holder, prober = prev.metrics, prev.clients, prev.holder, prev.prober
+		c.metrics, c.clients, c.seed, c.holder, prober = prev.metrics, prev.clients, prev.seed, prev.holder, prev.prober
 	} else {
 		c.metrics = newMetrics(o.Metrics)
-		c.holder = rand.Text()[:10]
+		c.holder, c.seed = rand.Text()[:10], maphash.MakeSeed()
 		c.clients = otter.Must(&otter.Options[netip.Prefix, *harvester]{MaximumSize: maxHarvesters})
 	}
 	c.prober = callout.New(cfg.Callout, o.Hostname, o.DNS, c.log, o.Metrics, prober)
@@ -421,12 +425,30 @@ func (c *Check) down(r *route, a policy.Address, now time.Time) bool {
 func (c *Check) key(a policy.Address) string {
 	local := a.Local
 	if c.cfg.FoldCase {
-		local = strings.ToLower(local)
+		local = foldASCII(local)
 	}
 	if n := len(local); len(a.Raw) == n+1+len(a.Domain) && a.Raw[:n] == local && a.Raw[n+1:] == a.Domain {
 		return a.Raw // as it came
 	}
 	return local + "@" + a.Domain
+}
+
+// foldASCII makes ASCII letters small and leaves the rest: the small letter of
+// U+212A is an ASCII "k", and what is said of that mailbox must not be
+// remembered of another.
+func foldASCII(s string) string {
+	for i := range len(s) {
+		if 'A' <= s[i] && s[i] <= 'Z' {
+			b := []byte(s)
+			for ; i < len(b); i++ {
+				if 'A' <= b[i] && b[i] <= 'Z' {
+					b[i] += 'a' - 'A'
+				}
+			}
+			return string(b)
+		}
+	}
+	return s
 }
 
 func (c *Check) ownProbe(sender string) bool {
@@ -440,8 +462,14 @@ func (c *Check) ownProbe(sender string) bool {
 
 // sane reports whether an address can stand in RCPT TO.
 func sane(a policy.Address) bool {
-	if a.Local == "" || len(a.Local) > 64 || len(a.Local)+1+len(a.Domain) > 254 {
+	if a.Local == "" || len(a.Local) > 64 || len(a.Local)+1+len(a.Domain) > 254 || !utf8.ValidString(a.Raw) {
 		return false
+	}
+	// As an A-label a domain can hold what its spelling does not: U+FF1E is ">".
+	for i := range len(a.Domain) {
+		if b := a.Domain[i]; b <= ' ' || b == 0x7f || strings.IndexByte(`<>()"\,;@`, b) >= 0 {
+			return false
+		}
 	}
 	for i := range len(a.Raw) {
 		if b := a.Raw[i]; b < ' ' || b == 0x7f || b == '<' || b == '>' {
@@ -479,6 +507,9 @@ type harvester struct {
 	mu    sync.Mutex
 	begun time.Time
 	n     int
+	// last are the recipients counted last: who tries again what was refused
+	// with 450 is no harvester.
+	last [8]uint64
 }
 
 func clientPrefix(a netip.Addr) netip.Prefix {
@@ -498,7 +529,7 @@ func (c *Check) harvested(req *policy.Request) int {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if req.Time.Sub(h.begun) >= c.cfg.HarvestWindow.D() {
+	if age(req.Time, h.begun) >= c.cfg.HarvestWindow.D() {
 		return 0
 	}
 	return h.n
@@ -512,9 +543,14 @@ func (c *Check) count(req *policy.Request) {
 	h, _ := c.clients.SetIfAbsent(p, &harvester{begun: req.Time})
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if req.Time.Sub(h.begun) >= c.cfg.HarvestWindow.D() {
-		h.begun, h.n = req.Time, 0
+	if age(req.Time, h.begun) >= c.cfg.HarvestWindow.D() {
+		h.begun, h.n, h.last = req.Time, 0, [len(h.last)]uint64{}
 	}
+	hash := maphash.String(c.seed, c.key(req.Recipient)) | 1 // never 0
+	if slices.Contains(h.last[:], hash) {
+		return
+	}
+	h.last[h.n%len(h.last)] = hash
 	if h.n++; h.n == c.cfg.HarvestLimit || h.n == c.cfg.HarvestMark {
 		c.log.Warn("a client asks for unknown recipients", zap.Stringer("client", req.Client.Addr), zap.Int("unknown", h.n),
 			zap.Stringer("window", conf.Duration(c.cfg.HarvestWindow)))

@@ -130,7 +130,7 @@ func (b *bench) settle() {
 	b.t.Helper()
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		b.mu.Lock()
-		n := len(b.flights)
+		n := len(b.flights) + b.rechecks
 		b.mu.Unlock()
 		if n == 0 {
 			return
@@ -523,9 +523,13 @@ func TestDirectoryThenCallout(t *testing.T) {
 	if v := b.says("info@example.com", reasonKnown); !strings.Contains(v.Detail, "cn=ann") {
 		t.Errorf("detail %q", v.Detail)
 	}
+	if v := b.says("Ann+lists@example.com", reasonKnown); !strings.Contains(v.Detail, "cn=ann") {
+		t.Errorf("with an extension: %q", v.Detail)
+	}
 	b.says("c@example.com", reasonKnown)
 	b.says("x@example.com", reasonUnknown)
 	b.says("x@only.example.com", reasonUnknown)
+	b.says("x+y@only.example.com", reasonUnknown)
 	l.Stop()
 	// Who cannot be asked might know it: only a "yes" counts now.
 	b.says("ann@example.com", reasonKnown)

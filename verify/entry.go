@@ -94,10 +94,13 @@ func (t *Times) refresh(r Result) time.Duration {
 	return t.expire(r)
 }
 
-// Live reports whether the result can be used now. A clock that stepped back
-// makes no entry immortal: what was found later than now is as good as new.
+// age is how far a time lies from now, whatever the direction: what a clock
+// that ran ahead has written is neither immortal nor of no use.
+func age(now, t time.Time) time.Duration { return now.Sub(t).Abs() }
+
+// Live reports whether the result can be used now.
 func (e *Entry) Live(now time.Time, t *Times) bool {
-	return e.Result != "" && now.Sub(e.At) < t.expire(e.Result)
+	return e.Result != "" && age(now, e.At) < t.expire(e.Result)
 }
 
 // Due reports whether the address is to be asked about again now.
@@ -109,16 +112,20 @@ func (e *Entry) Due(now time.Time, t *Times) bool {
 	if e.Result == Known && e.Strikes > 0 {
 		wait = 0 // what the last answer said is to be confirmed soon
 	}
-	if now.Sub(e.At) < wait {
+	if age(now, e.At) < wait {
 		return false
 	}
 	// A refresh that failed is not repeated with every mail.
-	return now.Sub(e.Tried) >= t.Temporary
+	return age(now, e.Tried) >= t.Temporary
 }
+
+// maxLease is more than any lease lasts (callout.Config.Timeout has a limit):
+// what ends later was written by a clock that ran ahead.
+const maxLease = 16 * time.Minute
 
 // Leased reports whether another than holder is finding out now.
 func (e *Entry) Leased(now time.Time, holder string) bool {
-	return e.Holder != "" && e.Holder != holder && now.Before(e.Lease)
+	return e.Holder != "" && e.Holder != holder && now.Before(e.Lease) && e.Lease.Sub(now) < maxLease
 }
 
 // confirmations is how many times in a row a known address must be refused
@@ -127,7 +134,8 @@ const confirmations = 2
 
 // Merge returns what is to be remembered when an attempt at found.At has come
 // to found. It is the whole rule: a failed attempt never replaces a result
-// that is still live, and a live "known" falls only to a second "unknown".
+// that is still live, and a live "known" falls only to a second "unknown",
+// Times.Temporary or more after the first.
 func Merge(old, found Entry, t *Times) Entry {
 	now := found.At
 	live := old.Live(now, t)
@@ -140,7 +148,15 @@ func Merge(old, found Entry, t *Times) Entry {
 	switch found.Result {
 	case Known:
 	case Unknown:
-		if live && old.Result == Known && old.Strikes+1 < confirmations {
+		if !live || old.Result != Known {
+			break
+		}
+		if old.Strikes > 0 && age(now, old.Tried) < t.Temporary {
+			e := keep()
+			e.Tried = old.Tried // the same refusal again: it proves no more
+			return e
+		}
+		if old.Strikes+1 < confirmations {
 			e := keep()
 			e.Strikes++
 			return e

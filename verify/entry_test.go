@@ -18,6 +18,10 @@ func TestMerge(t *testing.T) {
 	at := func(r Result, age time.Duration) Entry { return Entry{Result: r, At: now.Add(-age), Source: "old"} }
 	struck := at(Known, day)
 	struck.Strikes = 1
+	justStruck := struck
+	justStruck.Tried = now.Add(-time.Minute)
+	laterStruck := struck
+	laterStruck.Tried = now.Add(-2 * time.Minute)
 	for _, tt := range []struct {
 		name    string
 		old     Entry
@@ -36,6 +40,8 @@ func TestMerge(t *testing.T) {
 		{"expired known, refresh fails", at(Known, 31*day), Temporary, Temporary, true, 0},
 		{"known, first unknown", at(Known, day), Unknown, Known, false, 1},
 		{"known, second unknown", struck, Unknown, Unknown, true, 0},
+		{"known, unknown twice in a minute", justStruck, Unknown, Known, false, 1},
+		{"known, unknown twice in some minutes", laterStruck, Unknown, Unknown, true, 0},
 		{"known, unknown, known", struck, Known, Known, true, 0},
 		{"known, unknown, failure", struck, Temporary, Known, false, 1},
 		{"expired known, unknown", at(Known, 32*day), Unknown, Unknown, true, 0},
@@ -50,7 +56,7 @@ func TestMerge(t *testing.T) {
 		if got.Result != tt.want || got.At.Equal(now) != tt.fresh || got.Strikes != tt.strikes {
 			t.Errorf("%s: %+v", tt.name, got)
 		}
-		if !got.Tried.Equal(now) || got.Holder != "" || !got.Lease.IsZero() {
+		if !got.Tried.Equal(now) && !(tt.old.Strikes > 0 && got.Strikes > 0) || got.Holder != "" || !got.Lease.IsZero() {
 			t.Errorf("%s: tried or lease: %+v", tt.name, got)
 		}
 		if !tt.fresh && got.Error != "why" {
@@ -82,6 +88,11 @@ func TestLifeOfAnEntry(t *testing.T) {
 		{Entry{Result: Refused}, 29 * time.Minute, true, false},
 		{Entry{Result: Undecided}, 30 * time.Minute, false, true},
 		{Entry{Result: Known}, -time.Hour, true, false}, // the clock stepped back
+		{Entry{Result: Known}, -8 * day, true, true},
+		{Entry{Result: Unknown}, -4 * time.Hour, true, true},
+		{Entry{Result: Unknown}, -3 * day, false, true},
+		{Entry{Result: Known}, -365 * day, false, true},
+		{Entry{Result: Temporary}, -time.Hour, false, true},
 	} {
 		tt.e.At = found
 		now := found.Add(tt.age)
@@ -92,6 +103,13 @@ func TestLifeOfAnEntry(t *testing.T) {
 	e := Entry{Result: Known, At: found, Tried: found.Add(8 * day)}
 	if e.Due(found.Add(8*day+time.Minute), &standard) || !e.Due(found.Add(8*day+2*time.Minute), &standard) {
 		t.Error("a refresh that failed is repeated at once, or never")
+	}
+	e = Entry{Result: Known, At: found, Tried: found.Add(300 * day)}
+	if !e.Due(found.Add(8*day), &standard) {
+		t.Error("an attempt of a clock that ran ahead puts off all others")
+	}
+	if e = (Entry{Holder: "a", Lease: found.Add(day)}); e.Leased(found, "b") {
+		t.Error("a lease of a clock that ran ahead")
 	}
 	e = Entry{Holder: "a", Lease: found.Add(time.Minute)}
 	if !e.Leased(found, "b") || e.Leased(found, "a") || e.Leased(found.Add(time.Minute), "b") {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"go.uber.org/zap"
@@ -145,12 +146,23 @@ func reason(err error) error {
 // foldKey brings an address or a domain into the form that lists compare.
 func foldKey(s string) string {
 	if at := strings.LastIndexByte(s, '@'); at >= 0 {
-		return strings.ToLower(s[:at]) + "@" + mailaddr.Domain(s[at+1:])
+		return foldLocal(s[:at]) + "@" + mailaddr.Domain(s[at+1:])
 	}
 	if dot, ok := strings.CutPrefix(s, "."); ok {
 		return "." + mailaddr.Domain(dot)
 	}
 	return mailaddr.Domain(s)
+}
+
+// foldLocal makes a local part small as far as it stays another spelling of
+// the same: no letter becomes an ASCII one.
+func foldLocal(s string) string {
+	return strings.Map(func(r rune) rune {
+		if l := unicode.ToLower(r); r < utf8.RuneSelf || l >= utf8.RuneSelf {
+			return l
+		}
+		return r
+	}, s)
 }
 
 // lookup returns what the file says about one key, and where.
@@ -177,14 +189,15 @@ func (f *file) pattern() bool { return f.kind == "regexp" || f.kind == "pcre" }
 // address looks an address up as Postfix does in relay_recipient_maps: whole,
 // without its extension, then "@domain".
 func (f *file) address(a policy.Address, delimiters string) (result, place string, found bool) {
-	whole := strings.ToLower(a.Local) + "@" + a.Domain
+	local := foldLocal(a.Local)
+	whole := local + "@" + a.Domain
 	if f.pattern() {
 		return f.lookup(whole)
 	}
 	if result, place, found = f.lookup(whole); found {
 		return result, place, true
 	}
-	if user, ext := mailaddr.SplitExtension(strings.ToLower(a.Local), delimiters); ext != "" {
+	if user, ext := mailaddr.SplitExtension(local, delimiters); ext != "" {
 		if result, place, found = f.lookup(user + "@" + a.Domain); found {
 			return result, place, true
 		}
@@ -212,7 +225,7 @@ func (f *file) domain(d string) (result string, found bool) {
 
 // transport looks an address up as Postfix does in transport_maps.
 func (f *file) transport(a policy.Address, delimiters string) (result, place string, found bool) {
-	local := strings.ToLower(a.Local)
+	local := foldLocal(a.Local)
 	if f.pattern() {
 		return f.lookup(local + "@" + a.Domain)
 	}

@@ -7,8 +7,10 @@ import (
 
 	"go.uber.org/zap"
 
+	"postern/internal/mailaddr"
 	"postern/policy"
 	"postern/verify/callout"
+	"postern/verify/directory"
 )
 
 // question is an address to ask about.
@@ -47,9 +49,7 @@ func (c *Check) fly(q *question) *flight {
 	f := &flight{done: make(chan struct{})}
 	c.flights[q.key] = f
 	c.work.Go(func() {
-		ctx, cancel := context.WithTimeout(c.ctx, c.lease())
-		defer cancel()
-		f.entry, f.acceptAll = c.find(ctx, q)
+		f.entry, f.acceptAll = c.find(c.ctx, q)
 		c.mu.Lock()
 		delete(c.flights, q.key)
 		c.mu.Unlock()
@@ -84,8 +84,10 @@ const pollLease = 200 * time.Millisecond
 // find finds out about an address and remembers it. One process at a time
 // asks; the others wait for what it finds.
 func (c *Check) find(ctx context.Context, q *question) (entry Entry, acceptAll bool) {
+	wait, cancel := context.WithTimeout(ctx, c.lease())
+	defer cancel()
 	for !q.force {
-		state, e := c.claim(ctx, q)
+		state, e := c.claim(wait, q)
 		switch state {
 		case claimKnown:
 			return e, false
@@ -95,7 +97,7 @@ func (c *Check) find(ctx context.Context, q *question) (entry Entry, acceptAll b
 		}
 		select {
 		case <-time.After(pollLease):
-		case <-ctx.Done():
+		case <-wait.Done():
 			return Entry{Result: Temporary, Detail: "another gateway is asking"}, false
 		}
 	}
@@ -136,18 +138,27 @@ func (c *Check) claim(ctx context.Context, q *question) (claim, Entry) {
 	}
 }
 
-// askAndKeep asks and remembers what comes of it.
+// askAndKeep asks, which has all of its time now, and remembers what comes of
+// it.
 func (c *Check) askAndKeep(ctx context.Context, q *question) (entry Entry, acceptAll bool) {
+	ctx, cancel := context.WithTimeout(ctx, c.lease())
+	defer cancel()
 	found, kind := c.ask(ctx, q)
 	if ctx.Err() != nil && found.Result == Temporary {
 		kind = nothing // the daemon stops: it is no answer
 	}
 	// What was found is kept even when the time of the question is over.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer done()
 	if kind != something {
 		c.update(ctx, q, func(old Entry) (Entry, bool) {
 			old.Lease, old.Holder = time.Time{}, ""
+			if kind == takesAll {
+				// It takes this address too, so that what it has refused before
+				// holds no more; of a known one nothing more can be learned.
+				old.Tried = found.At
+				return old, old.Result == Known
+			}
 			return old, old.Result != ""
 		})
 		if kind == nothing {
@@ -171,25 +182,34 @@ func (c *Check) askAndKeep(ctx context.Context, q *question) (entry Entry, accep
 // update changes what is remembered: change returns the entry, and false to
 // remember none. It returns the entry.
 func (c *Check) update(ctx context.Context, q *question, change func(old Entry) (Entry, bool)) Entry {
+	e, err := c.keep(ctx, q, change)
+	if err != nil {
+		c.metrics.storeErrors.Inc()
+	}
+	return e
+}
+
+// keep is update for who has to know whether the store has taken it.
+func (c *Check) keep(ctx context.Context, q *question, change func(old Entry) (Entry, bool)) (Entry, error) {
 	for {
 		old, raw, err := c.load(ctx, q.key)
 		next, keep := change(old)
 		if err != nil {
-			return next
+			return next, err
 		}
 		encoded := ""
 		if keep {
 			encoded = next.encode()
 		}
 		if encoded == raw {
-			return next
+			return next, nil
 		}
 		ok, err := c.store.Swap(ctx, q.key, raw, encoded, next.Expires(&q.route.times))
-		if ok || err != nil || ctx.Err() != nil {
-			if err != nil {
-				c.metrics.storeErrors.Inc()
-			}
-			return next
+		if ok || err != nil {
+			return next, err
+		}
+		if err := ctx.Err(); err != nil {
+			return next, err
 		}
 	}
 }
@@ -227,7 +247,7 @@ func (c *Check) ask(ctx context.Context, q *question) (Entry, outcome) {
 			}
 		case s.directory != nil:
 			began := time.Now()
-			dn, found, err := s.directory.Ask(ctx, q.address)
+			dn, found, err := c.askDirectory(ctx, s.directory, q.address)
 			if err != nil {
 				c.metrics.asked(sourceLDAP, string(Temporary), began)
 				c.log.Warn("a directory cannot be asked", zap.String("source", s.name), zap.Error(err))
@@ -251,6 +271,17 @@ func (c *Check) ask(ctx context.Context, q *question) (Entry, outcome) {
 	}
 	e.At = time.Now()
 	return e, something
+}
+
+// askDirectory asks for an address, then for it without its extension, as
+// Postfix looks up recipients.
+func (c *Check) askDirectory(ctx context.Context, d *directory.Directory, a policy.Address) (dn string, found bool, err error) {
+	dn, found, err = d.Ask(ctx, a)
+	user, ext := mailaddr.SplitExtension(a.Local, c.cfg.Delimiters)
+	if err != nil || found || ext == "" {
+		return dn, found, err
+	}
+	return d.Ask(ctx, policy.Address{Raw: user + "@" + a.Domain, Local: user, Domain: a.Domain})
 }
 
 // callout asks the next hop.

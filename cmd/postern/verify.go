@@ -298,7 +298,7 @@ func writeNextHops(w io.Writer, out *admin.NextHops, now time.Time) {
 // delivered is a line of Postfix's log that proves a mailbox: an SMTP or LMTP
 // server has taken a message for it. What pipe(8) or a local agent took, what
 // was only relayed to an error or discarded, and probes do not match.
-var delivered = regexp.MustCompile(`postfix(?:/[-\w.]+)*/(?:smtp|lmtp|relay)\[\d+\]: [0-9A-Za-z]+: to=<([^>]+)>,.* dsn=2\.\d+\.\d+, status=sent \(2`)
+var delivered = regexp.MustCompile(`postfix(?:/[-\w.]+)*/(?:smtp|lmtp|relay)\[\d+\]: [0-9A-Za-z]+: to=<([^>]+)>,[^(]* dsn=2\.\d+\.\d+, status=sent \(2`)
 
 // learnBatch is how many addresses are sent at once.
 const learnBatch = 1000

@@ -223,13 +223,14 @@ func (d *Directory) Ask(ctx context.Context, a policy.Address) (dn string, found
 
 func (d *Directory) ask(ctx context.Context, a policy.Address) (dn string, found bool, server string, err error) {
 	if c := d.take(); c != nil {
-		// A connection that was idle may be gone: once more, on a new one.
+		// A connection that was idle may be gone, its server may be going down
+		// or have lost the bind: once more, on a new one, and at the others.
 		if dn, found, err = d.search(ctx, c, a); err == nil {
 			d.put(c)
 			return dn, found, "", nil
 		}
 		_ = c.Close() // it is of no use
-		if ctx.Err() != nil || !ldap.IsErrorWithCode(err, ldap.ErrorNetwork) {
+		if ctx.Err() != nil {
 			return "", false, "", err
 		}
 	}
@@ -319,8 +320,9 @@ func (d *Directory) search(ctx context.Context, c *ldap.Conn, a policy.Address) 
 	}
 	res, err := c.Search(ldap.NewSearchRequest(d.cfg.Base, scopes[d.cfg.Scope], ldap.NeverDerefAliases,
 		2, int((left+time.Second-1)/time.Second), false, d.cfg.filter(a), attributes, nil))
+	more := ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded) && res != nil && len(res.Entries) > 0
 	switch {
-	case ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded) && res != nil && len(res.Entries) > 0: // more than were asked for
+	case more:
 	case ldap.IsErrorWithCode(err, ldap.LDAPResultNoSuchObject):
 		return "", false, fmt.Errorf("base %s: %w", d.cfg.Base, err)
 	case err != nil:
@@ -329,6 +331,9 @@ func (d *Directory) search(ctx context.Context, c *ldap.Conn, a policy.Address) 
 	i := slices.IndexFunc(res.Entries, func(e *ldap.Entry) bool {
 		return d.cfg.Attribute == "" || slices.ContainsFunc(e.GetEqualFoldAttributeValues(d.cfg.Attribute), func(v string) bool { return v != "" })
 	})
+	if i < 0 && more { // another entry may have it
+		return "", false, fmt.Errorf("more than two entries are found, the first without %s", d.cfg.Attribute)
+	}
 	if i < 0 {
 		return "", false, nil
 	}
