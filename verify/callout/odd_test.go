@@ -338,15 +338,19 @@ func TestPiecesOfReplies(t *testing.T) {
 	for name, tt := range map[string]struct {
 		greeting, reply string
 		want            Class
+		glued           bool // in one write
 	}{
-		"byte by byte":    {"220-one\r\n220 two\r\n", "250-2.1.0 a\r\n250 2.1.0 b\r\n550-5.1.1 no\r\n550-5.1.1 such\r\n550 5.1.1 user\r\n250 reset\r\n", Unknown},
-		"codes differ":    {"220 x\r\n", "250 ok\r\n550-5.1.1 no\r\n250 yes\r\n250 reset\r\n", Down},
-		"endless lines":   {"220 x\r\n", "250 ok\r\n" + strings.Repeat("550-5.1.1 no\r\n", 3*maxLines), Down},
-		"one long line":   {"220 x\r\n", "250 ok\r\n550 5.1.1 " + strings.Repeat("x", 3*maxLine), Down},
-		"421 in between":  {"220 x\r\n", "250 ok\r\n421 4.3.2 closing\r\n", Down},
-		"421 at the RSET": {"220 x\r\n", "250 ok\r\n550 5.1.1 no\r\n421 4.3.2 closing\r\n", Unknown},
-		"one reply less":  {"220 x\r\n", "250 ok\r\n", Down},
-		"cut in a reply":  {"220 x\r\n", "250 ok\r\n550 5.1", Down},
+		"byte by byte":    {"220-one\r\n220 two\r\n", "250-2.1.0 a\r\n250 2.1.0 b\r\n550-5.1.1 no\r\n550-5.1.1 such\r\n550 5.1.1 user\r\n250 reset\r\n", Unknown, false},
+		"codes differ":    {"220 x\r\n", "250 ok\r\n550-5.1.1 no\r\n250 yes\r\n250 reset\r\n", Down, false},
+		"endless lines":   {"220 x\r\n", "250 ok\r\n" + strings.Repeat("550-5.1.1 no\r\n", 3*maxLines), Down, false},
+		"one long line":   {"220 x\r\n", "250 ok\r\n550 5.1.1 " + strings.Repeat("x", 3*maxLine), Down, false},
+		"421 in between":  {"220 x\r\n", "250 ok\r\n421 4.3.2 closing\r\n", Down, false},
+		"421 at the RSET": {"220 x\r\n", "250 ok\r\n550 5.1.1 no\r\n421 4.3.2 closing\r\n", Unknown, false},
+		"one more":        {"220 x\r\n", "250 ok\r\n250 ok\r\n550 5.1.1 no\r\n250 reset\r\n", Down, true},
+		"a farewell":      {"220 x\r\n", "250 ok\r\n550 5.1.1 no\r\n250 reset\r\n421 too many\r\n", Unknown, true},
+		"before it began": {"220 x\r\n250 x\r\n", "250 ok\r\n550 5.1.1 no\r\n250 reset\r\n", Down, true},
+		"one reply less":  {"220 x\r\n", "250 ok\r\n", Down, false},
+		"cut in a reply":  {"220 x\r\n", "250 ok\r\n550 5.1", Down, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -361,11 +365,19 @@ func TestPiecesOfReplies(t *testing.T) {
 						}
 					}
 				}
-				slow(tt.greeting)
+				if tt.glued {
+					_, _ = io.WriteString(c, tt.greeting)
+				} else {
+					slow(tt.greeting)
+				}
 				hears(in, "EHLO")
 				slow("250-x\r\n250 PIPELINING\r\n")
 				if hears(in, "RCPT") && hears(in, "RSET") {
-					slow(tt.reply)
+					if tt.glued {
+						_, _ = io.WriteString(c, tt.reply)
+					} else {
+						slow(tt.reply)
+					}
 				}
 			})
 			p, _ := prober(t, quick(), nil)

@@ -115,7 +115,14 @@ func (s *session) read(ctx context.Context, timeout time.Duration) (Reply, error
 	return r, nil
 }
 
+// write sends commands. What is there before they are sent answers none of
+// them: who has said more than he was asked is out of step, and the answer to
+// one address would be taken for that to another.
 func (s *session) write(ctx context.Context, lines ...string) error {
+	if n := s.in.Buffered(); n > 0 {
+		s.broken = true
+		return fmt.Errorf("%w: %d bytes too many before %s", errReply, n, lines[0])
+	}
 	var b strings.Builder
 	for _, l := range lines {
 		s.dialogue.add("C: ", l)
@@ -269,6 +276,12 @@ func (s *session) ask(ctx context.Context, sender, params string, addresses ...s
 	}
 	if !replies[len(replies)-1].positive() {
 		s.broken = true // RSET must work
+	}
+	if n := s.in.Buffered(); n > 0 {
+		s.broken = true
+		if more, err := s.in.Peek(min(n, 3)); err != nil || string(more) != "421" { // a 421 is a farewell
+			return nil, s.lost(replies, fmt.Errorf("%w: %d bytes too many", errReply, n))
+		}
 	}
 	if !replies[0].positive() {
 		return nil, &failure{stage: StageMail, reply: replies[0]}
