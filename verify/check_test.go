@@ -505,6 +505,13 @@ func TestFiles(t *testing.T) {
 		}
 	}
 	b.says("new@closed.example", reasonKnown)
+	write(t, people, "# the database was not there\n")
+	for end := time.Now().Add(20 * time.Second); b.logs.FilterField(zap.String("file", "list:"+people)).FilterMessageSnippet("was not taken").Len() < 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the empty file is not reported")
+		}
+	}
+	b.says("new@closed.example", reasonKnown)
 	if st := b.Status(); len(st.Files) != 2 || st.Files[0].Fault == "" {
 		t.Errorf("%+v", st.Files)
 	}

@@ -70,6 +70,10 @@ func (f *file) load() conf.Faults {
 			c.size = len(c.table.Rules())
 		}
 	}
+	// What fills the file has failed, more likely than that everybody has left.
+	if old := f.content.Load(); len(fs) == 0 && c.size == 0 && old != nil && old.size > 0 {
+		fs.Filef(f.path, 0, 0, "the file has become empty (`postern reload` takes it as it is)")
+	}
 	if len(fs) > 0 {
 		text := fs.Error()
 		f.fault.Store(&text)

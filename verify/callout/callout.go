@@ -141,7 +141,7 @@ func (p *Prober) resolve(ctx context.Context, h Hop) ([]target, *failure) {
 			if a = a.Unmap(); !ok {
 				continue
 			}
-			if h.MX && h.Port == smtpPort && (own[a] || a.IsLoopback()) { // another port is another server
+			if h.MX && h.Port == smtpPort && (own[a] || thisHost(a)) { // another port is another server
 				limit = int(mx.Pref)
 			}
 			found = append(found, target{network: "tcp", address: netip.AddrPortFrom(a, h.Port).String(), name: name})

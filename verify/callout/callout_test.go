@@ -373,6 +373,8 @@ func TestHops(t *testing.T) {
 		"lmtp:[127.0.0.1]":                     "!loopback",
 		"[127.0.0.1]":                          "!loopback",
 		"[127.0.0.1]:25":                       "!loopback",
+		"[0.0.0.0]:25":                         "!this host",
+		"[::]":                                 "!this host",
 		"localhost":                            "!this host",
 		"192.0.2.5":                            "!brackets",
 		"2001:db8::5":                          "!brackets",
@@ -504,7 +506,7 @@ func TestOwnHostAmongTheExchangers(t *testing.T) {
 			"nat.example":    {{Host: "nat.example.", Pref: 10}},
 		},
 		addrs: map[string][]string{
-			"us.example": {"127.0.0.1"}, "nat.example": {"192.0.2.99"}, "inner.example": {"192.0.2.1", "2001:db8::1"}, "other.example": {"192.0.2.2"},
+			"us.example": {"127.0.0.1"}, "zero.example": {"0.0.0.0"}, "nat.example": {"192.0.2.99"}, "inner.example": {"192.0.2.1", "2001:db8::1"}, "other.example": {"192.0.2.2"},
 		},
 	}
 	p, _ := prober(t, quick(func(c *Config) { c.OwnAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.99")} }), dns)
@@ -512,7 +514,7 @@ func TestOwnHostAmongTheExchangers(t *testing.T) {
 	if fail != nil || len(ts) != 2 || ts[0].name != "inner.example" || ts[1].name != "inner.example" {
 		t.Errorf("%v, %v", ts, fail)
 	}
-	for _, hop := range []string{"loop.example", "nat.example"} {
+	for _, hop := range []string{"loop.example", "nat.example", "zero.example"} {
 		if ts, fail := p.resolve(t.Context(), hops(t, hop)[0]); fail == nil || !errors.Is(fail.err, errOwnAddress) {
 			t.Errorf("%s: %v, %v", hop, ts, fail)
 		}

@@ -134,7 +134,7 @@ func parseHop(s string, lmtp bool) (Hop, error) {
 			return Hop{}, fmt.Errorf("%q: an IP address stands in brackets", s)
 		}
 		h.Addr, h.MX = addr.Unmap().WithZone(""), false
-		if h.Addr.IsLoopback() && (!h.explicit || h.Port == smtpPort) {
+		if thisHost(h.Addr) && (!h.explicit || h.Port == smtpPort) {
 			return Hop{}, fmt.Errorf("%q is this host itself: a loopback address needs a port other than %d", s, smtpPort)
 		}
 		return h, nil
@@ -148,6 +148,10 @@ func parseHop(s string, lmtp bool) (Hop, error) {
 	}
 	return h, nil
 }
+
+// thisHost reports whether an address leads to this host on every host: who
+// connects to the unspecified one does too.
+func thisHost(a netip.Addr) bool { return a.IsLoopback() || a.IsUnspecified() }
 
 // Services tells which transports of master.cf(5) can be asked.
 type Services struct {
