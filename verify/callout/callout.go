@@ -399,7 +399,7 @@ func (p *Prober) transaction(ctx context.Context, q *Probe, hop *hop, c *connect
 	}
 	ask := []string{address}
 	all := hop.acceptAll(q.Address.Domain, time.Now())
-	test := p.cfg.AcceptAllKeep > 0 && (all == nil || q.Force && *all)
+	test := p.cfg.AcceptAllKeep > 0 && (hop.untested(q.Address.Domain, time.Now()) || q.Force && all != nil && *all)
 	if test {
 		ask = append(ask, randomLocal()+"@"+q.Address.Domain)
 	}
@@ -410,7 +410,7 @@ func (p *Prober) transaction(ctx context.Context, q *Probe, hop *hop, c *connect
 		// Some refuse the null sender, some an address they cannot verify.
 		other := p.otherForm(q.Options, sender)
 		again, second := c.ask(ctx, other, params, ask...)
-		if second == nil {
+		if second == nil && p.serves(ctx, c, other, params, q.Address.Domain) {
 			replies, fail = again, nil
 			hop.preferSender(q.Options, other)
 		}
@@ -434,11 +434,24 @@ func (p *Prober) transaction(ctx context.Context, q *Probe, hop *hop, c *connect
 		hop.setAcceptAll(p, q.Address.Domain, true)
 	case said == Unknown, res.Class == Unknown && all != nil && *all: // who refuses one does not take every address
 		hop.setAcceptAll(p, q.Address.Domain, false)
+	case test:
+		hop.testedInVain(p, q.Address.Domain)
 	}
 	if all = hop.acceptAll(q.Address.Domain, time.Now()); all != nil && *all && res.Class == Known {
 		res.Class = AcceptAll
 	}
 	return nil
+}
+
+// serves reports whether answers to another form of the sender say anything.
+// A site that tags its bounce addresses refuses the null sender for every
+// mailbox; postmaster must be there (RFC 5321 section 4.5.1).
+func (p *Prober) serves(ctx context.Context, c *connection, sender, params, domain string) bool {
+	if sender != "" {
+		return true
+	}
+	control, fail := c.ask(ctx, sender, params, "postmaster@"+domain)
+	return fail == nil && len(control) == 1 && control[0].positive()
 }
 
 // params are the parameters of MAIL.

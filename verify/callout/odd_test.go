@@ -85,7 +85,7 @@ func rest(c io.Writer, in *bufio.Reader) {
 		if strings.HasPrefix(line, "RCPT TO:<nobody@") {
 			reply = "550 5.1.1 unknown"
 		}
-		fmt.Fprintf(c, "%s\r\n", reply) //nolint:errcheck // read next
+		fmt.Fprintf(c, "%s\r\n", reply)
 	}
 }
 
@@ -385,5 +385,94 @@ func TestPiecesOfReplies(t *testing.T) {
 				t.Errorf("%v %s\n%s", r.Class, r.Text(), strings.Join(d.Lines, "\n"))
 			}
 		})
+	}
+}
+
+// TestNullSenderInPlaceOfTheOther: where our sender is refused, the null
+// sender is tried; a site that refuses it for everybody (BATV) must not make
+// every mailbox unknown.
+func TestNullSenderInPlaceOfTheOther(t *testing.T) {
+	for _, tagged := range []bool{false, true} {
+		var mu sync.Mutex
+		nulls := 0
+		hop := scripted(t, func(c net.Conn, in *bufio.Reader) {
+			say := func(s string) { fmt.Fprint(c, s+"\r\n") }
+			say("220 x")
+			for {
+				line, err := in.ReadString('\n')
+				switch {
+				case err != nil:
+					return
+				case strings.HasPrefix(line, "MAIL FROM:<>"):
+					mu.Lock()
+					nulls++
+					mu.Unlock()
+					say("250 ok")
+				case strings.HasPrefix(line, "MAIL"):
+					say("550 5.1.8 your domain does not exist")
+				case strings.HasPrefix(line, "RCPT") && (tagged || strings.Contains(line, "nobody@")):
+					say("550 5.1.1 no such user")
+				case strings.HasPrefix(line, "QUIT"):
+					say("221 bye")
+					return
+				default:
+					say("250 ok")
+				}
+			}
+		})
+		p, _ := prober(t, quick(func(c *Config) { c.RefusedPause = conf.Duration(10 * time.Millisecond) }), nil)
+		for range 2 {
+			for address, want := range map[string]Class{"a@example.com": Known, "nobody@example.com": Unknown} {
+				if tagged {
+					want = Refused
+				}
+				q := &Probe{Hops: hops(t, hop), Address: mailaddr.Parse(address), Options: options, Force: true, Dialogue: &Dialogue{}}
+				if r := p.Ask(t.Context(), q); r.Class != want {
+					t.Errorf("tagged %v, %s: %v %s\n%s", tagged, address, r.Class, r.Text(), strings.Join(q.Dialogue.Lines, "\n"))
+				}
+			}
+		}
+		if mu.Lock(); !tagged && nulls != 5 {
+			t.Errorf("the null sender was tried %d times for four addresses and one control", nulls)
+		}
+		mu.Unlock()
+	}
+}
+
+// TestTarpit: a next hop that lets who asks for unknown addresses wait is not
+// down for the known ones.
+func TestTarpit(t *testing.T) {
+	for _, pipelining := range []bool{true, false} {
+		rcpts := 0
+		s := smtptest.Start(t).Know("a@example.com")
+		if !pipelining {
+			s.Features("SMTPUTF8")
+		}
+		release := make(chan struct{})
+		s.OnRcpt(func(address string) string {
+			if rcpts++; address != "a@example.com" {
+				<-release
+			}
+			return ""
+		})
+		p, _ := prober(t, quick(func(c *Config) {
+			c.AcceptAllKeep, c.ReplyTimeout = conf.Duration(time.Hour), conf.Duration(300*time.Millisecond)
+		}), nil)
+		h := hops(t, s.NextHop())
+		for range 2 {
+			r := p.Ask(t.Context(), &Probe{Hops: h, Address: mailaddr.Parse("a@example.com"), Options: options})
+			if r.Class != Known {
+				t.Errorf("pipelining %v: %v %s", pipelining, r.Class, r.Text())
+			}
+			select {
+			case <-release:
+			default:
+				close(release)
+			}
+		}
+		s.Stop()
+		if rcpts != 3 {
+			t.Errorf("%d RCPT for two addresses and one test in vain", rcpts)
+		}
 	}
 }

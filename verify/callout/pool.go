@@ -133,8 +133,9 @@ type hop struct {
 }
 
 type acceptance struct {
-	all bool
-	at  time.Time
+	all  bool
+	vain bool // the test told nothing
+	at   time.Time
 }
 
 // health is how a next hop has been lately.
@@ -400,27 +401,50 @@ func (h *hop) acceptAll(domain string, now time.Time) *bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	a, ok := h.accepts[domain]
-	if !ok || !now.Before(a.at) {
+	if !ok || a.vain || !now.Before(a.at) {
 		return nil
 	}
 	return &a.all
+}
+
+// untested reports whether it is time to find out.
+func (h *hop) untested(domain string, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a, ok := h.accepts[domain]
+	return !ok || !now.Before(a.at)
+}
+
+// vainPause is how long a test that told nothing is not repeated: each shows
+// the next hop one more address that nobody has.
+const vainPause = 10 * time.Minute
+
+func (h *hop) testedInVain(p *Prober, domain string) {
+	if h.untested(domain, time.Now()) {
+		h.remember(domain, acceptance{vain: true, at: time.Now().Add(min(vainPause, p.cfg.AcceptAllKeep.D()))})
+	}
+}
+
+func (h *hop) remember(domain string, a acceptance) (old acceptance) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.accepts == nil {
+		h.accepts = make(map[string]acceptance)
+	}
+	old = h.accepts[domain]
+	if len(h.accepts) >= maxDomains {
+		clear(h.accepts)
+	}
+	h.accepts[domain] = a
+	return old
 }
 
 // maxDomains bounds the domains remembered of one next hop.
 const maxDomains = 100_000
 
 func (h *hop) setAcceptAll(p *Prober, domain string, all bool) {
-	h.mu.Lock()
-	if h.accepts == nil {
-		h.accepts = make(map[string]acceptance)
-	}
-	old := h.accepts[domain]
-	if len(h.accepts) >= maxDomains {
-		clear(h.accepts)
-	}
 	// at is the end: a check that changes its settings asks anew soon enough.
-	h.accepts[domain] = acceptance{all, time.Now().Add(p.cfg.AcceptAllKeep.D())}
-	h.mu.Unlock()
+	old := h.remember(domain, acceptance{all: all, at: time.Now().Add(p.cfg.AcceptAllKeep.D())})
 	switch {
 	case all && !old.all:
 		p.log.Warn("the next hop takes every address of a domain: its recipients cannot be verified",
@@ -542,7 +566,7 @@ func (h *hop) status(now time.Time) Status {
 		out.State = "refuses us"
 	}
 	for domain, a := range h.accepts {
-		if now.Before(a.at) {
+		if now.Before(a.at) && !a.vain {
 			if out.AcceptAll == nil {
 				out.AcceptAll = make(map[string]bool)
 			}

@@ -243,35 +243,45 @@ func (s *session) ask(ctx context.Context, sender, params string, addresses ...s
 	}
 	lines = append(lines, "RSET")
 	replies := make([]Reply, 0, len(lines))
-	step := 1
-	if s.offers("PIPELINING") {
-		step = len(lines)
-	}
-	for i := 0; i < len(lines); i += step {
-		if err := s.write(ctx, lines[i:min(i+step, len(lines))]...); err != nil {
-			return nil, s.lost(replies, err)
+	for len(replies) < len(lines) {
+		next := 1
+		if s.offers("PIPELINING") {
+			next = len(lines) - len(replies)
+			if len(replies) == 0 && len(addresses) > 1 {
+				next = 2 // what comes of the others is to leave the first alone
+			}
 		}
-		for range lines[i:min(i+step, len(lines))] {
+		sure := len(replies)
+		together := lines[sure : sure+next]
+		if err := s.write(ctx, together...); err != nil {
+			if errors.Is(err, errReply) {
+				return nil, s.lost(replies, err)
+			}
+			return answered(replies), s.lost(replies, err)
+		}
+		for range together {
 			r, err := s.read(ctx, s.timeout)
 			if err != nil {
-				// Who closes has answered what came before; who falls silent
-				// may have left out any reply.
-				if errors.Is(err, errTimeout) || errors.Is(err, errReply) {
-					return nil, s.lost(replies, err)
+				// Who closes has answered what came before; who falls silent, or
+				// is out of step, may have left out any reply since the last time
+				// he was waited for.
+				got := replies
+				if errors.Is(err, errTimeout) || errors.Is(err, errReply) || ctx.Err() != nil {
+					got = got[:sure]
 				}
-				return answered(replies), s.lost(replies, err)
+				return answered(got), s.lost(replies, err)
 			}
 			replies = append(replies, r)
 			if r.Code == 421 {
 				return answered(replies[:len(replies)-1]), s.lost(replies, nil)
 			}
-			// One by one there is no use in going on after a refused sender.
-			if step == 1 && len(replies) == 1 && !r.positive() {
-				if end, err := s.command(ctx, "RSET"); err != nil || !end.positive() {
-					s.broken = true
-				}
-				return nil, &failure{stage: StageMail, reply: r}
+		}
+		// There is no use in going on after a refused sender.
+		if !replies[0].positive() && len(replies) < len(lines) {
+			if end, err := s.command(ctx, "RSET"); err != nil || !end.positive() {
+				s.broken = true
 			}
+			return nil, &failure{stage: StageMail, reply: replies[0]}
 		}
 	}
 	if !replies[len(replies)-1].positive() {
