@@ -3,10 +3,14 @@ package directory
 import (
 	"context"
 	"crypto/x509"
+	"io"
+	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/go-ldap/ldap/v3"
 
 	"postern/internal/conf"
 	"postern/internal/ldaptest"
@@ -181,5 +185,87 @@ func TestConfigFaults(t *testing.T) {
 	same.Validate("v", roots, &fs)
 	if len(fs) != 1 {
 		t.Errorf("a filter that is the same for everybody: %v", fs)
+	}
+}
+
+// TestMoreEntriesThanAsked: what was left out may have the attribute.
+func TestMoreEntriesThanAsked(t *testing.T) {
+	ldif := ""
+	for _, name := range []string{"one", "two"} {
+		ldif += "dn: cn=" + name + "," + ldaptest.Base + "\nobjectClass: inetOrgPerson\ncn: " + name + "\nsn: team\n\n"
+	}
+	ldif += "dn: cn=three," + ldaptest.Base + "\nobjectClass: inetOrgPerson\ncn: three\nsn: team\nmail: team@example.org\n\n"
+	s := ldaptest.Start(t, ldif)
+	cfg := config(s)
+	cfg.Filter, cfg.Attribute = "(sn={user})", "mail"
+	if _, found, err := open(t, cfg).Ask(t.Context(), mailaddr.Parse("team@example.org")); !found && err == nil {
+		t.Error("unknown, though one of three entries has the attribute")
+	}
+}
+
+// TestServerThatGoesDown says "unavailable" on the connections that it has: the
+// other server is asked.
+func TestServerThatGoesDown(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // a test
+	answers := make(chan byte, 8)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close() //nolint:errcheck // a test
+				for {
+					head := make([]byte, 2)
+					if _, err := io.ReadFull(c, head); err != nil {
+						return
+					}
+					n := int(head[1])
+					if n > 0x80 { // the length stands behind
+						more := make([]byte, n-0x80)
+						_, _ = io.ReadFull(c, more)
+						n = 0
+						for _, b := range more {
+							n = n<<8 | int(b)
+						}
+					}
+					body := make([]byte, n)
+					if _, err := io.ReadFull(c, body); err != nil || body[3] == 0x42 { // unbind
+						return
+					}
+					op, code := body[3]+1, byte(0)
+					if body[3] == 0x63 { // a search
+						op, code = 0x65, <-answers
+					}
+					_, _ = c.Write([]byte{0x30, 12, 2, 1, body[2], op, 7, 10, 1, code, 4, 0, 4, 0})
+				}
+			})
+		}
+	})
+	defer l.Close() //nolint:errcheck // a test
+	other := ldaptest.Start(t, people)
+	cfg := config(other)
+	cfg.URLs = []string{"ldap://" + l.Addr().String(), other.URL()}
+	d := open(t, cfg)
+	defer d.Close()
+	ask := func() (bool, error) {
+		_, found, err := d.Ask(t.Context(), mailaddr.Parse("ann@example.org"))
+		return found, err
+	}
+	answers <- ldap.LDAPResultSuccess
+	if found, err := ask(); found || err != nil {
+		t.Fatal(found, err)
+	}
+	answers <- ldap.LDAPResultUnavailable // on the connection kept
+	answers <- ldap.LDAPResultUnavailable // on a new one
+	if found, err := ask(); !found || err != nil {
+		t.Errorf("with one server going down: %v, %v", found, err)
 	}
 }
