@@ -264,8 +264,8 @@ func writeNextHops(w io.Writer, out *admin.NextHops, now time.Time) {
 		fmt.Fprintln(w, "none has been asked since the start")
 	}
 	for _, h := range out.NextHops {
-		fmt.Fprintf(w, "%s: %s; asked %d, failed %d, %.0f ms on average; %d connections, %d idle, %d waiting\n",
-			h.NextHop, strings.ToUpper(h.State), h.Asked, h.Failed, h.MeanSeconds*1000, h.Connections, h.Idle, h.Waiting)
+		fmt.Fprintf(w, "%s: %s; asked %d, %d in the last minute, failed %d, %.0f ms on average; %d connections, %d idle, %d waiting\n",
+			h.NextHop, strings.ToUpper(h.State), h.Asked, h.PerMinute, h.Failed, h.MeanSeconds*1000, h.Connections, h.Idle, h.Waiting)
 		if !h.Until.IsZero() {
 			fmt.Fprintf(w, "  left alone, asked again %s\n", until(now, h.Until))
 		}
@@ -298,7 +298,7 @@ func writeNextHops(w io.Writer, out *admin.NextHops, now time.Time) {
 // delivered is a line of Postfix's log that proves a mailbox: an SMTP or LMTP
 // server has taken a message for it. What pipe(8) or a local agent took, what
 // was only relayed to an error or discarded, and probes do not match.
-var delivered = regexp.MustCompile(`postfix(?:/[-\w.]+)*/(?:smtp|lmtp|relay)\[\d+\]: [0-9A-Za-z]+: to=<([^>]+)>,[^(]* dsn=2\.\d+\.\d+, status=sent \(2`)
+var delivered = regexp.MustCompile(`postfix[-\w.]*(?:/[-\w.]+)*/(?:smtp|lmtp|relay)\[\d+\]: [0-9A-Za-z]+: to=<([^>]+)>,[^(]* dsn=2\.\d+\.\d+, status=sent \(2`)
 
 // learnBatch is how many addresses are sent at once.
 const learnBatch = 1000

@@ -272,6 +272,25 @@ func TestWhatWasAcceptAllCanChange(t *testing.T) {
 	}
 }
 
+func TestRate(t *testing.T) {
+	var st health
+	now := time.Unix(2_000_000_000, 0)
+	for range 120 { // two a second
+		st.tick(now)
+		st.minute[0]++
+		now = now.Add(500 * time.Millisecond)
+	}
+	for _, tt := range []struct {
+		after time.Duration
+		want  int
+	}{{0, 120}, {30 * time.Second, 60}, {time.Minute, 0}, {time.Hour, 0}, {-time.Hour, 0}} {
+		old := st
+		if got := old.perMinute(now.Add(tt.after)); got != tt.want {
+			t.Errorf("after %v: %d, want %d", tt.after, got, tt.want)
+		}
+	}
+}
+
 func TestOtherForm(t *testing.T) {
 	p, _ := prober(t, quick(), nil)
 	for _, tt := range []struct{ configured, refused, want string }{

@@ -151,6 +151,25 @@ type health struct {
 	asked     uint64
 	failed    uint64
 	took      time.Duration // rolling mean of an answer
+	minute    [2]int        // asked in this minute and the one before
+	minuteAt  time.Time     // when this one began
+}
+
+// tick begins a new minute when it is time.
+func (st *health) tick(now time.Time) {
+	switch past := now.Sub(st.minuteAt); {
+	case past >= 2*time.Minute || past < 0:
+		st.minute, st.minuteAt = [2]int{}, now
+	case past >= time.Minute:
+		st.minute, st.minuteAt = [2]int{0, st.minute[0]}, st.minuteAt.Add(time.Minute)
+	}
+}
+
+// perMinute is about how many were asked in the last 60 seconds.
+func (st *health) perMinute(now time.Time) int {
+	st.tick(now)
+	left := time.Minute - now.Sub(st.minuteAt)
+	return st.minute[0] + int(int64(st.minute[1])*int64(left)/int64(time.Minute))
 }
 
 func newHop(h Hop, cfg *Config) *hop {
@@ -353,12 +372,17 @@ func (h *hop) note(p *Prober, res *Result, began time.Time) {
 	h.mu.Lock()
 	st := &h.health
 	st.asked++
+	st.tick(now)
+	st.minute[0]++
 	was := st.failures
 	alarm := Alarm(res.Stage, res.Reply) && res.Class != Undecided
 	down, back := false, false
 	if res.Class == Down {
 		st.failed++
 		st.failures++
+		if st.refused {
+			st.until = time.Time{} // that pause was for another reason
+		}
 		st.lastError, st.errorAt, st.refused = res.Stage.String()+": "+res.Text(), now, false
 		if p.cfg.DownAfter > 0 && st.failures >= p.cfg.DownAfter {
 			down = st.failures == p.cfg.DownAfter
@@ -515,6 +539,7 @@ type Status struct {
 	State       string          `json:"state"`
 	Asked       uint64          `json:"asked"`
 	Failed      uint64          `json:"failed"`
+	PerMinute   int             `json:"per_minute"` // asked in the last minute, about
 	MeanSeconds float64         `json:"mean_seconds"`
 	Connections int             `json:"connections"` // in use
 	Idle        int             `json:"idle"`
@@ -549,7 +574,7 @@ func (h *hop) status(now time.Time) Status {
 	defer h.mu.Unlock()
 	st := &h.health
 	out := Status{
-		NextHop: h.String(), State: "up", Asked: st.asked, Failed: st.failed, MeanSeconds: st.took.Seconds(),
+		NextHop: h.String(), State: "up", Asked: st.asked, Failed: st.failed, PerMinute: st.perMinute(now), MeanSeconds: st.took.Seconds(),
 		Connections: len(h.slots), Idle: len(h.conns), Waiting: h.waiting, LastOK: st.lastOK, LastError: st.lastError, ErrorAt: st.errorAt, Alarm: st.alarm,
 	}
 	switch {
