@@ -389,6 +389,8 @@ func TestHops(t *testing.T) {
 		"a.example,":                           "!empty next hop",
 		"lmtp:unix:run/x":                      "!begins with /",
 		"a b.example":                          "!not a host name",
+		"a..example":                           "!not a host name",
+		"..":                                   "!not a host name",
 		strings.Repeat("a.example,", 11) + "b": "!at most",
 	} {
 		hs, err := ParseHops(in)
@@ -409,7 +411,7 @@ func TestHops(t *testing.T) {
 }
 
 func FuzzHops(f *testing.F) {
-	for _, s := range []string{"[a.example]:25", "lmtp:unix:/x", "a.example,b.example:2", "[2001:db8::1]"} {
+	for _, s := range []string{"[a.example]:25", "lmtp:unix:/x", "a.example,b.example:2", "[2001:db8::1]", "..", "a\n."} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

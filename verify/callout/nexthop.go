@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"postern/internal/mailaddr"
+	"postern/policy"
 )
 
 // Hop is one next hop, as transport(5) writes it.
@@ -93,6 +94,9 @@ func parseHop(s string, lmtp bool) (Hop, error) {
 			if !strings.HasPrefix(path, "/") {
 				return Hop{}, fmt.Errorf("%q: the path of a socket begins with /", s)
 			}
+			if policy.Printable(path) != path {
+				return Hop{}, fmt.Errorf("%q: the path of a socket is printable ASCII", s)
+			}
 			return Hop{LMTP: true, Path: path}, nil
 		}
 		s = strings.TrimPrefix(s, "inet:")
@@ -140,7 +144,8 @@ func parseHop(s string, lmtp bool) (Hop, error) {
 		return h, nil
 	}
 	h.Host = mailaddr.Domain(name)
-	if h.Host == "" || strings.ContainsAny(h.Host, " \t/@[]\"") || len(h.Host) > 253 {
+	if h.Host == "" || strings.ContainsAny(h.Host, " \t/@[]\"") || len(h.Host) > 253 ||
+		slices.Contains(strings.Split(h.Host, "."), "") || policy.Printable(h.Host) != h.Host {
 		return Hop{}, fmt.Errorf("%q is not a host name", name)
 	}
 	if h.Host == "localhost" && (!h.explicit || h.Port == smtpPort) {
