@@ -176,17 +176,23 @@ func known(conn int) func() []byte {
 
 var serial atomic.Int64
 
-// unique makes triplets that nobody has seen.
+// unique makes triplets that nobody has seen. It makes no garbage: the client's
+// collector would stop all its threads, and wait for each that blocks in the
+// kernel, while the daemon has nothing to do.
 func unique(conn int) func() []byte {
-	base := serial.Add(1)
-	template := string(request("sNNNNNNNNNNNNNNNN@example.org", "user@example.com", conn))
-	at := strings.Index(template, "NNNNNNNNNNNNNNNN")
+	const size = 16
+	template := string(request("s"+strings.Repeat("N", size)+"@example.org", "user@example.com", conn))
+	at := strings.Index(template, strings.Repeat("N", size))
 	buf := []byte(template)
-	n := 0
+	copy(buf[at:], fmt.Sprintf("%08x%08d", serial.Add(1), 0))
+	count := buf[at+size/2 : at+size]
 	return func() []byte {
-		n++
-		copy(buf[at:], fmt.Sprintf("%08x%08d", base, n))
-		return buf
+		for i := len(count) - 1; ; i-- {
+			if count[i]++; count[i] <= '9' {
+				return buf
+			}
+			count[i] = '0'
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -48,6 +49,10 @@ const (
 	sweepEvery = 5 * time.Second
 	sweepKeys  = 4000
 	listBatch  = 1000
+	// mapped is how much address space is set aside for the file. A file that
+	// outgrows it has to be mapped again, with a copy of all that is being
+	// written; where addresses are short that is the lesser evil.
+	mapped = 1 << 30 * (strconv.IntSize / 64)
 )
 
 // Store is an open file. It is safe for concurrent use.
@@ -135,7 +140,9 @@ func tryOpen(path string) (db *bbolt.DB, entries int, err error) {
 	if _, err := os.Stat(filepath.Dir(path)); err != nil {
 		return nil, 0, err
 	}
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout: time.Second, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapped,
+	})
 	if err != nil {
 		return nil, 0, err
 	}
