@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"postern/policy"
@@ -35,24 +36,24 @@ type Record struct {
 // concurrent use.
 type Journal struct {
 	seed maphash.Seed
-
-	mu   sync.Mutex
+	next atomic.Uint64   // how many decisions have come
+	refs []atomic.Uint64 // hashes of their references, by place
 	ring []entry
-	refs []uint64 // hashes of the references, by place in the ring
-	next int
 }
 
-// entry is a kept decision. The place in the ring keeps its memory for the
-// decision that comes there next: every refused client passes here.
+// entry is a place in the ring. It keeps its memory for the decision that
+// comes there next: every refused client passes here.
 type entry struct {
-	Record
+	mu       sync.Mutex
+	number   uint64 // of the decision, counted from 1; 0: none yet
+	rec      Record // but for Client and Decision
 	decision policy.Decision
 	addr     netip.Addr
 }
 
-// record returns what Record.Decision shares nothing with the ring.
+// record returns what shares nothing with the ring.
 func (e *entry) record() Record {
-	r := e.Record
+	r := e.rec
 	r.Client, r.Decision = "unknown", e.decision.Clone()
 	if e.addr.IsValid() {
 		r.Client = e.addr.String()
@@ -62,26 +63,28 @@ func (e *entry) record() Record {
 
 // New returns a journal for the newest size decisions.
 func New(size int) *Journal {
-	return &Journal{seed: maphash.MakeSeed(), ring: make([]entry, 0, size), refs: make([]uint64, 0, size)}
+	return &Journal{seed: maphash.MakeSeed(), ring: make([]entry, size), refs: make([]atomic.Uint64, size)}
 }
 
 // Record implements pipeline.Journal. It keeps a copy.
 func (j *Journal) Record(req *policy.Request, d *policy.Decision) {
-	sum := maphash.String(j.seed, d.Reference)
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if cap(j.ring) == 0 {
+	if len(j.ring) == 0 {
 		return
 	}
-	if len(j.ring) < cap(j.ring) {
-		j.ring, j.refs = append(j.ring, entry{}), append(j.refs, 0)
+	number := j.next.Add(1)
+	at := (number - 1) % uint64(len(j.ring))
+	e := &j.ring[at]
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.number > number {
+		return // the ring has come round meanwhile
 	}
-	j.refs[j.next] = sum
-	e := &j.ring[j.next]
-	e.Time, e.Door, e.Stage = req.Time, req.Door, req.Stage
-	e.addr, e.Name, e.Helo = req.Client.Addr, req.Client.Name, req.Helo
-	e.Sender, e.Recipient = req.Sender.Raw, req.Recipient.Raw
-	e.QueueID, e.Instance, e.Login, e.Context = req.QueueID, req.Instance, req.SASL.Username, req.Context
+	e.number, e.addr = number, req.Client.Addr
+	e.rec = Record{
+		Time: req.Time, Door: req.Door, Stage: req.Stage, Name: req.Client.Name, Helo: req.Helo,
+		Sender: req.Sender.Raw, Recipient: req.Recipient.Raw,
+		QueueID: req.QueueID, Instance: req.Instance, Login: req.SASL.Username, Context: req.Context,
+	}
 	steps, headers := e.decision.Steps, e.decision.Headers
 	e.decision = *d
 	// A place does not keep more than it was given once the trace is shorter.
@@ -89,31 +92,41 @@ func (j *Journal) Record(req *policy.Request, d *policy.Decision) {
 	clear(headers[min(len(d.Headers), len(headers)):])
 	e.decision.Steps = append(steps[:0], d.Steps...)
 	e.decision.Headers = append(headers[:0], d.Headers...)
-	j.next = (j.next + 1) % cap(j.ring)
+	j.refs[at].Store(maphash.String(j.seed, d.Reference))
 }
 
 // Find returns the decision with the given reference, and whether it is
 // still there.
 func (j *Journal) Find(reference string) (Record, bool) {
 	sum := maphash.String(j.seed, reference)
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for i, s := range j.refs { // a person asks: an index would cost each decision more
-		if s == sum && j.ring[i].decision.Reference == reference {
-			return j.ring[i].record(), true
+	for i := range j.refs { // a person asks: an index would cost each decision more
+		if j.refs[i].Load() != sum {
+			continue
 		}
+		e := &j.ring[i]
+		e.mu.Lock()
+		if e.number > 0 && e.decision.Reference == reference {
+			defer e.mu.Unlock()
+			return e.record(), true
+		}
+		e.mu.Unlock()
 	}
 	return Record{}, false
 }
 
 // Recent returns at most n decisions, newest first.
 func (j *Journal) Recent(n int) []Record {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	n = min(n, len(j.ring))
-	out := make([]Record, 0, n)
-	for i := range n {
-		out = append(out, j.ring[((j.next-1-i)%len(j.ring)+len(j.ring))%len(j.ring)].record())
+	newest := j.next.Load()
+	n = min(n, len(j.ring), int(newest))
+	out := make([]Record, 0, max(n, 0))
+	for i := range uint64(max(n, 0)) {
+		number := newest - i
+		e := &j.ring[(number-1)%uint64(len(j.ring))]
+		e.mu.Lock()
+		if e.number == number { // else it is just coming, or a newer one has
+			out = append(out, e.record())
+		}
+		e.mu.Unlock()
 	}
 	return out
 }

@@ -32,7 +32,7 @@ func TestNewestDecisionsAreKept(t *testing.T) {
 	if fmt.Sprint(got) != "[R4 R3 R2]" {
 		t.Errorf("Recent = %v, want newest first", got)
 	}
-	if n := len(j.refs); n != 3 {
+	if n := len(j.refs); n != 3 || len(j.ring) != 3 {
 		t.Errorf("index holds %d references, want 3", n)
 	}
 }

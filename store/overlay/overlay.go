@@ -298,8 +298,8 @@ func (e *Engine) TakeDirty() Changes {
 		}
 	}
 	e.refs = refs
-	if cap(refs) > 8*len(refs)+1024 {
-		e.refs = nil // after a burst
+	if cap(refs) > 1<<20 && cap(refs) > 8*len(refs) {
+		e.refs = nil // 16 MB left by a burst
 	}
 	e.sort(refs, 0)
 	return Changes{e, refs}

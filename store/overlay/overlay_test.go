@@ -202,7 +202,7 @@ func TestCacheIsBounded(t *testing.T) {
 	e.Written()
 	for i := range 40_000 {
 		touch(100_000 + i)
-		if i%100 == 99 {
+		if i%50 == 49 {
 			d.write(e.TakeDirty())
 			e.Written()
 		}

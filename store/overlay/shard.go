@@ -34,6 +34,7 @@ type shard struct {
 	flushed uint32 // number of the batch being flushed, 0 for none
 	before  batch
 	changed int // cells of before that have changed again
+	quiet   int // batches in a row that were much smaller than the memory kept for them
 
 	_ [32]byte // shards are locked by different cores
 }
@@ -211,11 +212,16 @@ func (sh *shard) written() int {
 	return n
 }
 
-// shrink gives memory back that a burst has left behind.
+// shrink gives memory back when a burst is long over.
 func (sh *shard) shrink() {
-	const keep = 256
-	if c := cap(sh.before.changes); c > keep && len(sh.before.changes) < c/8 {
+	const keep, patience = 256, 100
+	if c := max(cap(sh.before.changes), cap(sh.batch.changes)); c <= keep || len(sh.before.changes) >= c/8 {
+		sh.quiet = 0
+	} else if sh.quiet++; sh.quiet > patience {
 		sh.before = batch{}
+		if len(sh.batch.changes) == 0 {
+			sh.batch = batch{}
+		}
 	}
 	if len(sh.cells) > minCells && sh.n < len(sh.cells)/8 {
 		sh.resize(len(sh.cells) / 2)
