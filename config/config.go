@@ -263,6 +263,10 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	}
 	c.doors(fs)
 	warnings = append(warnings, c.content(fs)...)
+	if len(c.Verify.Routes) > 0 && c.Store.Kind != store.Redis && c.Verify.MaxEntries >= c.Store.MaxEntries {
+		fs.Keyf("verify.max_entries", "%d is not less than store.max_entries (%d): unknown addresses could fill the store, and known ones find no room",
+			c.Verify.MaxEntries, c.Store.MaxEntries)
+	}
 	if len(c.Verify.Routes) > 0 && !c.names("verify") {
 		warnings = append(warnings, "verify.route: no chain has the check verify: no recipient is verified")
 	}

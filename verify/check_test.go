@@ -588,6 +588,24 @@ func TestWithoutAStore(t *testing.T) {
 	b.says("x@example.com", reasonUnknown)
 }
 
+// faulty is a store that panics when something is to be remembered.
+type faulty struct{ Store }
+
+func (faulty) Swap(context.Context, string, string, string, time.Time) (bool, error) {
+	panic("a fault for this test")
+}
+
+func TestPanicEndsOneQuestionOnly(t *testing.T) {
+	s := smtptest.Start(t).Know("a@example.com")
+	b := open(t, config(s), faulty{memory(t)})
+	for range 2 {
+		b.says("a@example.com", reasonTemporary)
+	}
+	if b.logs.FilterMessageSnippet("panic").Len() != 2 {
+		t.Errorf("logged %v", b.logs.All())
+	}
+}
+
 func TestRetryAfterGreylisting(t *testing.T) {
 	s := smtptest.Start(t).Know("a@example.com").Answer("RCPT", "450 4.2.0 greylisted")
 	b := open(t, config(s, func(c *Config) {

@@ -59,7 +59,8 @@ type Config struct {
 	Retry conf.Duration `toml:"retry"`
 	// FoldCase compares local parts without regard to case. Default true.
 	FoldCase bool `toml:"fold_case"`
-	// Delimiters part an extension from the user where tables are looked up.
+	// Delimiters part an extension from the user where tables and directories
+	// are asked.
 	// Default "+".
 	Delimiters string `toml:"delimiters"`
 	// MaxEntries is the most addresses remembered; beyond it only known ones

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
@@ -49,13 +50,24 @@ func (c *Check) fly(q *question) *flight {
 	f := &flight{done: make(chan struct{})}
 	c.flights[q.key] = f
 	c.work.Go(func() {
-		f.entry, f.acceptAll = c.find(c.ctx, q)
+		f.entry, f.acceptAll = c.guarded(q)
 		c.mu.Lock()
 		delete(c.flights, q.key)
 		c.mu.Unlock()
 		close(f.done)
 	})
 	return f
+}
+
+// guarded is find; a panic is no answer, and ends nothing but this question.
+func (c *Check) guarded(q *question) (entry Entry, acceptAll bool) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			c.log.Error("panic while an address was asked about", zap.String("address", q.key), zap.Any("cause", cause), zap.ByteString("stack", debug.Stack()))
+			entry, acceptAll = Entry{Result: Temporary, Detail: "an internal fault"}, false
+		}
+	}()
+	return c.find(c.ctx, q)
 }
 
 // recall returns what is remembered of an address.
