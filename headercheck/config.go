@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,6 +49,20 @@ func (k *Kind) UnmarshalText(text []byte) error {
 	}
 	*k = Kind(i)
 	return nil
+}
+
+// UnmarshalJSON implements [json.Unmarshaler]. Reports have lines of all
+// kinds, configurations only those of tables.
+func (k *Kind) UnmarshalJSON(text []byte) error {
+	name, err := strconv.Unquote(string(text))
+	if err != nil {
+		return fmt.Errorf("kind %s: %w", text, err)
+	}
+	if name == Rule.String() {
+		*k = Rule
+		return nil
+	}
+	return k.UnmarshalText([]byte(name))
 }
 
 // Config is the [headers] section: rules on the header fields and body lines

@@ -1,6 +1,7 @@
 package headercheck
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -354,5 +355,29 @@ func TestEmptyResult(t *testing.T) {
 	c.Lenient = true
 	if got := told(newSite(t, c).message(plain)); got != "defer header-table-error 451 4.3.0 message content could not be checked\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// What a report is written as can be read again, and a configuration has no
+// table of rules.
+func TestKindsInReports(t *testing.T) {
+	for k := range kindCount {
+		text, err := json.Marshal(RuleHits{Kind: k})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var h RuleHits
+		if err := json.Unmarshal(text, &h); err != nil || h.Kind != k {
+			t.Errorf("%s is read as %v: %v", text, h.Kind, err)
+		}
+	}
+	var k Kind
+	for _, text := range []string{`"none"`, `7`, `""`} {
+		if err := json.Unmarshal([]byte(text), &k); err == nil {
+			t.Errorf("%s is read as %v", text, k)
+		}
+	}
+	if err := k.UnmarshalText([]byte("rule")); err == nil {
+		t.Error("a table can be of kind rule")
 	}
 }

@@ -1,0 +1,479 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// content is a configuration with the milter door and without delays of the
+// policy door.
+const content = `
+hostname = "mx.example.com"
+[milter]
+listen = ["unix:{dir}/milter.sock"]
+[greylist]
+mode = "off"
+`
+
+// milters is the line for main.cf, with what Postfix does without the daemon.
+func (d *daemon) milters(byDefault string) string {
+	return fmt.Sprintf("smtpd_milters = { unix:%s/milter.sock, connect_timeout=5s, command_timeout=30s, default_action=%s }", d.dir, byDefault)
+}
+
+// put writes a file into the daemon's directory, as editors do.
+func (d *daemon) put(name, text string) string {
+	d.t.Helper()
+	path := filepath.Join(d.dir, name)
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		d.t.Fatal(err)
+	}
+	return path
+}
+
+// lines returns the daemon's log lines with a message and a text in them.
+func (d *daemon) lines(msg string, parts ...string) []string {
+	var out []string
+	for line := range strings.Lines(d.log.String()) {
+		if strings.Contains(line, `"msg":"`+msg+`"`) && !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(line, p) }) {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+// says waits for a log line with a message and a text in it.
+func (d *daemon) says(msg string, parts ...string) {
+	d.t.Helper()
+	d.eventually("log line "+msg+" "+strings.Join(parts, " "), func() bool { return len(d.lines(msg, parts...)) > 0 })
+}
+
+// boxes are mailboxes that messages are delivered to, each in its own directory.
+const boxes = "virtual_mailbox_maps = inline:{box@example.com=box/ other@example.com=other/ bcc@example.com=bcc/ box@example.net=net/}\n" +
+	"virtual_mailbox_domains = example.com example.net"
+
+// takeFrom waits for one message in a mailbox and takes it away. Nothing else
+// may be in it.
+func (p *postfix) takeFrom(box string) string {
+	p.t.Helper()
+	var files []string
+	deadline := time.Now().Add(patience)
+	for len(files) == 0 {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("nothing came into %s\n%s", box, p.log())
+		}
+		time.Sleep(10 * time.Millisecond)
+		files, _ = filepath.Glob(filepath.Join(p.dir, "mail", box, "new/*")) // the pattern is good
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil || len(files) != 1 {
+		p.t.Fatalf("%d messages in %s: %v", len(files), box, err)
+	}
+	if err := os.Remove(files[0]); err != nil {
+		p.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// empty waits until all that was accepted has been delivered, and fails the
+// test when something has come into one of the mailboxes.
+func (p *postfix) empty(boxes ...string) {
+	p.t.Helper()
+	deadline := time.Now().Add(patience)
+	for len(p.queue("incoming"))+len(p.queue("active"))+len(p.queue("maildrop")) > 0 {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("the queue does not become empty\n%s", p.log())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, box := range boxes {
+		if files, _ := filepath.Glob(filepath.Join(p.dir, "mail", box, "new/*")); len(files) > 0 {
+			p.t.Errorf("%d messages have come into %s", len(files), box)
+		}
+	}
+}
+
+// only returns the lines of a delivered header that the sender or the rules
+// have written, in order, without those that every message of eml has.
+func only(t *testing.T, message string) string {
+	t.Helper()
+	header, _ := received(t, message)
+	var out []string
+	for _, f := range header {
+		switch f.Name {
+		case "From", "Date", "Message-Id", "Received":
+		default:
+			out = append(out, f.Name+":"+f.Value)
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// Every action has its effect, one message after the other in one session.
+func TestHeadersActions(t *testing.T) {
+	t.Parallel()
+	next := startPostfix(t, false, "smtpd_recipient_restrictions = permit") // where FILTER sends to
+	d := newDaemon(t, content+`
+[headers]
+filter_marker = "X-Postern-Filter"
+[[headers.checks]]
+table = "pcre:{dir}/header_checks"
+[[headers.checks]]
+table = "regexp:{dir}/body_checks"
+kind = "body"
+`)
+	d.put("header_checks", fmt.Sprintf(`
+/^Subject: reject$/ REJECT
+/^Subject: refuse (.*)$/ REJECT 5.7.9 not "$1", 100%% sure
+/^Subject: later$/ REJECT 4.7.0 not now
+/^Subject: warn$/ WARN seen (a) warning
+/^Subject: info$/ INFO seen information
+/^X-Quiet:/ DUNNO
+/^X-Fine:/ OK
+/^(X-Quiet|X-Fine|X-Loud):/ IGNORE
+/^Subject: gone$/ DISCARD into the sea
+/^Subject: wait$/ HOLD look at it
+/^X-Ignored:/ IGNORE
+/^X-Stripped:/ STRIP not wanted
+/^X-Tag: (.*)$/ PREPEND X-Before: $1
+/^X-Old: (.*)$/ REPLACE X-New: $1 again
+/^Subject: elsewhere$/ REDIRECT other@example.com
+/^Subject: copy$/ BCC bcc@example.com
+/^Subject: filter$/ FILTER smtp:[127.0.0.1]:%d
+/^X-Pass:/ PASS no more
+/^X-After:/ IGNORE
+`, next.port))
+	d.put("body_checks", `
+/^body reject$/ REJECT 5.7.8 no such words
+/^body later$/ REJECT 4.7.8 not these words
+/^body gone$/ DISCARD
+/^body wait$/ HOLD
+/^body ignore/ IGNORE
+/^body strip/ STRIP why
+/^body old (.*)$/ REPLACE body new $1
+/^body tag$/ PREPEND >> tagged
+/^body warn$/ WARN words
+/^body elsewhere$/ REDIRECT other@example.com
+/^body copy$/ BCC bcc@example.com
+`)
+	d.start()
+	lines := d.run("headers", "filter-lines")
+	marker := d.put("filter", lines)
+	if err := os.Chmod(marker, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := startPostfix(t, false, d.milters("accept"), boxes, "milter_header_checks = regexp:"+marker)
+	s := p.dial("192.0.2.7", "mail.example.org")
+	say := func(subject string, more ...string) string { // a header field, or a line of the body
+		header, body := "Subject: "+subject+"\n", ""
+		for _, m := range more {
+			if strings.HasPrefix(m, "body") {
+				body += m + "\n"
+			} else {
+				header += m + "\n"
+			}
+		}
+		return "From: ann@example.org\nDate: Thu, 1 Jan 1970 00:00:00 +0000\nMessage-Id: <1@example.org>\n" + header + "\n" + body + "end\n"
+	}
+	send := func(subject string, more ...string) string {
+		t.Helper()
+		return s.send(say(subject, more...), "box@example.com")
+	}
+	const ref = ` \[ref [0-9A-Z]{5}-[0-9A-Z]{5}\]$`
+
+	// Refusals: the reply and the log line have one reference.
+	for _, tt := range []struct{ subject, body, reply, reason string }{
+		{"reject", "", `^550 5\.7\.1 message content rejected`, "header-rejected"},
+		{"refuse this", "", `^550 5\.7\.9 not "this", 100% sure`, "header-rejected"},
+		{"later", "", `^451 4\.7\.0 not now`, "header-deferred"},
+		{"x", "body reject", `^550 5\.7\.8 no such words`, "body-rejected"},
+		{"x", "body later", `^451 4\.7\.8 not these words`, "body-deferred"},
+	} {
+		reply := send(tt.subject, tt.body)
+		matches(t, tt.subject+tt.body, reply, tt.reply+ref)
+		m := regexp.MustCompile(ref[:len(ref)-1]).FindString(reply)
+		m = strings.TrimSuffix(strings.TrimPrefix(m, " [ref "), "]")
+		line := d.decided("ref", m)
+		if line["reason"] != tt.reason || line["check"] != "headers" || line["client"] != "192.0.2.7" || line["recipient"] != "box@example.com" || line["queue_id"] == "" {
+			t.Errorf("%s%s: log line %v", tt.subject, tt.body, line)
+		}
+		expect(t, "explain "+m, d.run("explain", m), tt.reason, "ann@example.org")
+		p.logged(`milter-reject: END-OF-MESSAGE .*` + regexp.QuoteMeta(m))
+	}
+	// Thrown away, or held.
+	for _, m := range []string{send("gone"), send("x", "body gone")} {
+		matches(t, "discard", m, `^250 `)
+	}
+	p.logged(`(?s)milter-discard: END-OF-MESSAGE.*milter-discard: END-OF-MESSAGE`)
+	d.decided("action", "discard", "reason", "header-discarded")
+	d.decided("action", "discard", "reason", "body-discarded")
+	for n, m := range []string{"", "body wait"} {
+		matches(t, "hold", send([]string{"wait", "x"}[n], m), `^250 `)
+		if held := p.queue("hold"); len(held) != n+1 {
+			t.Errorf("on hold: %v", held)
+		}
+	}
+	d.decided("action", "hold", "reason", "header-held")
+	p.logged(`milter-hold: END-OF-MESSAGE`)
+	p.empty("box", "other", "bcc")
+
+	// Edits.
+	for _, tt := range []struct {
+		name   string
+		more   []string
+		header string
+		body   string
+	}{
+		{"warn", nil, "Subject: warn", "end\n"},
+		{"info", nil, "Subject: info", "end\n"},
+		{"dunno", []string{"X-Quiet: 1", "X-Fine: 2", "X-Loud: 3"}, "Subject: dunno\nX-Quiet: 1\nX-Fine: 2", "end\n"},
+		{"ignore", []string{"X-Ignored: 1", "X-A: 1", "X-Stripped: 1", "X-Ignored: 2"}, "Subject: ignore\nX-A: 1", "end\n"},
+		{"prepend", []string{"X-A: 1", "X-Tag: 1", "X-Tag: 2\n\tfolded"}, "Subject: prepend\nX-A: 1\nX-Before: 1\nX-Tag: 1\nX-Before: 2\n\tfolded\nX-Tag: 2\n\tfolded", "end\n"},
+		{"replace", []string{"X-Old: 1", "X-Old: 2", "X-New: 3"}, "Subject: replace\nX-New: 1 again\nX-New: 2 again\nX-New: 3", "end\n"},
+		{"pass", []string{"X-Ignored: 1", "X-Pass: 1", "X-Ignored: 2", "X-After: 1", "body reject"}, "Subject: pass\nX-Pass: 1\nX-Ignored: 2\nX-After: 1", "body reject\nend\n"},
+		{"body edits", []string{"body ignore 1", "body strip 2", "body old 3", "body tag", "body warn"}, "Subject: body edits", "body new 3\n>> tagged\nbody tag\nbody warn\nend\n"},
+		{"nothing", []string{"X-A: " + strings.Repeat("folded\n ", 20) + "end"}, "Subject: nothing\nX-A: " + strings.Repeat("folded\n ", 20) + "end", "end\n"},
+	} {
+		matches(t, tt.name, send(tt.name, tt.more...), `^250 `)
+		message := p.takeFrom("box")
+		if _, body := received(t, message); only(t, message) != tt.header || body != tt.body {
+			t.Errorf("%s: got\n%s\nbody %q\nwant\n%s\nbody %q", tt.name, only(t, message), body, tt.header, tt.body)
+		}
+	}
+	// Recipients.
+	for _, tt := range []struct {
+		subject, body string
+		boxes         []string
+	}{
+		{"elsewhere", "", []string{"other"}}, {"x", "body elsewhere", []string{"other"}},
+		{"copy", "", []string{"box", "bcc"}}, {"copy", "body copy", []string{"box", "bcc"}},
+	} {
+		matches(t, tt.subject+tt.body, send(tt.subject, tt.body), `^250 `)
+		for _, box := range tt.boxes {
+			p.takeFrom(box)
+		}
+		p.empty("box", "other", "bcc")
+	}
+	// FILTER: through the marker and Postfix's milter_header_checks. What a
+	// sender writes there is taken out and has no effect.
+	matches(t, "filter", send("filter", "X-Postern-Filter: smtp:[192.0.2.99]:25"), `^250 `)
+	next.logged(`to=<box@example\.com>`)
+	message := next.take()
+	if got := strings.Count(message, "X-Postern-Filter:"); got != 1 || !strings.Contains(message, fmt.Sprintf("\nX-Postern-Filter: smtp:[127.0.0.1]:%d\n", next.port)) {
+		t.Errorf("%d markers:\n%s", got, message)
+	}
+	matches(t, "a sender's marker", send("x", fmt.Sprintf("X-Postern-Filter: smtp:[127.0.0.1]:%d", next.port)), `^250 `)
+	if message := p.takeFrom("box"); strings.Contains(message, "X-Postern-Filter") {
+		t.Errorf("a sender's marker stays:\n%s", message)
+	}
+
+	// What each rule has done is in the log, by file and line.
+	for action, line := range map[string]string{
+		"reject": "header_checks:2", "warn": "header_checks:5", "info": "header_checks:6", "discard": "header_checks:10", "hold": "header_checks:11", "strip": "header_checks:13",
+		"prepend": "header_checks:14", "replace": "header_checks:15", "redirect": "header_checks:16", "bcc": "header_checks:17", "filter": "header_checks:18", "pass": "header_checks:19",
+	} {
+		d.says("header check", `"action":"`+action+`"`, line+`"`, `"queue_id":"`)
+	}
+	if got := d.lines("header check", `"action":"ignore"`); len(got) > 0 {
+		t.Errorf("IGNORE is logged: %v", got)
+	}
+	hits := d.run("headers", "hits")
+	for _, want := range []string{`(?m)^1 +\d+s +\d+s +header +\S+/header_checks:7 +/\^X-Quiet:/ +DUNNO$`, `(?m)^3 .*header_checks:12 `, `(?m)^0 +- .*header_checks:20 `, `(?m)^1 .* body +\S+/body_checks:2 `} {
+		if !regexp.MustCompile(want).MatchString(hits) {
+			t.Errorf("hits do not match %s:\n%s", want, hits)
+		}
+	}
+	p.noComplaint()
+}
+
+// What Postfix's own header_checks cannot do: rules for some recipients, over
+// several headers, on decoded text, and rules that are only counted.
+func TestHeadersBeyondPostfix(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, content+`
+[headers]
+[[headers.checks]]
+name = "net"
+table = "pcre:{dir}/net"
+domains = ["example.net"]
+[[headers.checks]]
+name = "only-net"
+table = "pcre:{dir}/only_net"
+domains = ["example.net"]
+domains_match = "all"
+[[headers.checks]]
+name = "decoded"
+table = "pcre:{dir}/decoded"
+decoded = true
+[[headers.checks]]
+name = "quiet"
+table = "pcre:{dir}/quiet"
+mode = "shadow"
+[[headers.checks]]
+name = "rules"
+table = "pcre:{dir}/rules"
+[[headers.rules]]
+name = "invoice"
+all = ['/^Subject:.*invoice/', '/^Reply-To:.*@freemail\.example/']
+none = ['/^List-Id:/']
+action = "REJECT 5.7.1 No such invoices"
+[[headers.rules]]
+name = "mark"
+all = ['/^X-Mailer:.*bulk/', '/^Precedence:/']
+action = "PREPEND X-Bulk: yes"
+domains = ["example.com"]
+[[headers.rules]]
+name = "silent"
+all = ['/^Subject:/', '/^X-A:/']
+action = "REJECT"
+mode = "shadow"
+`)
+	d.put("net", "/^X-Net:/ REPLACE X-Net: for some\n")
+	d.put("only_net", "/^X-Only:/ IGNORE\n")
+	d.put("decoded", "/^Subject: gr\u00fc\u00dfe aus (.*)$/ PREPEND X-From-Where: $1\n/^Content-Disposition:.*name=\"r\u00e9sum\u00e9\\.exe\"/ REJECT not such files\n")
+	d.put("quiet", "/^Subject:/ REJECT\n/^X-A:/ IGNORE\n")
+	d.put("rules", "/^X-B:/ SHADOW REJECT never\n/^X-B: yes/ IGNORE\n")
+	d.start()
+	p := startPostfix(t, false, d.milters("accept"), boxes)
+	s := p.dial("192.0.2.7", "mail.example.org")
+	send := func(to []string, fields string) string {
+		t.Helper()
+		return s.send("From: ann@example.org\nDate: Thu, 1 Jan 1970 00:00:00 +0000\nMessage-Id: <1@example.org>\n"+fields+"\nend\n", to...)
+	}
+	com, net, both := []string{"box@example.com"}, []string{"box@example.net"}, []string{"box@example.com", "box@example.net"}
+	for _, tt := range []struct {
+		name, fields string
+		to           []string
+		want         string // the header, or the reply when it refuses
+	}{
+		{"domains, not ours", "X-Net: 1\nX-Only: 1\n", com, "X-Net: 1\nX-Only: 1"},
+		{"domains", "X-Net: 1\nX-Only: 1\n", net, "X-Net: for some"},
+		{"domains, one of two", "X-Net: 1\nX-Only: 1\n", both, "X-Net: for some\nX-Only: 1"},
+		{"encoded in quoted-printable", "Subject: =?utf-8?Q?Gr=C3=BC=C3=9Fe?=\n =?utf-8?Q?_aus_Wien?=\n", com, "X-From-Where: Wien\nSubject: =?utf-8?Q?Gr=C3=BC=C3=9Fe?=\n =?utf-8?Q?_aus_Wien?="},
+		{"encoded in base64, another charset", "Subject: =?iso-8859-1?B?R3L832UgYXVzIEv2bG4=?=\n", com, "X-From-Where: K\u00f6ln\nSubject: =?iso-8859-1?B?R3L832UgYXVzIEv2bG4=?="},
+		{"encoded parameter", "Content-Disposition: attachment;\n filename*=utf-8''r%C3%A9sum%C3%A9.exe\n", com, `^550 5\.7\.1 not such files \[ref `},
+		{"all of several", "Subject: your invoice\nReply-To: x@freemail.example\n", com, `^550 5\.7\.1 No such invoices \[ref `},
+		{"one is missing", "Subject: your invoice\nReply-To: x@example.org\n", com, "Subject: your invoice\nReply-To: x@example.org"},
+		{"none of", "List-Id: <x>\nSubject: your invoice\nReply-To: x@freemail.example\n", com, "List-Id: <x>\nSubject: your invoice\nReply-To: x@freemail.example"},
+		{"several headers, a mark", "Precedence: bulk\nX-Mailer: bulkmailer\n", com, "X-Bulk: yes\nPrecedence: bulk\nX-Mailer: bulkmailer"},
+		{"several headers, others' mail", "Precedence: bulk\nX-Mailer: bulkmailer\n", net, "Precedence: bulk\nX-Mailer: bulkmailer"},
+		{"shadow", "Subject: x\nX-A: 1\nX-B: yes\nX-B: no\n", com, "Subject: x\nX-A: 1\nX-B: no"},
+	} {
+		reply := send(tt.to, tt.fields)
+		if strings.HasPrefix(tt.want, "^") {
+			matches(t, tt.name, reply, tt.want)
+			continue
+		}
+		matches(t, tt.name, reply, `^250 `)
+		for _, to := range tt.to {
+			message := p.takeFrom(map[string]string{"box@example.com": "box", "box@example.net": "net"}[to])
+			if got := only(t, message); got != tt.want {
+				t.Errorf("%s: got\n%s\nwant\n%s", tt.name, got, tt.want)
+			}
+		}
+	}
+	p.empty("box", "net")
+	for _, rule := range []string{"/quiet:1", "/quiet:2", "/rules:1", "silent"} {
+		d.says("a header rule in shadow mode matches", rule+`"`)
+	}
+	hits := d.run("headers", "hits")
+	matches(t, "hits", hits, `(?m)^1 .* rule +silent .*\(shadow\) REJECT$`)
+	matches(t, "hits", hits, `(?m)^1 .*/quiet:2 .*\(shadow\) IGNORE$`)
+	matches(t, "hits", hits, `(?m)^2 .*/rules:1 .*SHADOW REJECT never$`)
+	matches(t, "hits", hits, `(?m)^1 .* rule +invoice `)
+
+	// The whole section in shadow mode, and then the whole daemon.
+	for _, mode := range []string{"[headers]\nmode = \"shadow\"", "[headers]"} {
+		config := content
+		if mode == "[headers]" {
+			config = "mode = \"shadow\"\n" + content
+		}
+		d.configure(config + mode + `
+filter_marker = "X-Marker"
+[[headers.checks]]
+table = "pcre:{dir}/all"
+[[headers.checks]]
+table = "pcre:{dir}/all"
+kind = "body"
+`)
+		d.put("all", "/^Subject: a/ REJECT no\n/^Subject: b/ DISCARD\n/^Subject: c/ HOLD\n/^Subject: d/ REDIRECT other@example.com\n/^Subject: e/ BCC bcc@example.com\n"+
+			"/^Subject: f/ FILTER smtp:[192.0.2.1]\n/^Subject: g/ IGNORE\n/^Subject: h/ REPLACE X-H: yes\n/^Subject: i/ PREPEND X-I: yes\n/^end/ REPLACE e n d\n")
+		d.run("reload")
+		s = p.dial("192.0.2.7", "mail.example.org") // a new session: bodies are asked for from now on
+		for _, subject := range "abcdefghi" {
+			fields := fmt.Sprintf("Subject: %c\nX-Marker: mine", subject)
+			matches(t, "shadow", send(com, fields+"\n"), `^250 `)
+			message := p.takeFrom("box")
+			if _, body := received(t, message); only(t, message) != fields || body != "end\n" {
+				t.Errorf("%s: %c is not as it was:\n%s", mode, subject, message)
+			}
+		}
+		p.empty("other", "bcc")
+	}
+	matches(t, "hits in shadow mode", d.run("headers", "hits"), `(?m)^2 .*/all:1 `)
+	if len(p.queue("hold")) > 0 {
+		t.Error("a message is on hold")
+	}
+	p.noComplaint()
+}
+
+// A table is edited while the daemon runs; a broken edit changes nothing.
+func TestHeadersEditedLive(t *testing.T) {
+	t.Parallel()
+	config := content + `
+[headers]
+reload_interval = "100ms"
+[[headers.checks]]
+table = "pcre:{dir}/checks"
+`
+	d := newDaemon(t, config)
+	d.put("checks", "/^Subject: one/ REJECT one\n/^X-A:/ IGNORE\n")
+	d.start()
+	p := startPostfix(t, false, d.milters("tempfail"), boxes)
+	s := p.dial("192.0.2.7", "mail.example.org")
+	to := "box@example.com"
+	matches(t, "at first", s.send(eml("one"), to), `^550 5\.7\.1 one \[ref`)
+	matches(t, "at first", s.send(eml("two"), to), `^250 `)
+
+	d.put("checks", "/^Subject: two/ REJECT two\n/^X-A:/ IGNORE\n")
+	d.eventually("the edit is in force", func() bool { return strings.HasPrefix(s.send(eml("two"), to), "550 5.7.1 two [ref ") })
+	matches(t, "the same session", s.send(eml("one"), to), `^250 `)
+	d.put("checks", "/^Subject: two/ REJECT two\n/^X-A:/ PREPEND X-B: [\n/(/ REJECT\n/^Subject: one/ REJECT\n")
+	d.eventually("the broken edit is seen", func() bool { return strings.Contains(d.run("status"), "EDIT NOT TAKEN") })
+	expect(t, "status", d.run("status"), d.dir+"/checks (header): 2 rules", "/checks:3:", "milter    unix:"+d.dir+"/milter.sock; 1 of 4096 sessions")
+	matches(t, "after a broken edit", s.send(eml("two"), to), `^550 5\.7\.1 two \[ref `)
+	matches(t, "after a broken edit", s.send(eml("one"), to), `^250 `)
+	if out, err := d.try("reload"); err == nil || !strings.Contains(out, "/checks:3:") {
+		t.Errorf("a reload with the broken table: %v\n%s", err, out)
+	}
+	matches(t, "after a refused reload", s.send(eml("two"), to), `^550 5\.7\.1 two \[ref `)
+	hits := d.run("headers", "hits")
+	matches(t, "hits move over", hits, `(?m)^[3-9] .*Subject: two`)
+	// A table that is gone is a broken edit too.
+	if err := os.Remove(filepath.Join(d.dir, "checks")); err != nil {
+		t.Fatal(err)
+	}
+	d.eventually("the table is gone", func() bool { return strings.Contains(d.run("status"), "no such file") })
+	matches(t, "without the file", s.send(eml("two"), to), `^550 5\.7\.1 two \[ref `)
+	d.put("checks", "/^Subject: three/ REJECT three\n")
+	d.eventually("the mended table is in force", func() bool { return strings.HasPrefix(s.send(eml("three"), to), "550 5.7.1 three [ref ") })
+	if out := d.run("status"); strings.Contains(out, "NOT TAKEN") {
+		t.Errorf("status after it was mended:\n%s", out)
+	}
+	// Without [headers] new sessions are not looked at; those under way keep on.
+	d.configure(content)
+	d.run("reload")
+	matches(t, "no rules any more", s.send(eml("three"), to), `^250 `)
+	d.configure(config)
+	d.run("reload")
+	matches(t, "rules again, same session", s.send(eml("three"), to), `^550 5\.7\.1 three \[ref`)
+	p.noComplaint()
+}
