@@ -51,14 +51,32 @@ func (c content) Abandon() {
 
 // Wants implements milter.Handler.
 func (a *App) Wants(chain string) milter.Wants {
-	p := a.current.Load().pipeline
+	g := a.current.Load()
+	p := g.pipeline
 	content, bodies := p.Looks()
-	return milter.Wants{Stages: p.Stages(chain), Content: content, Bodies: bodies}
+	return milter.Wants{Stages: p.Stages(chain), Content: content, Bodies: bodies, Early: g.asksLists()}
+}
+
+// asksLists reports whether DNS lists are asked at all.
+func (g *generation) asksLists() bool {
+	if g.cfg.Mode == policy.Off || g.cfg.RBL.Mode == policy.Off || len(g.cfg.RBL.Lists) == 0 {
+		return false
+	}
+	for _, c := range g.cfg.Chains {
+		if slices.Contains(c.Checks, "rbl") {
+			return true
+		}
+	}
+	return false
 }
 
 // early begins the DNS look-ups about a client that has just connected: what
-// they find is in the caches when the policy door is asked.
+// they find is in the caches when the policy door is asked. Of a client known
+// good nothing is asked.
 func (a *App) early(ctx context.Context, c policy.Client) {
+	if a.known(c.Addr) {
+		return
+	}
 	g := a.use()
 	defer g.users.Add(-1)
 	req := &policy.Request{Time: time.Now(), Stage: policy.StageConnect, Door: "milter", Client: c, DryRun: true}

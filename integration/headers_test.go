@@ -3,12 +3,15 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"postern/internal/dnstest"
 )
 
 // content is a configuration with the milter door and without delays of the
@@ -57,7 +60,7 @@ func (d *daemon) says(msg string, parts ...string) {
 }
 
 // boxes are mailboxes that messages are delivered to, each in its own directory.
-const boxes = "virtual_mailbox_maps = inline:{box@example.com=box/ other@example.com=other/ bcc@example.com=bcc/ box@example.net=net/}\n" +
+const boxes = "virtual_mailbox_maps = inline:{box@example.com=box/ nobody@example.com=nobody/ other@example.com=other/ bcc@example.com=bcc/ box@example.net=net/}\n" +
 	"virtual_mailbox_domains = example.com example.net"
 
 // takeFrom waits for one message in a mailbox and takes it away. Nothing else
@@ -401,11 +404,12 @@ filter_marker = "X-Marker"
 [[headers.checks]]
 table = "pcre:{dir}/all"
 [[headers.checks]]
-table = "pcre:{dir}/all"
+table = "pcre:{dir}/lines"
 kind = "body"
 `)
+		d.put("lines", "/^end/ REPLACE e n d\n")
 		d.put("all", "/^Subject: a/ REJECT no\n/^Subject: b/ DISCARD\n/^Subject: c/ HOLD\n/^Subject: d/ REDIRECT other@example.com\n/^Subject: e/ BCC bcc@example.com\n"+
-			"/^Subject: f/ FILTER smtp:[192.0.2.1]\n/^Subject: g/ IGNORE\n/^Subject: h/ REPLACE X-H: yes\n/^Subject: i/ PREPEND X-I: yes\n/^end/ REPLACE e n d\n")
+			"/^Subject: f/ FILTER smtp:[192.0.2.1]\n/^Subject: g/ IGNORE\n/^Subject: h/ REPLACE X-H: yes\n/^Subject: i/ PREPEND X-I: yes\n")
 		d.run("reload")
 		s = p.dial("192.0.2.7", "mail.example.org") // a new session: bodies are asked for from now on
 		for _, subject := range "abcdefghi" {
@@ -476,4 +480,218 @@ table = "pcre:{dir}/checks"
 	d.run("reload")
 	matches(t, "rules again, same session", s.send(eml("three"), to), `^550 5\.7\.1 three \[ref`)
 	p.noComplaint()
+}
+
+// doubleDoor is one daemon at both doors: greylisting, DNS lists, header rules.
+const doubleDoor = `
+hostname = "mx.example.com"
+[milter]
+listen = ["unix:{dir}/milter.sock"]
+[greylist]
+delay = "1s"
+known_after = 0
+[rbl]
+lists = ["bl.example*3"]
+ask_private = true
+[[headers.checks]]
+table = "pcre:{dir}/checks"
+[[headers.checks]]
+table = "pcre:{dir}/body"
+kind = "body"
+`
+
+// The policy door decides about the envelope, the milter door hands out what
+// goes into the message; look-ups begin when the client connects.
+func TestOneDecisionOverTwoDoors(t *testing.T) {
+	t.Parallel()
+	dns := dnstest.Start(t)
+	list(dns, "bl.example")
+	dns.Add("66.2.0.192.bl.example. 300 IN A 127.0.0.2")
+	d := newDaemon(t, withDNS(doubleDoor, dns))
+	d.put("checks", "/^X-A:/ REPLACE X-A: seen\n/^Subject: wait/ HOLD\n/^X-Greylist:/ IGNORE\n/^Subject: no/ REJECT\n")
+	d.put("body", "/^never$/ REJECT\n")
+	d.start()
+	d.eventually("the list passes its test", func() bool { return strings.Contains(d.run("status"), "bl.example: on") })
+	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("tempfail"), boxes)...)
+
+	// The query is made before the client has said who it writes to.
+	s := p.dial("192.0.2.7", "mail.example.org")
+	const name = "7.2.0.192.bl.example."
+	d.eventually("the look-up at connect", func() bool { return dns.Count(name, "A") > 0 })
+	if got := d.decisions(); len(got) > 0 {
+		t.Errorf("decided before RCPT: %v", got)
+	}
+	message := "X-Greylist: forged\nX-A: 1\n" + eml("x")
+	matches(t, "first contact", s.send(message, "box@example.com"), `^450 4\.2\.0 .*Greylisted`)
+	if n := dns.Count(name, "A"); n != 1 {
+		t.Errorf("%d queries for %s, want one: at connect", n, name)
+	}
+	time.Sleep(1100 * time.Millisecond)
+	matches(t, "retry", s.send(message, "box@example.com"), `^250 `)
+	got := p.takeFrom("box")
+	if n := strings.Count(got, "X-Greylist:"); n != 1 || !strings.Contains(got, "X-Greylist: delayed ") || !strings.Contains(got, "\nX-A: seen\n") {
+		t.Errorf("%d X-Greylist fields in\n%s", n, got)
+	}
+	// The milter has put it there: no PREPEND was answered.
+	if strings.Contains(d.run("explain", "--recent", "20"), "prepend") || strings.Contains(p.log(), "PREPEND") {
+		t.Errorf("it came by PREPEND\n%s", p.log())
+	}
+	pre := regexp.MustCompile(`(?s)^.*?X-Greylist: delayed .*?Received: from `)
+	if !pre.MatchString(got) {
+		t.Errorf("not above Postfix's Received:\n%s", got)
+	}
+	// One field for several recipients, and none for a triplet that has passed.
+	to := []string{"box@example.com", "other@example.com"}
+	matches(t, "known triplet", s.send(message, to[0]), `^250 `)
+	if got := p.takeFrom("box"); strings.Contains(got, "X-Greylist") {
+		t.Errorf("a message that was not delayed:\n%s", got)
+	}
+	s.mail("carl@example.org", to...)
+	time.Sleep(1100 * time.Millisecond)
+	rcpt, data := s.mail("carl@example.org", to...)
+	matches(t, "two recipients", strings.Join(rcpt, " ")+data, `^250 .*250 .*250 `)
+	for _, box := range []string{"box", "other"} {
+		if got := p.takeFrom(box); strings.Count(got, "X-Greylist: delayed ") != 1 {
+			t.Errorf("%s:\n%s", box, got)
+		}
+	}
+	// Held by a rule: the field is there too.
+	s.mail("dora@example.org", to[0])
+	time.Sleep(1100 * time.Millisecond)
+	s.cmd(250, "MAIL FROM:<dora@example.org>")
+	s.cmd(250, "RCPT TO:<box@example.com>")
+	s.cmd(354, "DATA")
+	s.cmd(250, "Subject: wait\r\n\r\nx\r\n.")
+	held := p.queue("hold")
+	if len(held) != 1 {
+		t.Fatalf("on hold: %v", held)
+	}
+	out, err := exec.Command("postcat", "-c", p.config, "-q", filepath.Base(held[0])).CombinedOutput()
+	if err != nil || strings.Count(string(out), "X-Greylist: delayed ") != 1 {
+		t.Errorf("on hold: %v %s", err, out)
+	}
+	// A null sender is judged at DATA, where the field must not get lost.
+	s.mail("", to[0])
+	time.Sleep(1100 * time.Millisecond)
+	_, data = s.mail("", to[0])
+	matches(t, "a bounce", data, `^250 `)
+	if got := p.takeFrom("box"); strings.Count(got, "X-Greylist: delayed ") != 1 {
+		t.Errorf("a bounce:\n%s", got)
+	}
+	// A refusal at RCPT and one of the content, of one client.
+	rcpt, _ = p.dial("192.0.2.66", "").mail("a@example.org", to[0])
+	matches(t, "listed", rcpt[0], `^554 5\.7\.1 .*blocked using bl\.example`)
+	matches(t, "content", s.send(eml("no"), to[0]), `^550 5\.7\.1 message content rejected \[ref`)
+	// Without the milter the policy door hands the field out.
+	q := startPostfix(t, false, append(restrictions("unix:"+d.socket()), boxes)...)
+	s = q.dial("192.0.2.7", "mail.example.org")
+	s.mail("emil@example.org", to[0])
+	time.Sleep(1100 * time.Millisecond)
+	s.mail("emil@example.org", to[0])
+	if got := q.takeFrom("box"); strings.Count(got, "X-Greylist: delayed ") != 1 {
+		t.Errorf("policy door alone:\n%s", got)
+	}
+	p.noComplaint()
+}
+
+// The milter judges the envelope by itself, without a policy service.
+func TestMilterAloneJudgesTheEnvelope(t *testing.T) {
+	t.Parallel()
+	dns := dnstest.Start(t)
+	list(dns, "bl.example")
+	dns.Add("66.2.0.192.bl.example. 300 IN A 127.0.0.2")
+	d := newDaemon(t, withDNS(strings.Replace(doubleDoor, "[milter]\n", "[access]\ndeny = [\"inline:to:nobody@example.com 550 5.1.1 Nobody lives here\"]\n[milter]\nenvelope = true\n", 1), dns))
+	d.put("checks", "/^X-A:/ REPLACE X-A: seen\n")
+	d.put("body", "/^never$/ REJECT\n")
+	d.start()
+	d.eventually("the list passes its test", func() bool { return strings.Contains(d.run("status"), "bl.example: on") })
+	p := startPostfix(t, false, d.milters("tempfail"), boxes)
+	s := p.dial("192.0.2.7", "mail.example.org")
+	to := []string{"box@example.com", "nobody@example.com", "other@example.com"}
+	rcpt, _ := s.mail("ann@example.org", to...)
+	for i, want := range []string{`^450 4\.2\.0 Greylisted, please try again in 1 seconds \[ref `, `^550 5\.1\.1 Nobody lives here \[ref `, `^450 4\.2\.0 Greylisted`} {
+		matches(t, to[i], rcpt[i], want)
+	}
+	line := d.decided("reason", "greylist-first-contact", "recipient", "box@example.com")
+	if line["stage"] != "rcpt" || line["client"] != "192.0.2.7" || line["client_name"] != "mail.example.org" || line["helo"] != "mail.example.org" {
+		t.Errorf("log line: %v", line)
+	}
+	expect(t, "explain by reference", d.run("explain", fmt.Sprint(line["ref"])), "ann@example.org", "greylist-first-contact")
+	// Another system's callout ends before DATA; a bounce is judged there.
+	s.cmd(250, "MAIL FROM:<>")
+	s.cmd(250, "RCPT TO:<box@example.com>")
+	s.cmd(250, "RSET")
+	rcpt, data := s.mail("", to[0])
+	matches(t, "a bounce", rcpt[0]+" "+data, `^250 .* 450 4\.2\.0 Greylisted`)
+	time.Sleep(1100 * time.Millisecond)
+	rcpt, data = s.mail("ann@example.org", to...)
+	for i, want := range []string{`^250`, `^550 5\.1\.1`, `^250`} {
+		matches(t, to[i]+" again", rcpt[i], want)
+	}
+	matches(t, "the message", data, `^250`)
+	for _, box := range []string{"box", "other"} {
+		if got := p.takeFrom(box); strings.Count(got, "X-Greylist: delayed ") != 1 {
+			t.Errorf("%s:\n%s", box, got)
+		}
+	}
+	_, data = s.mail("", to[0])
+	matches(t, "a bounce that comes back", data, `^250`)
+	if got := p.takeFrom("box"); strings.Count(got, "X-Greylist: delayed ") != 1 {
+		t.Errorf("a bounce:\n%s", got)
+	}
+	matches(t, "header rules", s.send("X-A: 1\n"+eml("x"), to[0]), `^250`)
+	if got := p.takeFrom("box"); !strings.Contains(got, "\nX-A: seen\n") || strings.Contains(got, "X-Greylist") {
+		t.Errorf("header rules:\n%s", got)
+	}
+	rcpt, _ = p.dial("192.0.2.66", "").mail("a@example.org", to[0])
+	matches(t, "listed", rcpt[0], `^554 5\.7\.1 Service unavailable; Client host \[192\.0\.2\.66\] blocked using bl\.example.* \[ref `)
+	p.noComplaint()
+}
+
+// The greeting is kept back from those who are not known good.
+func TestGreetingPause(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, `
+hostname = "mx.example.com"
+[milter]
+listen = ["unix:{dir}/milter.sock"]
+greet_pause = "1m"
+greet_pause_max = 2
+greet_pause_except = ["127.0.0.0/8", "192.0.2.99/32"]
+[access]
+allow = ["inline:192.0.2.8 a customer"]
+[greylist]
+mode = "off"
+`)
+	d.start()
+	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("accept"), boxes)...)
+	// Postfix tells the milter of the client again when XCLIENT has named it.
+	pause := func(client string) *session {
+		s := p.dial("", "")
+		if err := s.PrintfLine("XCLIENT ADDR=%s NAME=[UNAVAILABLE]", client); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	paused := func(n int) {
+		t.Helper()
+		d.eventually(fmt.Sprint(n, " clients wait"), func() bool { return strings.Contains(d.run("--json", "status"), fmt.Sprintf(`"paused": %d`, n)) })
+	}
+	pause("192.0.2.7")
+	paused(1)
+	for _, client := range []string{"192.0.2.8", "192.0.2.99"} {
+		s := pause(client)
+		s.want(220) // in less than a minute, or the next line says so
+		paused(1)
+		s.cmd(250, "EHLO mail.example.org")
+		matches(t, client, s.send(eml("x"), "box@example.com"), `^250 `)
+		p.takeFrom("box")
+	}
+	pause("192.0.2.9")
+	paused(2)
+	s := pause("192.0.2.10") // one more than may wait
+	s.want(220)
+	paused(2)
+	// Nobody has to wait for the end of the pause when the daemon stops.
+	d.stop()
 }

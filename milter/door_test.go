@@ -380,16 +380,17 @@ func TestEarlyLookUps(t *testing.T) {
 		var mu sync.Mutex
 		var seen []policy.Client
 		hang := false
-		in := startInside(t, &handler{}, func(_ *Config, o *Options) {
+		h := &handler{wants: Wants{Early: true}}
+		in := startInside(t, h, func(_ *Config, o *Options) {
 			o.Early = func(ctx context.Context, c policy.Client) {
 				mu.Lock()
 				seen = append(seen, c)
-				h := hang
+				stay := hang
 				mu.Unlock()
 				if c.Port == 666 {
 					panic("told to")
 				}
-				if h {
+				if stay {
 					<-ctx.Done()
 				}
 			}
@@ -417,6 +418,10 @@ func TestEarlyLookUps(t *testing.T) {
 		}
 		time.Sleep(earlyTime)
 		synctest.Wait()
+		h.wants.Early = false // a reload
+		if connect(2); seen[len(seen)-1].Port != 1 {
+			t.Error("called though nobody wants it")
+		}
 		if len(in.early) != 0 {
 			t.Errorf("%d look-ups are still under way", len(in.early))
 		}

@@ -55,7 +55,7 @@ func wanted(cfg *Config, w Wants, joined bool) (gomilter.OptAction, gomilter.Opt
 		}
 	}
 	asks := func(s policy.Stage) bool { return cfg.Envelope && w.Stages.Has(s) }
-	without(!asks(policy.StageConnect) && cfg.GreetPause == 0, gomilter.OptNoConnReply)
+	without(!asks(policy.StageConnect) && cfg.GreetPause == 0 && !w.Early, gomilter.OptNoConnReply)
 	without(!asks(policy.StageHelo), gomilter.OptNoHeloReply)
 	without(!cfg.Envelope && !joined, gomilter.OptNoMailReply)
 	without(!cfg.Envelope, gomilter.OptNoRcptReply|gomilter.OptNoData|gomilter.OptNoDataReply)

@@ -42,6 +42,10 @@ type Wants struct {
 	// Content is set when it looks at header fields, Bodies when it looks at
 	// bodies too.
 	Content, Bodies bool
+	// Early is set when look-ups are to begin at connect. The MTA then waits
+	// for an answer to that event: one without an answer stays in its buffer
+	// until MAIL, when the client has long spoken.
+	Early bool
 }
 
 // Content is one message that is being looked at, by one goroutine. Either End
@@ -64,9 +68,9 @@ type Options struct {
 	Hostname string
 	// Dialogs joins this door with the policy door; nil: it stands alone.
 	Dialogs *dialog.Table
-	// Early is called when a client connects, in a goroutine of its own that
-	// nobody waits for, so that look-ups begin before the client has spoken;
-	// nil: nobody wants to know. ctx ends soon.
+	// Early is called when a client connects and the handler wants it, in a
+	// goroutine of its own that nobody waits for, so that look-ups begin before
+	// the client has spoken; nil: nobody wants to know. ctx ends soon.
 	Early func(ctx context.Context, c policy.Client)
 	// Known reports from memory whether a client is known good and need not
 	// wait for its greeting; nil: none is.

@@ -386,6 +386,10 @@ func TestNothingIsAskedForThatIsNotUsed(t *testing.T) {
 			func(c *Config, _ *Options) { c.GreetPause = conf.Duration(time.Second) }, gomilter.OptAddHeader | gomilter.OptSetMacros,
 			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoReplies&^gomilter.OptNoConnReply, 0,
 		},
+		{
+			"look-ups at connect", Wants{Early: true}, nil, gomilter.OptAddHeader | gomilter.OptSetMacros,
+			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoReplies&^gomilter.OptNoConnReply, 0,
+		},
 	} {
 		_, addr := start(t, &handler{wants: tt.wants}, tt.edit)
 		m := dial(t, addr)

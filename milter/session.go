@@ -481,7 +481,7 @@ func number16(s string) uint16 {
 
 // begin has look-ups about a client begun. It does not wait.
 func (d *door) begin(c policy.Client) {
-	if d.o.Early == nil || !c.Addr.IsValid() {
+	if d.o.Early == nil || !c.Addr.IsValid() || !d.o.Handler.Wants(d.chain(d.cfg.Load())).Early {
 		return
 	}
 	select {
