@@ -2,12 +2,15 @@ package integration
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -694,4 +697,199 @@ mode = "off"
 	paused(2)
 	// Nobody has to wait for the end of the pause when the daemon stops.
 	d.stop()
+}
+
+// messages sends messages, one in each SMTP session and several at a time,
+// until stop is called, which returns how many were taken, how many had to
+// wait, and what was answered that no rule has said.
+func messages(p *postfix, clients int) (count func() (taken, deferred int), stop func() (strange []string)) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var strange []string
+	var done atomic.Bool
+	taken, deferred := 0, 0
+	for i := range clients {
+		wg.Go(func() {
+			for n := 0; !done.Load(); n++ {
+				a, d, err := twoMessages(p.addr(), i*100_000+n)
+				mu.Lock()
+				taken, deferred = taken+a, deferred+d
+				if err != nil {
+					strange = append(strange, err.Error())
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	count = func() (int, int) {
+		mu.Lock()
+		defer mu.Unlock()
+		return taken, deferred
+	}
+	return count, func() []string {
+		done.Store(true)
+		wg.Wait()
+		return strange
+	}
+}
+
+// stamped is a configuration whose rules put a field on every message.
+const stamped = content + `
+[[headers.checks]]
+table = "pcre:{dir}/checks"
+[[headers.checks]]
+table = "pcre:{dir}/body"
+kind = "body"
+`
+
+func (d *daemon) stamp(text string) {
+	d.t.Helper()
+	d.put("checks", "/^Subject:/ PREPEND X-Seen: "+text+"\n")
+	d.put("body", "/^body$/ REPLACE body seen\n")
+}
+
+// A reload costs no message anything: each is looked at by the old rules or
+// by the new.
+func TestMilterReloadUnderTraffic(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, stamped)
+	d.stamp("0")
+	d.start()
+	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("tempfail"))...)
+	count, stop := messages(p, 4)
+	for i := range 15 {
+		d.stamp(fmt.Sprint(i + 1))
+		d.configure(strings.Replace(stamped, "[milter]\n", fmt.Sprintf("[milter]\nmax_headers = %d\n", 50_000+i), 1))
+		if i%2 == 0 {
+			d.hangUp()
+		} else {
+			d.run("reload")
+		}
+		before, _ := count()
+		d.eventually("messages after a reload", func() bool { n, _ := count(); return n > before+5 })
+	}
+	strange := stop()
+	taken, deferred := count()
+	if len(strange) > 0 || deferred > 0 {
+		t.Errorf("%d taken, %d deferred, %d strange: %.10q", taken, deferred, len(strange), strange)
+	}
+	texts := map[string]int{}
+	for _, m := range p.messages(taken) {
+		if strings.Count(m, "\nX-Seen: ") != 1 || !strings.HasSuffix(m, "\nbody seen\n") {
+			t.Fatalf("not looked at whole:\n%s", m)
+		}
+		_, rest, _ := strings.Cut(m, "\nX-Seen: ")
+		text, _, _ := strings.Cut(rest, "\n")
+		texts[text]++
+	}
+	if texts["15"] == 0 || len(texts) < 5 {
+		t.Errorf("messages by text: %v", texts)
+	}
+	d.stop()
+	p.noComplaint()
+}
+
+// systemd holds the sockets of both doors while the daemon restarts: sessions
+// wait in them, and no message has to come again.
+func TestMilterRestartUnderTraffic(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, stamped)
+	d.stamp("yes")
+	for _, name := range []string{"policy.sock", "milter.sock"} {
+		path := filepath.Join(d.dir, name)
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := l.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close(); _ = l.Close() }) // the end
+		d.extra = append(d.extra, f)
+	}
+	d.start()
+	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("tempfail"))...)
+	count, stop := messages(p, 4)
+	for range 4 {
+		before, _ := count()
+		d.eventually("messages after a restart", func() bool { n, _ := count(); return n > before+10 })
+		d.stop()
+		for _, name := range []string{"policy.sock", "milter.sock"} {
+			if _, err := os.Stat(filepath.Join(d.dir, name)); err != nil {
+				t.Fatalf("the daemon has removed systemd's socket: %v", err)
+			}
+		}
+		time.Sleep(300 * time.Millisecond)
+		d.start()
+	}
+	strange := stop()
+	taken, deferred := count()
+	if len(strange) > 0 || deferred > 0 {
+		t.Errorf("%d taken, %d deferred, %d strange: %.10q", taken, deferred, len(strange), strange)
+	}
+	for _, m := range p.messages(taken) {
+		if strings.Count(m, "\nX-Seen: yes\n") != 1 || !strings.HasSuffix(m, "\nbody seen\n") {
+			t.Fatalf("not looked at whole:\n%s", m)
+		}
+	}
+	if out := d.log.String(); strings.Contains(out, `"level":"warn"`) || strings.Contains(out, `"level":"error"`) {
+		t.Error("the daemon warns")
+	}
+	p.noComplaint()
+}
+
+// The daemon is killed under traffic, and comes back: Postfix goes by what
+// main.cf says, and nothing is refused for good.
+func TestMilterKilledUnderTraffic(t *testing.T) {
+	for _, action := range []string{"accept", "tempfail"} {
+		t.Run(action, func(t *testing.T) {
+			t.Parallel()
+			d := newDaemon(t, stamped)
+			d.stamp("yes")
+			d.start()
+			p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters(action))...)
+			count, stop := messages(p, 3)
+			seen := func() int {
+				n := 0
+				for _, m := range p.messages(0) {
+					if strings.Contains(m, "\nX-Seen: yes\n") {
+						n++
+					}
+				}
+				return n
+			}
+			for range 2 {
+				before := seen()
+				d.eventually("messages with the daemon", func() bool { return seen() > before+10 })
+				d.kill()
+				a, b := count()
+				d.eventually("messages without it", func() bool {
+					taken, deferred := count()
+					if action == "accept" {
+						return taken > a+10
+					}
+					return deferred > b+10
+				})
+				d.start()
+			}
+			before := seen()
+			d.eventually("messages with it again", func() bool { return seen() > before+10 })
+			strange := stop()
+			taken, deferred := count()
+			if len(strange) > 0 || action == "accept" && deferred > 0 {
+				t.Errorf("%d taken, %d deferred, strange: %.10q", taken, deferred, strange)
+			}
+			for _, m := range p.messages(taken) {
+				looked := strings.Contains(m, "\nX-Seen: yes\n")
+				if action == "tempfail" && !looked || looked != strings.HasSuffix(m, "\nbody seen\n") {
+					t.Fatalf("looked at: %v\n%s", looked, m)
+				}
+			}
+			t.Logf("%d taken, %d deferred", taken, deferred)
+		})
+	}
 }
