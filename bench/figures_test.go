@@ -77,6 +77,7 @@ func TestFigures(t *testing.T) {
 	t.Run("million", func(t *testing.T) { million(t, dir, dns.Addr(), fl) })
 	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
 	t.Run("verify", verifyFigures)
+	t.Run("milter", func(t *testing.T) { milterFigures(t, dir, dns.Addr()) })
 }
 
 // together has floor, daemon and client in one process, whose allocations can

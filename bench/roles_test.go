@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		err = floor(arg)
 	case "daemon":
 		err = daemon(arg)
+	case "milterfloor":
+		err = milterFloor(arg)
 	case "open":
 		err = openStore(arg)
 	default:

@@ -128,7 +128,7 @@ func (d *daemon) start() {
 	// LISTEN_PID must be the daemon's own: the shell knows it and goes.
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, path, "-c", d.config, "serve")
 	cmd.Stdout, cmd.Stderr = d.log, d.log
-	cmd.Env = append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(d.extra)), "LISTEN_FDNAMES=policy")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(d.extra)), "LISTEN_FDNAMES="+strings.TrimSuffix(strings.Repeat("policy:", len(d.extra)), ":"))
 	cmd.ExtraFiles = d.extra
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)

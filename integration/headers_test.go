@@ -893,3 +893,94 @@ func TestMilterKilledUnderTraffic(t *testing.T) {
 		})
 	}
 }
+
+// shipped reads a file of configs/ and takes the comment signs from its lines
+// that begin so.
+func shipped(t *testing.T, name string, lines ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("../configs", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	for _, l := range lines {
+		if !strings.Contains(text, "\n"+l) {
+			t.Fatalf("%s has no line that begins with %q", name, l)
+		}
+		text = strings.ReplaceAll(text, "\n"+l, "\n"+strings.TrimLeft(l, "# "))
+	}
+	return text
+}
+
+// The shipped examples together: postern.toml with the milter and the header
+// rules, the lines of main.cf.example, all of Postfix in its chroot.
+func TestHeaderChecksExample(t *testing.T) {
+	t.Parallel()
+	main := ""
+	for line := range strings.Lines(shipped(t, "main.cf.example", "#smtpd_milters = ", "#non_smtpd_milters = ")) {
+		if strings.Contains(line, "smtpd_milters = ") {
+			main += line
+		}
+	}
+	p := startPostfix(t, true, main, boxes)
+	queue := filepath.Join(p.dir, "queue/postern")
+	if err := os.Mkdir(queue, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := filepath.Abs("../configs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := shipped(t, "postern.toml", "#[milter]", "#[headers]", "#[admin]", "#[store]", "# [[headers.checks]]", `# table = "pcre:`, `# listen = ["unix:`,
+		`#listen = "unix:/run`, `#path = "/var/lib`)
+	d := newDaemon(t, "")
+	d.configure(strings.NewReplacer("mode = \"shadow\"\n", "", "/etc/postern/", rules+"/", "/var/spool/postfix/postern", queue, "/run/postern", d.dir, "/var/lib/postern", d.dir,
+		"tcp:127.0.0.1:10040", "tcp:127.0.0.1:0").Replace(text))
+	d.start()
+
+	s := p.dial("192.0.2.7", "mail.example.org")
+	send := func(fields, body string) string {
+		return s.send("From: ann@example.org\nDate: Thu, 1 Jan 1970 00:00:00 +0000\nMessage-Id: <1@example.org>\n"+fields+"\n"+body, "box@example.com")
+	}
+	part := "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=x\n"
+	for _, tt := range []struct{ name, fields, body, want string }{
+		{"inside", "X-Originating-IP: 10.0.0.1\nX-PHP-Originating-Script: 0:x.php\nSubject: x\n", "x\n", "Subject: x"},
+		{"not theirs", "X-Spam-Status: No\nX-Virus-Scanned: yes\nX-Greylist: passed\nSubject: x\n", "x\n", "Subject: x"},
+		{"a mailer", "X-Mailer: DarkMailer 1\n", "x\n", `^550 5\.7\.1 Mail from this program is not taken here \[ref `},
+		{"an old mailer", "X-Mailer: PHPMailer 5.2.9\n", "x\n", "X-Mailer: PHPMailer 5.2.9"},
+		{"a subject", "Subject: your crypto giveaway\n", "x\n", `^550 5\.7\.1 "crypto giveaway" is not wanted here \[ref `},
+		{"blanks", "Subject:" + strings.Repeat(" ", 210) + "x\n", "x\n", `^550 5\.6\.0 Subject of blanks \[ref `},
+		{"an attachment", part, "--x\nContent-Type: application/octet-stream;\n name=\"photo.jpg.exe\"\n\nx\n--x--\n", `^550 5\.7\.1 Attachments of type \.exe are not taken here \[ref `},
+		{"a good attachment", part, "--x\nContent-Type: application/pdf;\n name=\"executive.pdf\"\n\nx\n--x--\n", strings.TrimSuffix(part, "\n")},
+		{"a list", "List-Unsubscribe: <mailto:x@example.org>\n", "x\n", "X-Bulk: yes\nList-Unsubscribe: <mailto:x@example.org>"},
+	} {
+		reply := send(tt.fields, tt.body)
+		if strings.HasPrefix(tt.want, "^") {
+			matches(t, tt.name, reply, tt.want)
+			continue
+		}
+		matches(t, tt.name, reply, `^250 `)
+		if got := only(t, p.takeFrom("box")); got != tt.want {
+			t.Errorf("%s: got\n%s\nwant\n%s", tt.name, got, tt.want)
+		}
+	}
+	d.says("header check", `"action":"warn"`, "old PHPMailer, known holes")
+
+	// Mail of this host's programs, whose content is looked at too.
+	cmd := exec.Command("sendmail", "-C", p.config, "-f", "ann@example.org", "box@example.com")
+	cmd.Env = append(os.Environ(), "MAIL_CONFIG="+p.config)
+	cmd.Stdin = strings.NewReader("X-Originating-IP: 10.0.0.1\n" + eml("local"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sendmail: %v\n%s", err, out)
+	}
+	if got := only(t, p.takeFrom("box")); got != "Subject: local" {
+		t.Errorf("local mail:\n%s", got)
+	}
+	// Without the daemon mail goes on, as the line says.
+	d.stop()
+	s = p.dial("192.0.2.7", "mail.example.org")
+	matches(t, "without the daemon", send("X-Originating-IP: 10.0.0.1\nSubject: x\n", "x\n"), `^250 `)
+	if got := only(t, p.takeFrom("box")); !strings.Contains(got, "X-Originating-IP") {
+		t.Errorf("without the daemon:\n%s", got)
+	}
+}

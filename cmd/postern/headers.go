@@ -22,7 +22,7 @@ import (
 func (c *cli) headersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "headers", Short: "header and body rules: try them, and see what they hit",
-		Long: "`test` and `query` read the tables themselves and need no daemon; `hits` and `filter-lines` ask the daemon.",
+		Long: "`test`, `query` and `filter-lines` read the tables themselves and need no daemon; `hits` asks the daemon.",
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(c.headersTest(), c.headersQuery(), c.headersHits(), c.headersFilterLines())
