@@ -381,3 +381,17 @@ func TestKindsInReports(t *testing.T) {
 		t.Error("a table can be of kind rule")
 	}
 }
+
+// Faults of patterns do not hide those of actions.
+func TestAllFaultsOfATable(t *testing.T) {
+	c := tables(t, t.TempDir(), "header\n/^a/ FROB\nno pattern REJECT\n/^b/ REJECT fine\n/^c/ REPLACE x\n/^d[/ REJECT\n")
+	var fs conf.Faults
+	c.Validate("headers", &fs)
+	var lines []int
+	for _, f := range fs {
+		lines = append(lines, f.Line)
+	}
+	if diff := cmp.Diff([]int{1, 2, 4, 5}, lines); diff != "" {
+		t.Errorf("%v\n%s", fs, diff)
+	}
+}

@@ -1,6 +1,7 @@
 package headercheck
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -169,6 +170,12 @@ func loadSet(c *Config, i int, prefix string) (_ *set, warnings, faults conf.Fau
 	if s.table != nil {
 		w, f := s.actions(c, src.path)
 		warnings, fs = append(warnings, w...), append(fs, f...)
+	} else if t, _, _ := table.LoadLenient(src.kind, src.path); t != nil && !c.Lenient {
+		// Of the rules that can be read, the actions are looked at too.
+		rest := &set{kind: s.kind, table: t}
+		_, f := rest.actions(c, src.path)
+		fs = append(fs, f...)
+		slices.SortStableFunc(fs, func(a, b *conf.Fault) int { return cmp.Compare(a.Line, b.Line) })
 	}
 	faults = append(faults, few(fs, src.path)...)
 	if len(faults) > 0 {

@@ -33,7 +33,11 @@ func (c *cli) headersCommand() *cobra.Command {
 func (c *cli) rules(tables []string, kind headercheck.Kind, lenient bool) (*headercheck.Check, error) {
 	cfg := headercheck.DefaultConfig()
 	if len(tables) == 0 {
-		full, _, err := config.Load(c.config)
+		read := config.Load
+		if lenient {
+			read = config.LoadLenient
+		}
+		full, _, err := read(c.config)
 		if err != nil {
 			return nil, err
 		}
@@ -150,11 +154,14 @@ func writeHeaderReport(w io.Writer, rep *headercheck.Report, message bool) {
 }
 
 func writeMatch(w io.Writer, m *headercheck.Match, indent string) {
-	shadow := ""
-	if m.Shadow {
-		shadow = " (shadow)"
+	text := strings.ToUpper(m.Action)
+	if m.Arg != "" {
+		text += " " + printable(m.Arg)
 	}
-	fmt.Fprintf(w, "%s%s %s => %s %s%s\n", indent, m.Rule, printable(m.Pattern), strings.ToUpper(m.Action), printable(m.Arg), shadow)
+	if m.Shadow {
+		text += " (shadow)"
+	}
+	fmt.Fprintf(w, "%s%s %s => %s\n", indent, m.Rule, printable(m.Pattern), text)
 }
 
 func (c *cli) headersQuery() *cobra.Command {
