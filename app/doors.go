@@ -74,19 +74,26 @@ func (g *generation) asksLists() bool {
 // they find is in the caches when the policy door is asked. Of a client known
 // good nothing is asked.
 func (a *App) early(ctx context.Context, c policy.Client) {
-	if a.known(c.Addr) {
-		return
-	}
 	g := a.use()
 	defer g.users.Add(-1)
+	if g.trusts(c.Addr) {
+		return
+	}
 	req := &policy.Request{Time: time.Now(), Stage: policy.StageConnect, Door: "milter", Client: c, DryRun: true}
 	_, _ = g.rbl.Evaluate(ctx, req) // the answers are what counts, and they are cached
 }
 
-// known reports whether a client is known good: allowed by a list, or in the
-// networks of a provider.
-func (a *App) known(addr netip.Addr) bool {
-	g := a.current.Load()
+// known reports whether a client is known good: trusted, or one whose mail has
+// passed greylisting often enough.
+func (a *App) known(ctx context.Context, c policy.Client) bool {
+	g := a.use()
+	defer g.users.Add(-1)
+	return g.trusts(c.Addr) || g.cfg.Greylist.Mode != policy.Off && g.greylist.Known(ctx, c, time.Now())
+}
+
+// trusts reports whether a client is allowed by a list, or in the networks of
+// a provider.
+func (g *generation) trusts(addr netip.Addr) bool {
 	for _, name := range g.provider.Names() {
 		if t, ok := g.provider.Table(name); ok && t.Contains(addr) {
 			return true

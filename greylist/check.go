@@ -205,6 +205,18 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	return c.decide(req, who, &out), nil
 }
 
+// Known reports whether mail of a client has passed as often as known_after
+// asks for, as far as its address and name tell. Nothing is written; a store
+// that does not answer knows nobody.
+func (c *Check) Known(ctx context.Context, client policy.Client, now time.Time) bool {
+	who, ok := c.memo.identity(&policy.Request{Client: client}, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix)
+	if !ok || c.rule.KnownAfter == 0 {
+		return false
+	}
+	out, err := c.store.TouchGreylist(ctx, &Contact{Who: who, Time: now, Rule: c.rule, DryRun: true})
+	return err == nil && out.State == KnownClient
+}
+
 // decide turns an outcome into a verdict.
 func (c *Check) decide(req *policy.Request, who string, out *Outcome) policy.Verdict {
 	v := policy.Verdict{Reason: reasons[out.State]}

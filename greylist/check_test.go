@@ -245,12 +245,39 @@ func TestKnownClients(t *testing.T) {
 	w.want("a client that has passed five times", client, w.request("192.0.2.7", "", "new@example.net", "else@example.com"))
 	w.want("another client", first, w.request("198.51.100.7", "", "new@example.net", "else@example.com"))
 
+	// Who is known can be asked without a message, and asking changes nothing.
+	for _, tt := range []struct {
+		addr, name string
+		later      time.Duration
+		want       bool
+	}{
+		{"192.0.2.7", "", 0, true},
+		{"192.0.2.99", "", 0, true}, // of the same network
+		{"192.0.2.7", "mail.example.org", 0, false},
+		{"198.51.100.7", "", 0, false},
+		{"192.0.2.7", "", 37 * 24 * time.Hour, false},
+	} {
+		c := policy.Client{Name: tt.name}
+		c.Addr = netip.MustParseAddr(tt.addr)
+		for range 2 {
+			if got := w.check.Known(t.Context(), c, w.now.Add(tt.later)); got != tt.want {
+				t.Errorf("known %s %s: %v", tt.addr, tt.name, got)
+			}
+		}
+	}
+	if w.check.Known(t.Context(), policy.Client{}, w.now) {
+		t.Error("a client without an address is known")
+	}
+
 	off := newWorld(t, func(c *greylist.Config) { c.KnownAfter = 0 })
 	for range 10 {
 		off.ask(off.request("192.0.2.7", "", "a@example.org", rcpt))
 		off.now = off.now.Add(2 * time.Hour)
 	}
 	off.want("with known_after = 0", first, off.request("192.0.2.7", "", "new@example.net", rcpt))
+	if off.check.Known(t.Context(), policy.Client{Addr: netip.MustParseAddr("192.0.2.7")}, off.now) {
+		t.Error("known though known_after is 0")
+	}
 }
 
 func TestNobodyWaitsLongerThanMaxDelay(t *testing.T) {

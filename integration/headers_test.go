@@ -664,10 +664,18 @@ greet_pause_except = ["127.0.0.0/8", "192.0.2.99/32"]
 [access]
 allow = ["inline:192.0.2.8 a customer"]
 [greylist]
-mode = "off"
+delay = "1s"
+known_after = 1
+count_every = "0s"
 `)
 	d.start()
 	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("accept"), boxes)...)
+	// A client that greylisting knows.
+	c := d.dial()
+	known := sample("203.0.113.20", "a@example.org", "box@example.com")
+	expect(t, "first contact", c.MustAsk(t, known), "DEFER_IF_PERMIT")
+	time.Sleep(1100 * time.Millisecond)
+	expect(t, "retry", c.MustAsk(t, known.With("instance", "2")), "PREPEND X-Greylist")
 	// Postfix tells the milter of the client again when XCLIENT has named it.
 	pause := func(client string) *session {
 		s := p.dial("", "")
@@ -682,13 +690,18 @@ mode = "off"
 	}
 	pause("192.0.2.7")
 	paused(1)
-	for _, client := range []string{"192.0.2.8", "192.0.2.99"} {
+	for _, client := range []string{"192.0.2.8", "192.0.2.99", "203.0.113.20"} {
 		s := pause(client)
-		s.want(220) // in less than a minute, or the next line says so
-		paused(1)
+		s.want(220)
+		paused(1) // the other one still waits
 		s.cmd(250, "EHLO mail.example.org")
-		matches(t, client, s.send(eml("x"), "box@example.com"), `^250 `)
-		p.takeFrom("box")
+		want := `^250 `
+		if client == "192.0.2.99" {
+			want = `^450 4\.2\.0 .*Greylisted`
+		}
+		if matches(t, client, s.send(eml("x"), "box@example.com"), want); want == `^250 ` {
+			p.takeFrom("box")
+		}
 	}
 	pause("192.0.2.9")
 	paused(2)
@@ -983,4 +996,73 @@ func TestHeaderChecksExample(t *testing.T) {
 	if got := only(t, p.takeFrom("box")); !strings.Contains(got, "X-Originating-IP") {
 		t.Errorf("without the daemon:\n%s", got)
 	}
+}
+
+// Large messages and broken ones, with rules for header and body in force.
+func TestHeadersLargeMessages(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, content+`
+[headers]
+body_limit = 0
+max_body_edit = 1048576
+[[headers.checks]]
+table = "pcre:{dir}/checks"
+[[headers.checks]]
+table = "pcre:{dir}/body"
+kind = "body"
+`)
+	d.put("checks", "/^X-Field-5: 5005$/ IGNORE\n/^X-Field-9: 9999$/ REPLACE X-Field-9: changed\n/^X-Long:.*y$/ PREPEND X-Mark: long\n/^Subject: (a+)+c$/ REJECT\n")
+	d.put("body", "/^the last line$/ REJECT found it\n/^change$/ REPLACE changed\n")
+	d.start()
+	p := startPostfix(t, false, d.milters("tempfail"), boxes, "message_size_limit = 104857600", "virtual_mailbox_limit = 104857600", "mailbox_size_limit = 104857600")
+	s := p.dial("192.0.2.7", "mail.example.org")
+	to := "box@example.com"
+	before := d.resident()
+	big := strings.Repeat(strings.Repeat("x", 99)+"\n", 500_000)
+	matches(t, "50 MB", s.send(eml("big")+big+"the last line\n", to), `^550 5\.7\.1 found it \[ref `)
+	matches(t, "50 MB, a change", s.send(eml("big")+"change\n"+big, to), `^250 `)
+	if got := p.takeFrom("box"); !strings.Contains(got, "\nchange\n") || len(got) < 50_000_000 {
+		t.Errorf("a body too long to be changed: %d bytes", len(got))
+	}
+	d.says("the body is too long to be changed")
+	if grown := d.resident() - before; grown > 400 { // with the race detector's own
+		t.Errorf("it has cost %d MiB", grown)
+	}
+	matches(t, "a short body", s.send(eml("x")+"change\n", to), `^250 `)
+	if got := p.takeFrom("box"); !strings.HasSuffix(got, "\nbody\nchanged\n") {
+		t.Errorf("a short body is not changed:\n%s", got)
+	}
+
+	var many strings.Builder
+	for i := range 10_000 {
+		fmt.Fprintf(&many, "X-Field-%d: %d\n", i%10, i)
+	}
+	matches(t, "10,000 header fields", s.send(many.String()+eml("many"), to), `^250 `)
+	want := strings.Replace(strings.Replace(many.String(), "X-Field-5: 5005\n", "", 1), "X-Field-9: 9999\n", "X-Field-9: changed\n", 1)
+	if got := only(t, p.takeFrom("box")); got != want+"Subject: many" {
+		t.Error("10,000 header fields are not as edited")
+	}
+	// Postfix cuts a field at 60,000 bytes, at a line's end.
+	matches(t, "a field of 100,000 bytes", s.send("X-Long:"+strings.Repeat(" "+strings.Repeat("y", 70)+"\n", 1400)+eml("long"), to), `^250 `)
+	if got := only(t, p.takeFrom("box")); !strings.HasPrefix(got, "X-Mark: long\nX-Long: yyy") || len(got) < 50_000 || !strings.HasSuffix(got, "\nSubject: long") {
+		t.Errorf("a long field: %d bytes %.40q", len(got), got)
+	}
+	// A pattern that explodes delays no other message.
+	matches(t, "a catastrophe", s.send(eml(strings.Repeat("a", 5000)), to), `^250 `)
+	p.takeFrom("box")
+
+	// A client that goes away in the middle of a message.
+	gone := p.dial("192.0.2.8", "mail.example.org")
+	gone.cmd(250, "MAIL FROM:<ann@example.org>")
+	gone.cmd(250, "RCPT TO:<box@example.com>")
+	gone.cmd(354, "DATA")
+	if err := gone.PrintfLine("Subject: x\r\n\r\nchange\r\n%s", strings.Repeat("x", 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	_ = gone.Close() // in the middle
+	p.logged(`lost connection after DATA .*192\.0\.2\.8`)
+	matches(t, "afterwards", s.send(eml("x"), to), `^250 `)
+	p.takeFrom("box")
+	d.eventually("one session is left", func() bool { return strings.Contains(d.run("status"), "; 1 of 4096 sessions") })
+	p.noComplaint()
 }

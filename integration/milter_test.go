@@ -10,7 +10,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"net/textproto"
 	"os"
 	"os/exec"
@@ -826,11 +825,11 @@ func TestMilterGreetPause(t *testing.T) {
 		if err := c.Listen[0].UnmarshalText([]byte("tcp:127.0.0.1:0")); err != nil {
 			t.Fatal(err)
 		}
-		o.Known = func(a netip.Addr) bool {
+		o.Known = func(_ context.Context, c policy.Client) bool {
 			mu.Lock()
 			defer mu.Unlock()
-			asked = append(asked, a.String())
-			return a.Is6()
+			asked = append(asked, c.Addr.String())
+			return c.Addr.Is6()
 		}
 	})
 	p := startPostfix(t, false, f.setting())

@@ -96,7 +96,9 @@ func TestGreetPause(t *testing.T) {
 		except := netip.MustParsePrefix("198.51.100.0/24")
 		in := startInside(t, &handler{}, func(c *Config, o *Options) {
 			c.GreetPause, c.GreetPauseExcept, c.GreetPauseMax = conf.Duration(25*time.Second), []netip.Prefix{except}, 2
-			o.Known = func(a netip.Addr) bool { return a == netip.MustParseAddr("203.0.113.5") }
+			o.Known = func(_ context.Context, c policy.Client) bool {
+				return c.Addr == netip.MustParseAddr("203.0.113.5") && c.Name == "mail.example.org"
+			}
 		})
 		greeted := func(client string) (time.Duration, string) {
 			m := in.dial()

@@ -1,11 +1,15 @@
 package milter
 
 import (
+	"context"
 	"net/netip"
 	"time"
 
 	gomilter "github.com/d--j/go-milter"
 )
+
+// knownTime is how long it may take to find out whether a client is known.
+const knownTime = time.Second
 
 // pause keeps the greeting of a client back that is not known good: Postfix
 // greets when the connect event has been answered.
@@ -15,8 +19,13 @@ func (s *session) pause(m gomilter.Modifier) {
 	if cfg.GreetPause == 0 || !addr.IsValid() || s.steps&gomilter.OptNoConnReply != 0 || cfg.greetAtOnce(addr) {
 		return
 	}
-	if d.o.Known != nil && d.o.Known(addr) {
-		return
+	if d.o.Known != nil {
+		ctx, cancel := context.WithTimeout(d.ctx, knownTime)
+		known := d.o.Known(ctx, s.req.Client)
+		cancel()
+		if known {
+			return
+		}
 	}
 	if int(d.paused.Add(1)) > cfg.GreetPauseMax {
 		d.paused.Add(-1)

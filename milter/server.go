@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -72,9 +71,9 @@ type Options struct {
 	// goroutine of its own that nobody waits for, so that look-ups begin before
 	// the client has spoken; nil: nobody wants to know. ctx ends soon.
 	Early func(ctx context.Context, c policy.Client)
-	// Known reports from memory whether a client is known good and need not
-	// wait for its greeting; nil: none is.
-	Known func(addr netip.Addr) bool
+	// Known reports whether a client is known good and need not wait for its
+	// greeting; nil: none is. ctx ends soon.
+	Known func(ctx context.Context, c policy.Client) bool
 
 	Log     *zap.Logger
 	Metrics prometheus.Registerer

@@ -157,6 +157,41 @@ func TestSockets(t *testing.T) {
 	}
 }
 
+// The drop-in that the milter's manual gives adds a socket and keeps those
+// of the policy door.
+func TestMilterDropIn(t *testing.T) {
+	analyze := tool(t, "systemd-analyze")
+	manual := read(t, "../docs/milter.md")
+	lines := regexp.MustCompile(`(?m)^    (\[Socket\])\n    (ListenStream=.*)$`).FindStringSubmatch(manual)
+	if lines == nil {
+		t.Fatal("docs/milter.md has no drop-in for postern.socket")
+	}
+	path := strings.TrimPrefix(lines[2], "ListenStream=")
+	if !strings.Contains(manual, `listen = ["unix:`+path+`"]`) {
+		t.Errorf("docs/milter.md does not listen on %s", path)
+	}
+	service, socket := units(t)
+	dir := filepath.Dir(socket)
+	drop := filepath.Join(dir, "postern.socket.d")
+	if err := os.Mkdir(drop, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(drop, "milter.conf"), []byte(lines[1]+"\n"+lines[2]+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(analyze, "verify", "--man=no", service, socket).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "postern") {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+	// systemd has read it: a key that it does not know there is told of.
+	if err := os.WriteFile(filepath.Join(drop, "milter.conf"), []byte("[Socket]\nListenStraem=/x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := exec.Command(analyze, "verify", "--man=no", service, socket).CombinedOutput(); !strings.Contains(string(out), "ListenStraem") {
+		t.Errorf("the drop-in is not read:\n%s", out)
+	}
+}
+
 // A socket that systemd holds and that no address names would never be
 // answered: Postfix would wait for its time limit at each request.
 func TestShippedConfigurationTakesTheSockets(t *testing.T) {
