@@ -285,19 +285,14 @@ func (r *run) take(i int, v *policy.Verdict) bool {
 	switch v.Action {
 	case policy.Continue:
 	case policy.Allow:
-		for j := i + 1; j < len(r.chain.steps); j++ {
-			for _, name := range v.Skip {
-				if r.chain.steps[j].name == name {
-					r.skip |= 1 << j
-				}
-			}
-		}
+		r.pass(i, v.Skip)
 	case policy.Permit:
-		// Only a relay chain may say OK; elsewhere it is "no objection".
+		// Only a relay chain may say OK; elsewhere it is an allow.
 		if r.chain.relay {
 			r.decide(len(r.d.Steps) - 1)
 			return true
 		}
+		r.pass(i, v.Skip)
 	case policy.Hold, policy.Redirect:
 		if r.sticky < 0 {
 			r.sticky = len(r.d.Steps) - 1
@@ -309,6 +304,15 @@ func (r *run) take(i int, v *policy.Verdict) bool {
 		return true
 	}
 	return false
+}
+
+// pass passes over the named checks that stand behind step i.
+func (r *run) pass(i int, names []string) {
+	for j := i + 1; j < len(r.chain.steps); j++ {
+		if slices.Contains(names, r.chain.steps[j].name) {
+			r.skip |= 1 << j
+		}
+	}
 }
 
 // failed notes that a check could not decide. It reports whether the request

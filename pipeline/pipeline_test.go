@@ -151,6 +151,7 @@ func TestVerdictsOfAChain(t *testing.T) {
 		{"a hold stands when nobody refuses", []policy.Check{says("a", hold), says("b", policy.Verdict{})}, policy.Hold, "a", []string{"a", "b"}, 0},
 		{"headers are collected", []policy.Check{says("a", header), says("b", header)}, policy.Continue, "", []string{"a", "b"}, 2},
 		{"a refusal drops headers", []policy.Check{says("a", header), says("b", reject)}, policy.Reject, "b", []string{"a", "b"}, 0},
+		{"permit outside a relay chain skips as an allow does", []policy.Check{says("a", policy.Verdict{Action: policy.Permit, Skip: []string{"b"}}), says("b", reject), says("c", policy.Verdict{})}, policy.Continue, "", []string{"a", "b skipped", "c"}, 0},
 		{"permit outside a relay chain is no objection", []policy.Check{says("a", policy.Verdict{Action: policy.Permit}), says("b", reject)}, policy.Reject, "b", []string{"a", "b"}, 0},
 	}
 	for _, tt := range tests {
