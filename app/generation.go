@@ -122,7 +122,7 @@ type parts struct {
 
 func (p *parts) provider(cfg *config.Config, g, prev *generation) (*provider.Set, error) {
 	o := provider.Options{
-		Resolver: dns{g.resolver}, Log: p.log, Registry: p.reg, Previous: prev.provider,
+		Resolver: dns{g.resolver}, Forget: g.resolver.Flush, Log: p.log, Registry: p.reg, Previous: prev.provider,
 	}
 	if len(cfg.Milter.Listen) > 0 {
 		o.Milter = p.dialogs.Has

@@ -27,6 +27,36 @@ type Resolver interface {
 	LookupMX(ctx context.Context, name string) (hosts []string, ttl time.Duration, cached bool, err error)
 }
 
+// fresh asks past the cache of a resolver.
+type fresh struct {
+	Resolver
+	forget func(name string)
+}
+
+// LookupTXT implements [Resolver].
+func (f fresh) LookupTXT(ctx context.Context, name string) (texts []string, ttl time.Duration, cached bool, err error) {
+	f.forget(name)
+	return f.Resolver.LookupTXT(ctx, name)
+}
+
+// LookupA implements [Resolver].
+func (f fresh) LookupA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
+	f.forget(name)
+	return f.Resolver.LookupA(ctx, name)
+}
+
+// LookupAAAA implements [Resolver].
+func (f fresh) LookupAAAA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
+	f.forget(name)
+	return f.Resolver.LookupAAAA(ctx, name)
+}
+
+// LookupMX implements [Resolver].
+func (f fresh) LookupMX(ctx context.Context, name string) (hosts []string, ttl time.Duration, cached bool, err error) {
+	f.forget(name)
+	return f.Resolver.LookupMX(ctx, name)
+}
+
 // Limits bounds what [Flatten] does.
 type Limits struct {
 	// Lookups is how many terms that need DNS an evaluation may take

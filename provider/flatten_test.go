@@ -564,6 +564,34 @@ func TestFlattenOverRealDNS(t *testing.T) {
 	}
 }
 
+// A reading asks the servers, whatever the cache holds.
+func TestReadingPastTheCache(t *testing.T) {
+	srv, res := realDNS(t)
+	addTXT(srv, "p.example", good)
+	s, _ := newSet(t, testConfig(t), Options{Resolver: res, Forget: res.Flush})
+	if rep, err := s.Refresh(t.Context(), "p", false); err != nil || rep.Result != resultChanged {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	srv.Remove("p.example.")
+	addTXT(srv, "p.example", "v=spf1 ip4:192.0.2.0/24 ip4:198.51.100.0/28 ip6:2001:db8::/32 -all")
+	if rep, err := s.Refresh(t.Context(), "p", true); err != nil || len(rep.Added) != 1 {
+		t.Errorf("dry: %+v, %v", rep, err)
+	}
+	if rep, err := s.Refresh(t.Context(), "p", false); err != nil || rep.Result != resultChanged || srv.Count("p.example", "TXT") != 3 {
+		t.Errorf("%+v, %v; %d questions", rep, err, srv.Count("p.example", "TXT"))
+	}
+	// What cannot be asked now is not read, however fresh the cache is.
+	srv.Behave("p.example", dnstest.ServFail)
+	if rep, err := s.Refresh(t.Context(), "p", false); err != nil || rep.Result != resultFailed {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	// Nor does a failure that is remembered hold up the next reading.
+	srv.BehaveWell("p.example")
+	if rep, err := s.Refresh(t.Context(), "p", false); err != nil || rep.Result != resultUnchanged {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
 func FuzzFlatten(f *testing.F) {
 	f.Add("v=spf1 include:b.example -ip4:192.0.2.0/24 a:b.example mx -all", "v=spf1 ip4:192.0.2.1/23 redirect=a.example")
 	f.Add("v=spf1 +all", "v=spf1 -include:a.example ptr")

@@ -709,7 +709,7 @@ func TestFleet(t *testing.T) {
 				}
 			}
 		}
-		time.Sleep(2 * time.Minute)
+		time.Sleep(2*z.delay + sharedFirst)
 		synctest.Wait()
 		same("at first", "192.0.2.0/24 2001:db8::/32")
 		if q := z.queries(); q != 1 {

@@ -34,6 +34,7 @@ import (
 type Set struct {
 	cfg     Config
 	res     Resolver
+	reader  Resolver // res past its cache
 	log     *zap.Logger
 	lists   []*list // in the order of the configuration
 	byName  map[string]*list
@@ -54,6 +55,10 @@ var _ policy.Check = (*Set)(nil)
 // Options is what a Set is made from besides its settings.
 type Options struct {
 	Resolver Resolver
+	// Forget drops what the resolver remembers of a name. It is called before
+	// each question of a reading: records are read as they are now, not as a
+	// cache has them. May be nil.
+	Forget func(name string)
 	// Shared is the store that the nodes of a fleet have in common; nil
 	// without one.
 	Shared Shared
@@ -73,8 +78,11 @@ type Options struct {
 // the files, and starts nothing.
 func New(cfg Config, o Options) (*Set, error) {
 	s := &Set{
-		cfg: cfg, res: o.Resolver, log: o.Log.Named("provider"), own: domainSet(cfg.OwnDomains), milter: o.Milter,
+		cfg: cfg, res: o.Resolver, reader: o.Resolver, log: o.Log.Named("provider"), own: domainSet(cfg.OwnDomains), milter: o.Milter,
 		byName: make(map[string]*list, len(cfg.Lists)), memory: new(memory),
+	}
+	if o.Forget != nil {
+		s.reader = fresh{o.Resolver, o.Forget}
 	}
 	var err error
 	if s.relayReply, err = policy.ParseTemplate(cfg.RelayReply, relayReply, replyVars...); err != nil {
@@ -114,7 +122,7 @@ func New(cfg Config, o Options) (*Set, error) {
 func (s *Set) newList(c ListConfig, shared Shared, node string) *list {
 	l := &list{
 		cfg: c, all: &s.cfg, domains: c.domains(), guard: c.guard(s.cfg.Guard), skip: c.Skip, limits: defaultLimits, exports: c.Exports,
-		res: s.res, shared: shared, node: node, log: s.log.With(zap.String("list", c.Name)), metrics: s.metrics.list(c.Name),
+		res: s.reader, shared: shared, node: node, log: s.log.With(zap.String("list", c.Name)), metrics: s.metrics.list(c.Name),
 		busy: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 	l.source = sourceOf(l.domains)

@@ -27,6 +27,9 @@ type Shared interface {
 const (
 	// sharedPoll is how often a node looks for a list that another has read.
 	sharedPoll = time.Minute
+	// sharedFirst is how often it looks while it has no list at all and
+	// another is reading the records.
+	sharedFirst = 2 * time.Second
 	// sharedTimeout bounds one operation of the shared store.
 	sharedTimeout = 5 * time.Second
 )
@@ -50,7 +53,11 @@ func (l *list) turn(ctx context.Context) {
 	if err != nil {
 		l.alone(err)
 	} else if !mine {
-		l.schedule(time.Now().Add(l.lease()))
+		pause := l.lease()
+		if l.snap.Load() == nil {
+			pause = sharedFirst
+		}
+		l.schedule(time.Now().Add(pause))
 		return
 	}
 	_, _ = l.refresh(ctx) // it logs, counts and schedules

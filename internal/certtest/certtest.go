@@ -1,4 +1,4 @@
-// Package certtest makes certificates for servers in tests.
+// Package certtest makes certificates for servers and clients in tests.
 package certtest
 
 import (
@@ -27,16 +27,28 @@ type Pair struct {
 // New makes a certificate for 127.0.0.1 and the names, good for an hour.
 func New(tb testing.TB, names ...string) Pair {
 	tb.Helper()
+	return issue(tb, "postern test", x509.ExtKeyUsageServerAuth, names)
+}
+
+// NewClient makes a client's certificate with that common name, good for an
+// hour.
+func NewClient(tb testing.TB, name string) Pair {
+	tb.Helper()
+	return issue(tb, name, x509.ExtKeyUsageClientAuth, []string{name})
+}
+
+func issue(tb testing.TB, subject string, use x509.ExtKeyUsage, names []string) Pair {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "postern test"}, DNSNames: names,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: subject}, DNSNames: names,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		ExtKeyUsage: []x509.ExtKeyUsage{use},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key)
 	if err != nil {
