@@ -179,7 +179,7 @@ func (d dns) LookupMX(ctx context.Context, name string) (hosts []string, ttl tim
 // who may relay comes before what the message holds.
 func (g *generation) inspectors() []pipeline.Inspector {
 	var out []pipeline.Inspector
-	if len(g.cfg.Provider.NeedsMilter("provider")) > 0 {
+	if g.provider.Inspects() {
 		out = append(out, pipeline.Inspector{Inspector: g.provider.Inspector(), Step: g.provider.InspectorStep()})
 	}
 	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {

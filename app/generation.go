@@ -125,7 +125,7 @@ func (p *parts) provider(cfg *config.Config, g, prev *generation) (*provider.Set
 		Resolver: dns{g.resolver}, Forget: g.resolver.Flush, Log: p.log, Registry: p.reg, Previous: prev.provider,
 	}
 	if len(cfg.Milter.Listen) > 0 {
-		o.Milter = p.dialogs.Has
+		o.Milter = p.dialogs.Watched
 	}
 	if cfg.Store.Kind == store.Redis {
 		o.Shared = store.FleetOf(p.store)

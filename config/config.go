@@ -332,6 +332,9 @@ func MapOfProvider(name string) string { return "provider-" + name }
 // content reports what needs the milter door and cannot have it.
 func (c *Config) content(fs *conf.Faults) (warnings []string) {
 	needs := c.Provider.NeedsMilter("provider")
+	if c.Provider.Relays() && !c.relays("provider") {
+		warnings = append(warnings, "provider.list.relay: no chain with purpose = \"relay\" has the check provider: nobody is permitted to relay")
+	}
 	if len(c.Milter.Listen) == 0 {
 		for _, key := range needs {
 			fs.Keyf(key, "can only be seen on the message itself: set milter.listen, and smtpd_milters in main.cf")
@@ -345,6 +348,9 @@ func (c *Config) content(fs *conf.Faults) (warnings []string) {
 		return warnings
 	}
 	// A permit at RCPT counts on the refusal at the message's end.
+	if c.Milter.OnPanic != policy.ErrorDefer {
+		fs.Keyf("milter.on_panic", "%v would let in what %s must refuse: \"defer\"", c.Milter.OnPanic, needs[0])
+	}
 	if c.Mode != policy.Enforce {
 		fs.Keyf("mode", "%v would let in what %s must refuse", c.Mode, needs[0])
 	}
@@ -361,6 +367,16 @@ func (c *Config) content(fs *conf.Faults) (warnings []string) {
 		}
 	}
 	return warnings
+}
+
+// relays reports whether a chain for relaying has the check.
+func (c *Config) relays(check string) bool {
+	for _, chain := range c.Chains {
+		if chain.Purpose == pipeline.PurposeRelay && slices.Contains(chain.Checks, check) {
+			return true
+		}
+	}
+	return false
 }
 
 // names reports whether a chain has the check.

@@ -75,6 +75,48 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
+// Relaying by what only the message shows is refused where nobody would look
+// at it, or what is found would not count.
+func TestRelayingNeedsTheMilter(t *testing.T) {
+	const relay = `
+[chains.relay]
+purpose = "relay"
+checks = ["provider"]
+[provider]
+own_domains = ["example.com"]
+[[provider.list]]
+name = "office365"
+[[provider.list.relay]]
+sender_domains = ["example.org"]
+`
+	const tenant = "tenant_ids = [\"01234567-89ab-cdef-0123-456789abcdef\"]\n"
+	const door = "[milter]\nlisten = [\"tcp:127.0.0.1:10041\"]\n"
+	for _, tt := range []struct{ name, text, fault, warning string }{
+		{"by the envelope", relay, "", ""},
+		{"by the message", relay + tenant + door, "", ""},
+		{"by a signature", relay + "dkim_domains = [\"example.org\"]\n" + door, "", ""},
+		{"without the milter", relay + tenant, "provider.list[0].relay[0].tenant_ids: can only be seen on the message itself: set milter.listen", ""},
+		{"a signature without the milter", relay + "dkim_domains = [\"example.org\"]\n", "provider.list[0].relay[0].dkim_domains: can only be seen", ""},
+		{"in shadow mode", "mode = \"shadow\"\n" + relay + tenant + door, "mode: shadow would let in what provider.list[0].relay[0].tenant_ids must refuse", ""},
+		{"the milter's chain in shadow mode", relay + tenant + door + "[chains.inbound]\nmode = \"shadow\"\n", "chains.inbound.mode: shadow would let in", ""},
+		{"another chain of the milter", relay + tenant + "[milter]\nlisten = [\"tcp:127.0.0.1:10041,chain=content\"]\n[chains.content]\nmode = \"off\"\n", "chains.content.mode: off would let in", ""},
+		{"a milter that lets in what it cannot judge", relay + tenant + door + "on_panic = \"continue\"\n", "milter.on_panic: continue would let in", ""},
+		{"the check in shadow mode", strings.Replace(relay, "[provider]", "[provider]\nmode = \"shadow\"", 1) + tenant + door, "", ""},
+		{"no condition", strings.Replace(relay, "sender_domains = [\"example.org\"]", "", 1), "provider.list[0].relay[0]: there is no condition, so every customer of the provider could relay", ""},
+		{"open on purpose", strings.Replace(relay, "sender_domains = [\"example.org\"]", "open_to_all_customers = true", 1), "", ""},
+		{"open and not", relay + "open_to_all_customers = true\n", "open_to_all_customers: it means \"no condition\"", ""},
+		{"no chain for relaying", strings.Replace(relay, "purpose = \"relay\"", "", 1), "", "no chain with purpose = \"relay\" has the check provider"},
+	} {
+		_, warnings, err := Load(write(t, t.TempDir(), "postern.toml", tt.text))
+		switch {
+		case tt.fault == "" && err != nil, tt.fault != "" && (err == nil || !strings.Contains(err.Error(), tt.fault)):
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.fault)
+		case tt.warning == "" != (len(warnings) == 0) || tt.warning != "" && !strings.Contains(warnings[0], tt.warning):
+			t.Errorf("%s: warnings %q, want %q", tt.name, warnings, tt.warning)
+		}
+	}
+}
+
 func TestConfD(t *testing.T) {
 	dir := t.TempDir()
 	main := write(t, dir, "postern.toml", `

@@ -60,7 +60,8 @@ type Session struct {
 	client netip.AddrPort
 	server netip.Addr
 
-	message message // guarded by table.mu
+	content bool    // guarded by table.mu
+	message message // likewise
 }
 
 // message is what the policy door has learned of the message under way.
@@ -115,15 +116,29 @@ func (t *Table) Len() int {
 	return int(t.open.Load())
 }
 
-// Has reports whether the milter door has a session open for a client, whom
-// the SMTP server at that address talks to.
-func (t *Table) Has(client *policy.Client, server netip.Addr) bool {
+// SeesContent notes that the milter door is shown the content of the session's
+// messages.
+func (s *Session) SeesContent() {
+	if s == nil {
+		return
+	}
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	s.content = true
+}
+
+// Watched reports whether the milter door has a session open for a client, whom
+// the SMTP server at that address talks to, and is shown the content of its
+// messages. A session that was opened while nobody was interested is not, and
+// never will be.
+func (t *Table) Watched(client *policy.Client, server netip.Addr) bool {
 	if t == nil || t.open.Load() == 0 || !client.Addr.IsValid() || client.Port == 0 {
 		return false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.find(client, server) != nil
+	s := t.find(client, server)
+	return s != nil && s.content
 }
 
 // find returns the session of a client. The table is locked.

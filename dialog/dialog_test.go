@@ -75,6 +75,29 @@ func TestWhoHandsOutAHeader(t *testing.T) {
 	}
 }
 
+func TestWatched(t *testing.T) {
+	var none *Table
+	table := New(10)
+	if none.Watched(&client, server) || table.Watched(&client, server) {
+		t.Error("watched without a session")
+	}
+	s := table.Open(client, server)
+	if table.Watched(&client, server) {
+		t.Error("a session that is not shown the content counts")
+	}
+	s.SeesContent()
+	(*Session)(nil).SeesContent()
+	other, unknown := client, client
+	other.Port++
+	unknown.Port = 0
+	if !table.Watched(&client, server) || !table.Watched(&client, netip.Addr{}) || table.Watched(&client, client.Addr) || table.Watched(&other, server) || table.Watched(&unknown, server) {
+		t.Error("not the session of that client and server")
+	}
+	if again := table.Open(client, server); again == nil || table.Watched(&client, server) {
+		t.Error("the next session of the same address and port is shown what the last one was")
+	}
+}
+
 func TestOneMessageAtATime(t *testing.T) {
 	table := New(10)
 	s := table.Open(client, server)

@@ -191,6 +191,9 @@ func (s *session) Connect(host, family string, port uint16, addr string, m gomil
 	}
 	if s.actions&gomilter.OptAddHeader != 0 {
 		s.joined = s.door.o.Dialogs.Open(*c, s.req.ServerAddr)
+		if s.steps&(gomilter.OptNoHeaders|gomilter.OptNoEOH) == 0 {
+			s.joined.SeesContent()
+		}
 	}
 	s.door.begin(*c)
 	if s.steps&gomilter.OptNoConnReply != 0 {

@@ -253,6 +253,11 @@ func (c *Config) NeedsMilter(prefix string) []string {
 	return keys
 }
 
+// Relays reports whether any list has a section about relaying.
+func (c *Config) Relays() bool {
+	return slices.ContainsFunc(c.Lists, func(l ListConfig) bool { return len(l.Relay) > 0 })
+}
+
 // Validate reports what is wrong with the values and with every line of the
 // files; prefix is the section's key.
 func (c *Config) Validate(prefix string, fs *conf.Faults) {

@@ -42,18 +42,14 @@ var _ policy.Inspector = (*Inspector)(nil)
 // Name implements [policy.Inspector].
 func (in *Inspector) Name() string { return "provider" }
 
+// Inspects reports whether the inspector has to be run: some section has a
+// condition on the content of messages, or had one before a reload, and a
+// message that was permitted by it then may still come.
+func (s *Set) Inspects() bool { return s.looks }
+
 // WantsBody reports whether any section has a condition on DKIM signatures,
-// which cover the body.
-func (in *Inspector) WantsBody() bool {
-	for _, l := range in.s.lists {
-		for _, r := range l.rules {
-			if len(r.dkim) > 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
+// which cover the body, or had one before a reload.
+func (in *Inspector) WantsBody() bool { return in.s.bodies }
 
 // Inspect implements [policy.Inspector]. A message is of interest when a
 // recipient of it was permitted on a condition that it has to meet. That is

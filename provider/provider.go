@@ -41,6 +41,8 @@ type Set struct {
 	own     []domainName
 	milter  func(*policy.Client, netip.Addr) bool
 	memory  *memory
+	looks   bool // at messages; so does every set after it
+	bodies  bool // likewise
 	metrics *metrics
 
 	relayReply, deferReply *policy.Template
@@ -63,7 +65,8 @@ type Options struct {
 	// without one.
 	Shared Shared
 	// Milter reports whether the milter door of this daemon has a session open
-	// with the client, whom the SMTP server at this address talks to. It is
+	// with the client, whom the SMTP server at this address talks to, in which
+	// it is shown the content of messages. It is
 	// asked before a permit that depends on the message; nil means that there
 	// is no milter door. It must not block.
 	Milter   func(client *policy.Client, server netip.Addr) bool
@@ -94,6 +97,7 @@ func New(cfg Config, o Options) (*Set, error) {
 	var previous map[string]*list
 	if o.Previous != nil {
 		s.memory, s.metrics, previous = o.Previous.memory, o.Previous.metrics, o.Previous.byName
+		s.looks, s.bodies = o.Previous.looks, o.Previous.bodies
 	} else {
 		s.metrics = newMetrics(o.Registry)
 	}
@@ -132,6 +136,8 @@ func (s *Set) newList(c ListConfig, shared Shared, node string) *list {
 	}
 	for i := range c.Relay {
 		l.rules = append(l.rules, newRule(l, i, &c.Relay[i]))
+		s.looks = s.looks || c.Relay[i].Content()
+		s.bodies = s.bodies || len(c.Relay[i].DKIMDomains) > 0
 	}
 	return l
 }

@@ -358,6 +358,9 @@ func TestPermitsOutliveTheirReasons(t *testing.T) {
 			t.Fatal(v)
 		}
 		s = tt.change(t, s, z)
+		if !s.Inspects() {
+			t.Errorf("%s: the inspector is not run", tt.name)
+		}
 		for message, want := range map[string]policy.Action{allowed: policy.Continue, forged: policy.Reject} {
 			in := s.Inspector().Inspect(atData(req), outside)
 			if in == nil {
