@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -9,7 +10,11 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"net/textproto"
 	"os"
 	"path/filepath"
@@ -22,6 +27,7 @@ import (
 
 	"postern/internal/certtest"
 	"postern/internal/dnstest"
+	"postern/internal/redistest"
 )
 
 // Networks in the shape that Office 365 and Google publish them.
@@ -667,4 +673,516 @@ cert_names = [".protection.example.net"]
 		p.relays(&tt)
 	}
 	p.noComplaint()
+}
+
+const byTenant = `
+own_domains = ["example.com"]
+[[provider.list]]
+name = "office365"
+`
+
+const tenantSection = `
+[[provider.list.relay]]
+sender_domains = ["example.org"]
+tenant_ids = ["` + tenantA + `"]
+`
+
+// What only the message can show is not counted on where nobody looks at it.
+func TestNothingIsRelayedWithoutTheMilter(t *testing.T) {
+	t.Parallel()
+	require(t, "postfix")
+	dns := spfServer(t)
+	d, other := newProviders(t, dns, byTenant+tenantSection), newProviders(t, dns, byTenant)
+	d.ready("office365")
+	other.ready("office365")
+	good := letter("a@example.org", tenant+tenantA)
+	forged := letter("a@example.org", tenant+tenantB)
+	for name, milters := range map[string]string{"no milter": "smtpd_milters =", "another daemon's milter": "smtpd_milters = inet:127.0.0.1:" + other.milter} {
+		p := startPostfix(t, false, d.relaying(milters)...)
+		rcpt, _ := p.dial(fromOffice, "").hand("a@example.org", good, outside)
+		matches(t, name, rcpt[0], denied)
+	}
+	d.decided("client", fromOffice, "chain", "relay", "action", "continue")
+
+	p := startPostfix(t, false, d.relaying()...)
+	// The daemon goes away between the recipient and the end of the message.
+	begun := func(client string) *session {
+		s := p.dial(client, "")
+		s.cmd(250, "MAIL FROM:<a@example.org>")
+		s.cmd(250, "RCPT TO:<%s>", outside)
+		return s
+	}
+	end := func(s *session, message string) string {
+		t.Helper()
+		if reply := s.say("DATA"); !strings.HasPrefix(reply, "354") {
+			return reply
+		}
+		w := s.DotWriter()
+		if _, err := w.Write([]byte(message)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return s.reply()
+	}
+	s, idle := begun(fromOffice), p.dial(fromOffice, "")
+	d.kill()
+	matches(t, "the daemon was killed", end(s, good), `^451 4\.`)
+	idle.cmd(250, "RSET")
+	if reply := idle.say("MAIL FROM:<a@example.org>"); strings.HasPrefix(reply, "250") {
+		matches(t, "a session from before", idle.say("RCPT TO:<%s>", outside), `^[45]`)
+	}
+	c := p.dial("", "")
+	if reply := c.say("XCLIENT ADDR=%s", fromOffice); strings.HasPrefix(reply, "220") {
+		c.cmd(250, "EHLO x.example")
+		if reply := c.say("MAIL FROM:<a@example.org>"); strings.HasPrefix(reply, "250") {
+			matches(t, "without the daemon", c.say("RCPT TO:<%s>", outside), `^[45]`)
+		}
+	}
+	d.ready("office365")
+	matches(t, "the daemon is back", end(begun(fromOffice), good), `^250 `)
+	matches(t, "the daemon is back, another tenant", end(begun(fromOffice), forged), refused)
+
+	// A reload in between changes nothing for a message that has its permit,
+	// neither one that takes the conditions away nor one that switches off.
+	for _, sections := range []string{byTenant, strings.Replace(byTenant, "own_domains", "mode = \"off\"\nown_domains", 1) + tenantSection} {
+		s, t2 := begun(fromOffice), begun(fromOffice)
+		d.configure(d.text(dns, sections))
+		d.run("reload")
+		matches(t, "forged, after a reload", end(s, forged), refused)
+		matches(t, "good, after a reload", end(t2, good), `^250 `)
+		rcpt, _ := p.dial(fromOffice, "").hand("a@example.org", good, outside)
+		matches(t, "after a reload", rcpt[0], denied)
+		d.configure(d.text(dns, byTenant+tenantSection))
+		d.run("reload")
+	}
+	// An SMTP session from before the first condition on content is not shown
+	// to anybody, so it gets no permit.
+	d.configure(d.text(dns, byTenant))
+	d.stop()
+	d.ready("office365")
+	s = p.dial(fromOffice, "")
+	s.cmd(250, "MAIL FROM:<a@example.org>")
+	s.cmd(250, "RSET")
+	d.configure(d.text(dns, byTenant+tenantSection))
+	d.run("reload")
+	s.cmd(250, "MAIL FROM:<a@example.org>")
+	matches(t, "an unwatched session", s.say("RCPT TO:<%s>", outside), denied)
+	matches(t, "a new one", end(begun(fromOffice), good), `^250 `)
+
+	// In shadow mode nothing is permitted; the log says what would be refused.
+	d.configure(d.text(dns, strings.Replace(byTenant, "own_domains", "mode = \"shadow\"\nown_domains", 1)+tenantSection))
+	d.run("reload")
+	rcpt, _ := p.dial(fromOffice, "").hand("a@example.org", good, outside)
+	matches(t, "shadow mode", rcpt[0], denied)
+}
+
+// Transport and TLS policy tables of the daemon in a real delivery, and a
+// domain that is another one.
+func TestDeliveryByTablesOfTheDaemon(t *testing.T) {
+	t.Parallel()
+	require(t, "postfix")
+	dns := dnstest.Start(t)
+	pair := certtest.New(t, "next.example.com")
+	next := startPostfix(t, false, "smtpd_tls_security_level = may", "smtpd_tls_cert_file = "+pair.CertFile, "smtpd_tls_key_file = "+pair.KeyFile,
+		"smtpd_tls_received_header = yes", "virtual_mailbox_domains = relay.example", "smtpd_recipient_restrictions = permit")
+	hop := fmt.Sprintf("[127.0.0.1]:%d", next.port)
+	d := newProviders(t, dns, `
+[tables.transport]
+source = "texthash:{dir}/transport"
+search = "transport"
+[tables.tls-policy]
+source = "texthash:{dir}/tls_policy"
+search = "exact"
+[tables.people]
+source = "texthash:{dir}/people"
+search = "mailbox"
+[tables.domains]
+map_domains = { "alias.example" = "relay.example" }
+exists_in = "people"
+`)
+	transport := file(t, d.dir, "transport", "relay.example relay:"+hop+"\n")
+	policy := file(t, d.dir, "tls_policy", hop+" none\n")
+	file(t, d.dir, "people", "bob@relay.example x\n")
+	d.start()
+	p := startPostfix(t, true, "relay_domains = relay.example", "relay_recipient_maps = "+d.inet("people"),
+		"transport_maps = "+d.inet("transport"), "smtp_tls_policy_maps = "+d.inet("tls-policy"), "virtual_alias_maps = "+d.inet("domains"),
+		"smtpd_recipient_restrictions = reject_unauth_destination", "smtp_connection_cache_on_demand = no",
+		"minimal_backoff_time = 1s", "maximal_backoff_time = 1s", "queue_run_delay = 1s")
+	s := p.dial("192.0.2.7", "")
+	send := func(to, want string) {
+		t.Helper()
+		rcpt, data := s.mail("x@sender.test", to)
+		matches(t, to, rcpt[0]+" "+data, want)
+	}
+	answers := func(table, key, want string) {
+		t.Helper()
+		d.eventually(table+" says "+want, func() bool {
+			out, _ := d.try("lookup", table, key)
+			return strings.HasPrefix(out, want+"\n")
+		})
+	}
+	send("bob@relay.example", `^250 .* 250 `)
+	if m := next.take(); strings.Contains(m, "with ESMTPS id") {
+		t.Errorf("the policy says none:\n%s", m)
+	}
+	edit(t, policy, hop+" encrypt\n")
+	answers("tls-policy", hop, "encrypt")
+	send("bob@alias.example", `^250 .* 250 `)
+	if m := next.take(); !strings.Contains(m, "with ESMTPS id") || !strings.Contains(m, "X-Original-To: bob@relay.example") {
+		t.Errorf("the policy says encrypt, and the domain is another:\n%s", m)
+	}
+	send("nobody@alias.example", `^550 5\.1\.1 .*User unknown`)
+	send("nobody@relay.example", `^550 5\.1\.1 .*User unknown`)
+	edit(t, policy, hop+" secure match=other.example\n")
+	answers("tls-policy", hop, "secure match=other.example")
+	send("bob@relay.example", `^250 .* 250 `)
+	p.logged("Server certificate not (trusted|verified)")
+	edit(t, policy, hop+"\n") // broken: what was there stays
+	d.eventually("the broken edit", func() bool { return strings.Contains(d.run("status"), "EDIT NOT TAKEN") })
+	answers("tls-policy", hop, "secure match=other.example")
+	edit(t, policy, hop+" may\n")
+	next.take()
+	edit(t, transport, "relay.example error:5.7.1 closed today\n")
+	answers("transport", "bob@relay.example", "error:5.7.1 closed today")
+	expect(t, "where it stands", d.run("lookup", "transport", "bob@relay.example"), transport+":1 ", "(asked for relay.example)")
+}
+
+// The lookup door is reloaded, and gets and loses addresses and tables, while
+// Postfix asks it without a pause: nobody notices.
+func TestReloadOfTheLookupDoorUnderLookUps(t *testing.T) {
+	t.Parallel()
+	require(t, "postfix")
+	dns := spfServer(t)
+	const tables = `
+[[provider.list]]
+name = "office365"
+[tables.recipients]
+source = "texthash:{dir}/recipients"
+search = "access"
+`
+	d := newProviders(t, dns, tables)
+	file(t, d.dir, "recipients", "b@example.com OK\n")
+	d.ready("office365")
+	p := startPostfix(t, false, "in_flow_delay = 0", "smtpd_recipient_restrictions = reject_unauth_destination, check_recipient_access "+d.inet("recipients")+
+		", check_client_access "+d.unix("provider-office365")+", reject")
+	// traffic has it that every recipient is taken.
+	stop := traffic(p, 5)
+	before := dns.Total()
+	for i := range 10 {
+		time.Sleep(100 * time.Millisecond)
+		text := d.text(dns, tables+"[tables.more]\nsource = \"texthash:{dir}/recipients\"\nsearch = \"exact\"\n")
+		if i%2 == 0 {
+			text = strings.Replace(d.text(dns, tables), `unix:{dir}/lookup.sock`, `unix:{dir}/second.sock", "unix:{dir}/lookup.sock`, 1)
+		}
+		d.configure(text)
+		d.run("reload")
+		if out, err := d.try("lookup", "more", "b@example.com"); (err == nil) != (i%2 == 1) {
+			t.Errorf("reload %d: %q, %v", i, out, err)
+		}
+	}
+	asked, strange := stop()
+	if len(strange) > 0 || asked < 20 {
+		t.Errorf("%d recipients, %d strange replies: %.10q", asked, len(strange), strange)
+	}
+	if n := dns.Total() - before; n > 0 {
+		t.Errorf("reloads asked DNS %d times: the list is there", n)
+	}
+	expect(t, "history", d.run("provider", "show", "office365"), "changed ", "(refresh): +")
+}
+
+// With a socket from systemd the lookup door loses nobody over a restart.
+func TestLookupDoorWithSocketActivation(t *testing.T) {
+	t.Parallel()
+	require(t, "postfix")
+	dns := dnstest.Start(t)
+	d := newProviders(t, dns, "\n[tables.recipients]\nsource = \"texthash:{dir}/recipients\"\nsearch = \"access\"\n")
+	file(t, d.dir, "recipients", "b@example.com OK\n")
+	path := filepath.Join(d.dir, "lookup.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close(); _ = l.Close() }) // the end
+	d.extra = []*os.File{f}
+	d.start()
+	p := startPostfix(t, false, "smtpd_recipient_restrictions = reject_unauth_destination, check_recipient_access "+d.unix("recipients")+", reject")
+	stop := traffic(p, 5)
+	for range 4 {
+		time.Sleep(200 * time.Millisecond)
+		d.stop()
+		if _, err := os.Stat(path); err != nil {
+			t.Fatalf("the daemon has removed systemd's socket: %v", err)
+		}
+		time.Sleep(200 * time.Millisecond)
+		d.start()
+	}
+	asked, strange := stop()
+	if len(strange) > 0 || asked < 20 {
+		t.Errorf("%d recipients, %d strange replies: %.10q", asked, len(strange), strange)
+	}
+	expect(t, "status", d.run("status"), "unix:"+path)
+}
+
+// Whatever DNS does at a refresh, the list in use stays.
+func TestDNSTroubleKeepsTheList(t *testing.T) {
+	t.Parallel()
+	requireOnly(t, "postmap")
+	dns := spfServer(t)
+	d := newProviders(t, dns, `
+refresh_timeout = "10s"
+max_lookups = 10
+[[provider.list]]
+name = "google"
+[[provider.list.export]]
+path = "{dir}/google.cidr"
+`)
+	d.ready("google")
+	list := d.run("provider", "export", "google")
+	path := filepath.Join(d.dir, "google.cidr")
+	d.eventually("the file", func() bool { _, err := os.Stat(path); return err == nil })
+	first, _ := inode(t, path)
+	unharmed := func(what string) {
+		t.Helper()
+		if now := d.run("provider", "export", "google"); now != list {
+			t.Errorf("%s: the list is now\n%s", what, now)
+		}
+		if got, complaint := postmapQ(t, fromGoogle, d.inet("provider-google")); got != "OK" {
+			t.Errorf("%s: the lookup door says %q %s", what, got, complaint)
+		}
+		if now, _ := inode(t, path); now != first {
+			t.Errorf("%s: the exported file was written", what)
+		}
+		if kept, err := os.ReadFile(filepath.Join(d.dir, "providers/google.json")); err != nil || !bytes.Contains(kept, []byte("209.85.128.0/17")) {
+			t.Errorf("%s: what is kept on disk does not hold the list: %v", what, err)
+		}
+	}
+	cut := dnstest.Behavior{Raw: func(q []byte) [][]byte {
+		r := append([]byte(nil), q...)
+		r[2] |= 0x82 // an answer, cut, over TCP too
+		return [][]byte{r}
+	}}
+	for name, b := range map[string]dnstest.Behavior{
+		"SERVFAIL": dnstest.ServFail, "REFUSED": dnstest.Refused, "no answer": dnstest.Drop, "truncated": cut,
+		"oversized": {Lies: []dnstest.Lie{dnstest.LieOversize}}, "half a message": {Lies: []dnstest.Lie{dnstest.LieBroken}}, "garbage": {Lies: []dnstest.Lie{dnstest.LieGarbage}},
+	} {
+		for _, at := range []string{"_spf.google.com", "_netblocks2.google.com"} {
+			dns.Behave(at, b)
+			out, err := d.try("provider", "refresh", "google")
+			if err == nil || !strings.Contains(out, "google: FAILED") {
+				t.Errorf("%s at %s: %v %s", name, at, err, out)
+			}
+			unharmed(name)
+			dns.BehaveWell(at)
+		}
+	}
+	expect(t, "failures in a row", d.run("provider", "list"), "14 in a row")
+	expect(t, "well again", d.run("provider", "refresh", "google"), "google: UNCHANGED")
+
+	blocks := func(from, to string) string { return strings.Replace(spfRecords["_spf.google.com"], from, to, 1) }
+	for _, tt := range []struct{ name, at, text, why string }{
+		{"half of the includes are missing", "_netblocks.google.com", "", "broken record"},
+		{"the record is gone", "_spf.google.com", "", "it is empty"},
+		{"it has shrunk to nothing", "_spf.google.com", "v=spf1 -all", "it is empty"},
+		{"it has shrunk", "_spf.google.com", "v=spf1 ip4:209.85.128.0/17 ~all", "more than max_shrink"},
+		{"a loop", "_netblocks2.google.com", "v=spf1 include:_spf.google.com ~all", "broken record"},
+		{"a longer loop", "_netblocks3.google.com", "v=spf1 redirect=_netblocks.google.com2.example", "broken record"},
+		{"the whole Internet", "_netblocks3.google.com", "v=spf1 +all", "networks wider than"},
+		{"a very wide network", "_netblocks3.google.com", "v=spf1 ip4:16.0.0.0/5 ~all", "networks wider than"},
+		{"private networks", "_netblocks3.google.com", spfRecords["_netblocks3.google.com"][:len(spfRecords["_netblocks3.google.com"])-5] + " ip4:10.0.0.0/24 ip4:127.0.0.0/30 ~all", "private or reserved networks: 10.0.0.0/24, 127.0.0.0/30"},
+		{"a syntax error", "_netblocks3.google.com", "v=spf1 ip4:172.217.0.0/99 ~all", "broken record"},
+		{"too many look-ups", "_spf.google.com", blocks("include:", strings.Repeat("include:_netblocks.google.com ", 10)+"include:"), "broken record"},
+	} {
+		spf(dns, tt.at, tt.text)
+		for _, dry := range []bool{true, false} {
+			args := []string{"provider", "refresh", "google"}
+			if dry {
+				args = append(args, "--dry-run")
+			}
+			out, err := d.try(args...)
+			if err == nil || !strings.Contains(out, "google: REFUSED") || !strings.Contains(out, tt.why) || strings.Contains(out, "dry run: nothing is changed") != dry {
+				t.Errorf("%s, dry %v: %v %s", tt.name, dry, err, out)
+			}
+			if waits := strings.Contains(d.run("provider", "diff", "google"), "refused "); dry && waits {
+				t.Errorf("%s: a dry run has left an update", tt.name)
+			}
+		}
+		unharmed(tt.name)
+		expect(t, tt.name, d.run("provider", "list"), "UPDATE REFUSED", tt.why)
+		expect(t, tt.name, d.run("status"), "UPDATE REFUSED")
+		expect(t, tt.name, d.metrics(), `postern_provider_refused{list="google"} 1`)
+		spf(dns, tt.at, spfRecords[tt.at])
+		expect(t, tt.name+" is over", d.run("provider", "refresh", "google"), "google: UNCHANGED")
+		if strings.Contains(d.run("provider", "list"), "REFUSED") {
+			t.Errorf("%s: still refused", tt.name)
+		}
+	}
+	unharmed("all that")
+
+	// A restart without DNS has the list at once.
+	dns.Stop()
+	d.stop()
+	d.start()
+	unharmed("a restart without DNS")
+	out, err := d.try("provider", "refresh", "google")
+	if err == nil || !strings.Contains(out, "google: FAILED") {
+		t.Errorf("%v %s", err, out)
+	}
+	unharmed("a refresh without DNS")
+	d.kill()
+	dns.Restart()
+	d.start()
+
+	// An operator who has looked takes what was refused, and only that.
+	spf(dns, "_spf.google.com", "v=spf1 ip4:209.85.128.0/17 ~all")
+	if out, err = d.try("provider", "refresh", "google"); err == nil {
+		t.Error(out)
+	}
+	_, id, ok := strings.Cut(out, "postern provider accept google ")
+	if id, _, _ = strings.Cut(id, "\n"); !ok || id == "" {
+		t.Fatal(out)
+	}
+	expect(t, "diff", d.run("provider", "diff", "google"), "- 64.233.160.0/19", "more than max_shrink", "accept google "+id)
+	if out, err := d.try("provider", "accept", "google", "000000000000"); err == nil || !strings.Contains(out, id) {
+		t.Errorf("another id: %v %s", err, out)
+	}
+	unharmed("another id")
+	d.stop() // what waits is kept over a restart
+	d.start()
+	expect(t, "accept", d.run("provider", "accept", "google", id), "google: ACCEPTED")
+	if now := d.run("provider", "export", "google"); strings.Contains(now, "64.233.160.0") || !strings.Contains(now, "209.85.128.0/17") {
+		t.Errorf("accepted:\n%s", now)
+	}
+	if now, _ := inode(t, path); now == first {
+		t.Error("the exported file was not written")
+	}
+	expect(t, "history", d.run("provider", "diff", "google"), "no update waits", "(accepted): +0 -", "(refresh): +")
+	expect(t, "metrics", d.metrics(), `postern_provider_refused{list="google"} 0`)
+	d.stop() // what was accepted is kept, too
+	d.start()
+	if _, err := d.try("provider", "whois", "64.233.160.1"); err == nil {
+		t.Error("the list from before is back")
+	}
+}
+
+// metrics returns what Prometheus would read.
+func (d *daemon) metrics() string {
+	d.t.Helper()
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(d.dir, "admin.sock"))
+	}}}
+	defer c.CloseIdleConnections()
+	res, err := c.Get("http://postern/metrics")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer res.Body.Close() //nolint:errcheck // read to its end
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// A reload keeps lists and their history; what is taken out of the file is gone.
+func TestReloadKeepsLists(t *testing.T) {
+	t.Parallel()
+	requireOnly(t, "postmap")
+	dns := spfServer(t)
+	const both = "\n[[provider.list]]\nname = \"office365\"\n[[provider.list]]\nname = \"google\"\n"
+	d := newProviders(t, dns, both)
+	d.ready("office365", "google")
+	history := func() string {
+		t.Helper()
+		var out struct{ History json.RawMessage }
+		if err := json.Unmarshal([]byte(d.run("--json", "provider", "show", "google")), &out); err != nil {
+			t.Fatal(err)
+		}
+		return string(out.History)
+	}
+	was, asked := history(), dns.Total()
+	d.configure(d.text(dns, strings.Replace(both, "\"google\"", "\"google\"\nskip = []", 1)))
+	d.run("reload")
+	if history() != was || dns.Total() != asked {
+		t.Errorf("history %s, was %s; %d questions more", history(), was, dns.Total()-asked)
+	}
+	// Without it there is neither list nor table; another daemon's word for
+	// "there is no such table" would let mail past it.
+	d.configure(d.text(dns, "\n[[provider.list]]\nname = \"office365\"\n"))
+	d.run("reload")
+	if out, err := d.try("provider", "whois", fromGoogle); err == nil {
+		t.Error(out)
+	}
+	if out, err := d.try("provider", "show", "google"); err == nil || !strings.Contains(out, `there is no list "google"`) {
+		t.Error(out, err)
+	}
+	if got, complaint := postmapQ(t, fromGoogle, d.inet("provider-google")); got != "" || !strings.Contains(complaint, "temporary error") {
+		t.Errorf("%q %s", got, complaint)
+	}
+	if m := d.metrics(); strings.Contains(m, `list="google"`) || !strings.Contains(m, `list="office365"`) {
+		t.Error("metrics of a list that is gone")
+	}
+	expect(t, "the other", d.run("provider", "whois", fromOffice), "office365: 40.92.0.0/15 by ip4:40.92.0.0/15")
+	// When it comes back, it has what was kept.
+	d.configure(d.text(dns, both))
+	d.run("reload")
+	if history() != was {
+		t.Errorf("history %s, was %s", history(), was)
+	}
+	if got, _ := postmapQ(t, fromGoogle, d.inet("provider-google")); got != "OK" {
+		t.Error(got)
+	}
+}
+
+// Of a fleet one node reads the records; all have the list.
+func TestFleetReadsOnce(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t)
+	dns := spfServer(t)
+	for name := range spfRecords {
+		dns.Behave(name, dnstest.Behavior{Delay: 200 * time.Millisecond})
+	}
+	config := "\n[[provider.list]]\nname = \"office365\"\n[[provider.list]]\nname = \"google\"\n[store]\nkind = \"redis\"\n[store.redis]\naddrs = [\"" + redis.Addr() + "\"]\n"
+	nodes := make([]*providerDaemon, 3)
+	for i := range nodes {
+		nodes[i] = newProviders(t, dns, config)
+	}
+	for _, d := range nodes[:2] {
+		d.start()
+	}
+	for _, d := range nodes[:2] {
+		d.has("office365", "google")
+	}
+	nodes[2].ready("office365", "google") // later
+	for name := range spfRecords {
+		if n := dns.Count(name, "TXT"); n != 1 {
+			t.Errorf("%s was asked for %d times by three nodes", name, n)
+		}
+	}
+	for i, d := range nodes {
+		expect(t, fmt.Sprint("node ", i), d.run("provider", "whois", fromOffice), "office365: 40.92.0.0/15")
+		if out := d.run("provider", "export", "google"); out != nodes[0].run("provider", "export", "google") {
+			t.Errorf("node %d: %s", i, out)
+		}
+	}
+	// A node that starts without DNS and without anything on disk has it too.
+	dns.Stop()
+	nodes[2].stop()
+	if err := os.RemoveAll(filepath.Join(nodes[2].dir, "providers")); err != nil {
+		t.Fatal(err)
+	}
+	nodes[2].ready("office365", "google")
+	// Without Redis a node goes on alone.
+	dns.Restart()
+	redis.Hang()
+	expect(t, "without Redis", nodes[0].run("provider", "refresh", "google"), "google: UNCHANGED")
+	redis.Continue()
 }
