@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -43,6 +44,7 @@ func TestScenarios(t *testing.T) {
 				"9.2.0.192.bl.example. 60 IN A 127.0.0.2",
 				"9.2.0.192.bl.example. 60 IN TXT \"listed for a test\"",
 			)
+			env.Values["dns"] = dns
 			hop := smtptest.Start(env.T().(testing.TB)).Know("ann@example.com", "bob@example.com")
 			env.Values["hop"] = hop
 			env.Setenv("HOP", hop.NextHop())
@@ -71,6 +73,20 @@ func TestScenarios(t *testing.T) {
 			},
 			"replace": replace,
 			"hangup":  hangup,
+			// spf NAME TEXT gives a name one TXT record, none for "".
+			"spf": func(ts *testscript.TestScript, _ bool, args []string) {
+				dns := ts.Value("dns").(*dnstest.Server)
+				dns.Remove(args[0] + ".")
+				if args[1] != "" {
+					dns.Add(fmt.Sprintf("%s. 60 IN TXT %q", args[0], args[1]))
+				}
+			},
+			// accept LIST takes the update of a provider's list that waits.
+			"accept": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(ts.Exec("postern", "provider", "diff", args[0]))
+				_, id, _ := strings.Cut(ts.ReadFile("stdout"), "to take it: postern provider accept "+args[0]+" ")
+				ts.Check(ts.Exec("postern", "provider", "accept", args[0], strings.TrimSpace(strings.SplitN(id, "\n", 2)[0])))
+			},
 			// hop VERB REPLY has the next hop answer so; "" as usual.
 			"hop": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Value("hop").(*smtptest.Server).Answer(args[0], args[1])

@@ -105,7 +105,7 @@ func (c *cli) providerShow() *cobra.Command {
 				}
 				_ = tw.Flush() // the terminal is gone
 				for _, r := range out.Records {
-					fmt.Fprintf(w, "record  %s (%v): %s\n", r.Domain, r.TTL, printable(r.Text))
+					fmt.Fprintf(w, "record  %s (%v): %s\n", r.Domain, r.TTL.Round(time.Second), printable(r.Text))
 				}
 				writeHistory(w, out.History, now)
 			})
