@@ -129,6 +129,8 @@ discard unix - - n - - discard
 virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
+smtp unix - - n - - smtp
+relay unix - - n - - smtp
 flush unix n - n 1000? 0 flush
 postlog unix-dgram n - n - 1 postlogd
 `, p.port, yn)

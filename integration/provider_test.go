@@ -1186,3 +1186,87 @@ func TestFleetReadsOnce(t *testing.T) {
 	expect(t, "without Redis", nodes[0].run("provider", "refresh", "google"), "google: UNCHANGED")
 	redis.Continue()
 }
+
+// The shipped examples for relaying do what they say, with Postfix in its
+// chroot, and with certificates once their lines are taken in.
+func TestRelayExamples(t *testing.T) {
+	t.Parallel()
+	require(t, "postfix")
+	shipped := func(name string) string {
+		t.Helper()
+		b, err := os.ReadFile("../configs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	dns := spfServer(t)
+	sign := dkimSigner(t, dns, "sel", "example.org")
+	server, exchange := certtest.New(t, "gw.example.com"), certtest.NewClient(t, "mail.protection.outlook.com")
+	letterA, letterB := letter("a@example.org", tenant+tenantA), letter("a@example.org", tenant+tenantB)
+	cert := func(text string) string {
+		if !strings.Contains(text, "# cert_names") || !strings.Contains(shipped("main.cf.relay.example"), "#smtpd_tls_ask_ccert") {
+			t.Error("the examples say nothing of certificates")
+		}
+		return strings.Replace(text, "# cert_names", "cert_names", 1)
+	}
+	for _, tt := range []struct {
+		name, file string
+		edit       func(string) string
+		tls        bool
+		cases      []relayCase
+	}{
+		{"Office 365", "relay.office365.toml.example", nil, false, []relayCase{
+			{name: "ours", client: fromOffice, from: "a@example.org", message: letterA, rcpt: `^250 `, data: `^250 `},
+			{name: "a bounce of ours", client: fromOffice, from: "", message: letterA, rcpt: `^250 `, data: `^250 `},
+			{name: "another tenant's", client: fromOffice, from: "a@example.org", message: letterB, rcpt: `^250 `, data: refused},
+			{name: "another sender", client: fromOffice, from: "a@example.net", message: letterA, rcpt: denied},
+			{name: "from elsewhere", client: stranger, from: "a@example.org", message: letterA, rcpt: denied},
+		}},
+		{"Office 365 with certificates", "relay.office365.toml.example", cert, true, []relayCase{
+			{name: "ours", client: fromOffice, from: "a@example.org", cert: &exchange, message: letterA, rcpt: `^250 `, data: `^250 `},
+			{name: "another tenant's", client: fromOffice, from: "a@example.org", cert: &exchange, message: letterB, rcpt: `^250 `, data: refused},
+			{name: "without TLS", client: fromOffice, from: "a@example.org", message: letterA, rcpt: denied},
+		}},
+		{"Google", "relay.google.toml.example", nil, false, []relayCase{
+			{name: "ours", client: fromGoogle, from: "a@example.org", message: sign(letter("a@example.org")), rcpt: `^250 `, data: `^250 `},
+			{name: "not signed", client: fromGoogle, from: "a@example.org", message: letter("a@example.org"), rcpt: `^250 `, data: refused},
+			{name: "another sender", client: fromGoogle, from: "a@example.net", message: sign(letter("a@example.org")), rcpt: denied},
+			{name: "from elsewhere", client: stranger, from: "a@example.org", message: sign(letter("a@example.org")), rcpt: denied},
+		}},
+	} {
+		main := strings.ReplaceAll(shipped("main.cf.relay.example"), "\n#smtpd_tls", "\nsmtpd_tls")
+		if !tt.tls {
+			main = shipped("main.cf.relay.example")
+		}
+		port := freePort(t)
+		p := startPostfix(t, true, append(strings.Split(strings.ReplaceAll(main, ":10041", ":"+port), "\n"), "smtpd_relay_before_recipient_restrictions = yes",
+			"default_transport = discard", "relay_transport = discard", "mynetworks = 127.255.255.255/32",
+			"smtpd_tls_cert_file = "+server.CertFile, "smtpd_tls_key_file = "+server.KeyFile, "smtpd_tls_CAfile = "+trust(t, exchange))...)
+		if err := os.Mkdir(filepath.Join(p.dir, "queue/postern"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		text := shipped(tt.file)
+		if tt.edit != nil {
+			text = tt.edit(text)
+		}
+		d := newDaemon(t, withDNS("[policy]\nlisten = [\"unix:"+filepath.Join(p.dir, "queue/postern/policy.sock")+"\"]\n[greylist]\nmode = \"off\"\n[dns]\n"+
+			strings.Replace(strings.ReplaceAll(text, ":10041", ":"+port), "[provider]\n", "[provider]\nstate_dir = \"{dir}/providers\"\n", 1), dns))
+		expect(t, tt.name, d.run("check"), "is good")
+		d.start()
+		list, _, _ := strings.Cut(strings.TrimPrefix(tt.file, "relay."), ".")
+		d.eventually("the list", func() bool {
+			out := d.run("provider", "list")
+			return strings.HasPrefix(out, list+": ") && !strings.Contains(out, "NO LIST")
+		})
+		for _, c := range tt.cases {
+			c.name = tt.name + ", " + c.name
+			p.relays(&c)
+		}
+		// Mail to us is nobody's business here.
+		rcpt, data := p.dial(stranger, "").hand("x@example.com", letter("x@example.com"), "bob@example.org")
+		matches(t, tt.name+", mail to us", rcpt[0]+" "+data, `^250 .* 250 `)
+		d.stop()
+		p.stop()
+	}
+}
