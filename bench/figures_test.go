@@ -78,6 +78,7 @@ func TestFigures(t *testing.T) {
 	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
 	t.Run("verify", verifyFigures)
 	t.Run("milter", func(t *testing.T) { milterFigures(t, dir, dns.Addr()) })
+	t.Run("lookup", lookupFigures)
 }
 
 // together has floor, daemon and client in one process, whose allocations can

@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 	switch role {
 	case "floor":
 		err = floor(arg)
+	case "echo":
+		err = echo(arg)
 	case "daemon":
 		err = daemon(arg)
 	case "milterfloor":
