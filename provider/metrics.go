@@ -113,11 +113,11 @@ func (m *metrics) list(name string) listMetrics {
 }
 
 // keepOnly forgets the lists that the configuration no longer names.
-func (m *metrics) keepOnly(names map[string]bool) {
+func (m *metrics) keepOnly(lists map[string]*list) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for name := range m.names {
-		if names[name] {
+		if lists[name] != nil {
 			continue
 		}
 		delete(m.names, name)

@@ -103,7 +103,6 @@ func New(cfg Config, o Options) (*Set, error) {
 	}
 	node := nodeName()
 	var faults conf.Faults
-	names := make(map[string]bool)
 	for i := range cfg.Lists {
 		l := s.newList(cfg.Lists[i], o.Shared, node)
 		fs := l.load(time.Now())
@@ -112,14 +111,12 @@ func New(cfg Config, o Options) (*Set, error) {
 		}
 		faults = append(faults, fs...)
 		l.show()
-		names[l.cfg.Name] = true
 		s.lists = append(s.lists, l)
 		s.byName[l.cfg.Name] = l
 	}
 	if err := faults.Err(); err != nil {
 		return nil, err
 	}
-	s.metrics.keepOnly(names)
 	return s, nil
 }
 
@@ -186,6 +183,7 @@ func (s *Set) Start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
+	s.metrics.keepOnly(s.byName) // not earlier: the set before may stay in force
 	for _, l := range s.lists {
 		s.all.Go(func() { l.run(ctx) })
 	}
