@@ -259,8 +259,10 @@ kind = "body"
 		subject, body string
 		boxes         []string
 	}{
-		{"elsewhere", "", []string{"other"}}, {"x", "body elsewhere", []string{"other"}},
-		{"copy", "", []string{"box", "bcc"}}, {"copy", "body copy", []string{"box", "bcc"}},
+		{"elsewhere", "", []string{"other"}},
+		{"x", "body elsewhere", []string{"other"}},
+		{"copy", "", []string{"box", "bcc"}},
+		{"copy", "body copy", []string{"box", "bcc"}},
 	} {
 		matches(t, tt.subject+tt.body, send(tt.subject, tt.body), `^250 `)
 		for _, box := range tt.boxes {

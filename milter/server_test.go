@@ -387,7 +387,9 @@ func TestNothingIsAskedForThatIsNotUsed(t *testing.T) {
 			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoReplies&^gomilter.OptNoConnReply, 0,
 		},
 		{
-			"look-ups at connect", Wants{Early: true}, nil, gomilter.OptAddHeader | gomilter.OptSetMacros,
+			"look-ups at connect",
+			Wants{Early: true},
+			nil, gomilter.OptAddHeader | gomilter.OptSetMacros,
 			gomilter.OptNoUnknown | gomilter.OptNoData | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody | gomilter.OptNoReplies&^gomilter.OptNoConnReply, 0,
 		},
 	} {

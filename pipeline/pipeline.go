@@ -72,7 +72,7 @@ type chain struct {
 	errorReply *policy.Template
 	steps      []step // without those that have nothing to do
 	all        []step // in the order of the configuration
-	hintAt     int // index of the first step that waits; hints are asked before it
+	hintAt     int    // index of the first step that waits; hints are asked before it
 	metrics    chainMetrics
 }
 

@@ -145,7 +145,7 @@ func (r rule) allows(imported string) bool {
 
 // tests may use what the shipped packages may, and these.
 var testLibraries = rule{outside: "github.com/google/go-cmp/... github.com/rogpeppe/go-internal/... go.uber.org/goleak pgregory.net/rapid " +
-	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf " + dns + " " + metrics + " " + zap}
+	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf github.com/d--j/go-milter github.com/emersion/go-msgauth/dkim " + dns + " " + metrics + " " + zap}
 
 type pkg struct {
 	ImportPath                         string
