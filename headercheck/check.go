@@ -3,7 +3,6 @@ package headercheck
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/filestamp"
 	"postern/policy"
 )
 
@@ -24,10 +24,9 @@ type Check struct {
 	rules   atomic.Pointer[ruleset]
 	held    atomic.Int64 // bytes of body kept by all inspections
 
-	mu     sync.Mutex // guards what follows; held while files are read
-	files  []*file
-	cancel chan struct{}
-	done   chan struct{}
+	mu      sync.Mutex // guards what follows; held while files are read
+	files   []*file
+	watcher filestamp.Watcher
 }
 
 var _ policy.Inspector = (*Check)(nil)
@@ -59,7 +58,7 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*
 		if err != nil {
 			return nil, fmt.Errorf("headers: checks[%d]: %w", i, err) // load has taken it
 		}
-		c.files = append(c.files, &file{index: i, path: src.path, stamp: stampOf(src.path), loaded: now})
+		c.files = append(c.files, &file{index: i, path: src.path, stamp: filestamp.Of(src.path), loaded: now})
 	}
 	c.rules.Store(rs)
 	return c, nil
@@ -81,75 +80,24 @@ func (c *Check) Inspect(req *policy.Request, to []policy.Address) policy.Inspect
 type file struct {
 	index   int // in Config.Checks
 	path    string
-	stamp   stamp
+	stamp   filestamp.Stamp
 	loaded  time.Time
 	fault   string
 	faultAt time.Time
 }
 
-// stamp tells whether a file has changed.
-type stamp struct {
-	modified time.Time
-	size     int64
-	info     os.FileInfo
-	missing  bool
-}
-
-func (s stamp) same(o stamp) bool {
-	return s.missing == o.missing && s.size == o.size && s.modified.Equal(o.modified) &&
-		(s.info == nil || o.info == nil || os.SameFile(s.info, o.info))
-}
-
-func stampOf(path string) stamp {
-	st, err := os.Stat(path)
-	if err != nil {
-		return stamp{missing: true}
-	}
-	return stamp{modified: st.ModTime(), size: st.Size(), info: st}
-}
-
-// settle is how long a file must have been left alone before it is read
-// again: an editor that writes in place is not caught half way.
-const settle = 100 * time.Millisecond
-
 // Start looks at the files every reload_interval until Stop.
 func (c *Check) Start() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.cancel != nil {
-		return
-	}
-	c.cancel, c.done = make(chan struct{}), make(chan struct{})
-	c.publish()
-	go c.watch(c.cfg.ReloadInterval.D(), c.cancel, c.done)
-}
-
-func (c *Check) watch(interval time.Duration, cancel <-chan struct{}, done chan<- struct{}) {
-	defer close(done)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-cancel:
-			return
-		case now := <-tick.C:
-			c.poll(now)
-		}
+	if c.watcher.Start(c.cfg.ReloadInterval.D(), c.poll) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.publish()
 	}
 }
 
 // Stop ends what Start began and waits for it. It can be called twice, and
 // without Start.
-func (c *Check) Stop() {
-	c.mu.Lock()
-	cancel, done := c.cancel, c.done
-	c.cancel = nil
-	c.mu.Unlock()
-	if cancel != nil {
-		close(cancel)
-		<-done
-	}
-}
+func (c *Check) Stop() { c.watcher.Stop() }
 
 // poll reads the files that have changed and been left alone since.
 func (c *Check) poll(now time.Time) {
@@ -157,11 +105,11 @@ func (c *Check) poll(now time.Time) {
 	defer c.mu.Unlock()
 	fresh := map[int]*set{}
 	for _, f := range c.files {
-		st := stampOf(f.path)
-		if st.same(f.stamp) {
+		st := filestamp.Of(f.path)
+		if st.Same(f.stamp) {
 			continue
 		}
-		if age := now.Sub(st.modified); !st.missing && age >= 0 && age < settle {
+		if !st.Settled(now) {
 			continue
 		}
 		if s, _ := c.reread(f, now); s != nil {
@@ -191,11 +139,11 @@ func (c *Check) Reload() conf.Faults {
 
 // reread reads one table; nil: its last good rules stay.
 func (c *Check) reread(f *file, now time.Time) (*set, conf.Faults) {
-	f.stamp = stampOf(f.path)
+	f.stamp = filestamp.Of(f.path)
 	s, warnings, faults := loadSet(&c.cfg, f.index, "headers")
-	if len(faults) == 0 && !f.stamp.same(stampOf(f.path)) {
+	if len(faults) == 0 && !f.stamp.Same(filestamp.Of(f.path)) {
 		// It changed under our eyes: the next look reads all of it.
-		f.stamp = stamp{}
+		f.stamp = filestamp.Stamp{}
 		return nil, conf.Faults{{File: f.path, Text: "changed while it was read"}}
 	}
 	if len(faults) > 0 {

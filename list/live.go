@@ -24,8 +24,7 @@ type Live struct {
 	mu      sync.Mutex // guards what follows; held while files are read
 	sources []*liveSource
 
-	cancel chan struct{}
-	done   chan struct{}
+	watcher filestamp.Watcher
 }
 
 // liveSource is a source and what is known of its file.
@@ -103,30 +102,15 @@ func (l *Live) Start(interval time.Duration) {
 	if interval <= 0 {
 		interval = 2 * time.Second
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.cancel != nil {
-		return
-	}
-	l.cancel, l.done = make(chan struct{}), make(chan struct{})
-	l.publish(l.metrics)
-	go l.watch(interval, l.cancel, l.done)
-}
-
-func (l *Live) watch(interval time.Duration, cancel <-chan struct{}, done chan<- struct{}) {
-	defer close(done)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
 	last := time.Now()
-	for {
-		select {
-		case <-cancel:
-			return
-		case now := <-tick.C:
-			l.poll(now)
-			l.expire(last, now)
-			last = now
-		}
+	if l.watcher.Start(interval, func(now time.Time) {
+		l.poll(now)
+		l.expire(last, now)
+		last = now
+	}) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.publish(l.metrics)
 	}
 }
 
@@ -143,13 +127,7 @@ func (l *Live) expire(from, to time.Time) {
 // Stop ends what Start began and waits for it. It can be called twice, and
 // without Start.
 func (l *Live) Stop() {
-	l.mu.Lock()
-	cancel, done := l.cancel, l.done
-	l.cancel = nil
-	l.mu.Unlock()
-	if cancel != nil {
-		close(cancel)
-		<-done
+	if l.watcher.Stop() {
 		l.metrics.forget(l)
 	}
 }

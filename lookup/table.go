@@ -87,9 +87,8 @@ type Tables struct {
 	maps    map[string]Explainer
 	files   []*named // those made of files, by name
 
-	mu     sync.Mutex // held while files are read
-	cancel chan struct{}
-	done   chan struct{}
+	mu      sync.Mutex // held while files are read
+	watcher filestamp.Watcher
 }
 
 // NewTables reads the tables of cfgs. It starts nothing: see [Tables.Start].
@@ -429,40 +428,15 @@ func (t *Tables) Explain(ctx context.Context, name, key string) (Answer, error) 
 
 // Start looks at the files every interval until Stop.
 func (t *Tables) Start(interval time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.cancel != nil {
-		return
-	}
-	t.cancel, t.done = make(chan struct{}), make(chan struct{})
-	t.metrics.use(t)
-	go t.watch(interval, t.cancel, t.done)
-}
-
-func (t *Tables) watch(interval time.Duration, cancel <-chan struct{}, done chan<- struct{}) {
-	defer close(done)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-cancel:
-			return
-		case now := <-tick.C:
-			t.poll(now)
-		}
+	if t.watcher.Start(interval, t.poll) {
+		t.metrics.use(t)
 	}
 }
 
 // Stop ends what Start began and waits for it. It can be called twice, and
 // without Start.
 func (t *Tables) Stop() {
-	t.mu.Lock()
-	cancel, done := t.cancel, t.done
-	t.cancel = nil
-	t.mu.Unlock()
-	if cancel != nil {
-		close(cancel)
-		<-done
+	if t.watcher.Stop() {
 		t.metrics.release(t)
 	}
 }

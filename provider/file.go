@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"postern/internal/conf"
 )
@@ -119,30 +118,4 @@ func parsePrefix(s string) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("%q has bits set behind the prefix length: did you mean %v?", s, p.Masked())
 	}
 	return p, nil
-}
-
-// stamp tells whether a file has changed.
-type stamp struct {
-	modified time.Time
-	size     int64
-	info     os.FileInfo
-}
-
-func stampOf(path string) stamp {
-	st, err := os.Stat(path)
-	if err != nil {
-		return stamp{size: -1}
-	}
-	return stamp{st.ModTime(), st.Size(), st}
-}
-
-func (s stamp) same(o stamp) bool {
-	return s.size == o.size && s.modified.Equal(o.modified) && (s.info == nil || o.info == nil || os.SameFile(s.info, o.info))
-}
-
-// settled reports whether the file has been left alone for a moment: an
-// editor that writes in place is not caught half way.
-func (s stamp) settled(now time.Time) bool {
-	age := now.Sub(s.modified)
-	return s.size < 0 || age < 0 || age > 100*time.Millisecond
 }

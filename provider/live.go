@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/filestamp"
 )
 
 // list is one provider's list, kept right.
@@ -44,7 +45,7 @@ type list struct {
 	mu        sync.Mutex // guards what follows; not held across I/O
 	doc       document   // what was learned from DNS; Serial 0: nothing yet
 	files     []Entry    // from files
-	stamps    []stamp
+	stamps    []filestamp.Stamp
 	fileFault string
 	faultAt   time.Time
 	next      time.Time // when the records are read again
@@ -92,9 +93,9 @@ func (l *list) load(now time.Time) conf.Faults {
 }
 
 func (l *list) readFiles() ([]Entry, conf.Faults) {
-	stamps := make([]stamp, len(l.cfg.Files))
+	stamps := make([]filestamp.Stamp, len(l.cfg.Files))
 	for i, path := range l.cfg.Files {
-		stamps[i] = stampOf(path)
+		stamps[i] = filestamp.Of(path)
 	}
 	entries, faults := readFiles(l.cfg.Files)
 	l.mu.Lock()
@@ -272,8 +273,8 @@ func (l *list) poll(ctx context.Context, now time.Time) {
 	l.mu.Unlock()
 	changed := false
 	for i, path := range l.cfg.Files {
-		if st := stampOf(path); !st.same(stamps[i]) {
-			if !st.settled(now) {
+		if st := filestamp.Of(path); !st.Same(stamps[i]) {
+			if !st.Settled(now) {
 				return
 			}
 			changed = true

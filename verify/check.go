@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/filestamp"
 	"postern/policy"
 	"postern/verify/callout"
 	"postern/verify/directory"
@@ -54,6 +55,8 @@ type Check struct {
 	harvest  *policy.Template
 	clients  *otter.Cache[netip.Prefix, *harvester]
 	seed     maphash.Seed // of harvester.last
+
+	watcher filestamp.Watcher // of the files
 
 	ctx  context.Context // of work in the background; ends with Stop
 	stop context.CancelFunc
@@ -154,18 +157,9 @@ func (c *Check) Start() {
 	if len(c.routes.files) == 0 {
 		return
 	}
-	c.work.Go(func() {
-		tick := time.NewTicker(c.cfg.ReloadInterval.D())
-		defer tick.Stop()
-		for {
-			select {
-			case <-c.ctx.Done():
-				return
-			case now := <-tick.C:
-				for _, f := range c.routes.files {
-					f.poll(now, c.log)
-				}
-			}
+	c.watcher.Start(c.cfg.ReloadInterval.D(), func(now time.Time) {
+		for _, f := range c.routes.files {
+			f.poll(now, c.log)
 		}
 	})
 }
@@ -180,6 +174,7 @@ func (c *Check) Stop() {
 	}
 	clear(c.retries)
 	c.mu.Unlock()
+	c.watcher.Stop()
 	c.stop()
 	c.work.Wait()
 	c.metrics.forget(c)

@@ -50,11 +50,11 @@ var allowed = map[string]rule{
 	"verify/directory": {module: "internal/conf policy", outside: "github.com/go-ldap/ldap/v3"},
 	"verify/callout":   {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
 	"provider": {
-		module:  "internal/conf internal/mailaddr internal/spfrecord policy",
+		module:  "internal/conf internal/filestamp internal/mailaddr internal/spfrecord policy",
 		outside: bart + " github.com/emersion/go-msgauth/dkim " + metrics + " " + zap,
 	},
 	"headercheck": {
-		module:  "internal/conf internal/mailaddr policy table",
+		module:  "internal/conf internal/filestamp internal/mailaddr policy table",
 		outside: "golang.org/x/text/encoding/htmlindex " + metrics + " " + zap,
 	},
 

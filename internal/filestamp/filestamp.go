@@ -1,8 +1,10 @@
-// Package filestamp tells whether a file has changed since it was read.
+// Package filestamp tells whether a file has changed since it was read, and
+// looks at files now and then.
 package filestamp
 
 import (
 	"os"
+	"sync"
 	"time"
 )
 
@@ -39,4 +41,53 @@ const Settle = 100 * time.Millisecond
 func (s Stamp) Settled(now time.Time) bool {
 	age := now.Sub(s.modified)
 	return s.missing || age < 0 || age >= Settle
+}
+
+// Watcher calls a function now and then, in a goroutine of its own. The zero
+// Watcher is ready. Its methods are safe for concurrent use.
+type Watcher struct {
+	mu     sync.Mutex
+	cancel chan struct{}
+	done   chan struct{}
+}
+
+// Start calls poll every interval until Stop. It reports false, and does
+// nothing, when it is running already.
+func (w *Watcher) Start(every time.Duration, poll func(now time.Time)) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cancel != nil {
+		return false
+	}
+	cancel, done := make(chan struct{}), make(chan struct{})
+	w.cancel, w.done = cancel, done
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-cancel:
+				return
+			case now := <-tick.C:
+				poll(now)
+			}
+		}
+	}()
+	return true
+}
+
+// Stop ends what Start began and waits for it. It reports whether it was
+// running.
+func (w *Watcher) Stop() bool {
+	w.mu.Lock()
+	cancel, done := w.cancel, w.done
+	w.cancel = nil
+	w.mu.Unlock()
+	if cancel == nil {
+		return false
+	}
+	close(cancel)
+	<-done
+	return true
 }
