@@ -99,12 +99,12 @@ func newest(p netip.Prefix, entries []Entry, now time.Time) time.Time {
 type snapshot struct {
 	entries  []Entry        // sorted
 	prefixes []netip.Prefix // aggregated, sorted
-	table    *bart.Table[*Entry]
+	table    *bart.Fast[*Entry]
 }
 
 // newSnapshot takes over the entries, which are sorted.
 func newSnapshot(entries []Entry) *snapshot {
-	s := &snapshot{entries: entries, prefixes: prefixesOf(entries), table: new(bart.Table[*Entry])}
+	s := &snapshot{entries: entries, prefixes: prefixesOf(entries), table: new(bart.Fast[*Entry])}
 	for i := range entries {
 		s.table.Insert(entries[i].Prefix, &entries[i])
 	}
