@@ -929,7 +929,7 @@ func shipped(t *testing.T, name string, lines ...string) string {
 
 // The shipped examples together: postern.toml with the milter and the header
 // rules, the lines of main.cf.example, all of Postfix in its chroot.
-func TestHeaderChecksExample(t *testing.T) {
+func TestHeadersExample(t *testing.T) {
 	t.Parallel()
 	main := ""
 	for line := range strings.Lines(shipped(t, "main.cf.example", "#smtpd_milters = ", "#non_smtpd_milters = ")) {

@@ -370,6 +370,9 @@ func (p *postfix) noComplaint() {
 		if strings.Contains(line, "overriding earlier entry") {
 			continue // a setting of the test
 		}
+		if strings.Contains(line, "file system clock") || strings.Contains(line, "resetting file time stamps") {
+			continue // of a busy machine
+		}
 		if strings.Contains(line, "warning:") || strings.Contains(line, "error:") || strings.Contains(line, "fatal:") || strings.Contains(line, "panic:") {
 			p.t.Errorf("Postfix complains: %s", line)
 		}
