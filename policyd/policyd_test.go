@@ -370,6 +370,75 @@ func TestPipelinedAndSplitRequests(t *testing.T) {
 	}
 }
 
+// A client that will send no more gets its answers, and then the end of the
+// connection, also when that comes together with its last request.
+func TestClientThatClosesItsSide(t *testing.T) {
+	blocked, release := make(chan struct{}), make(chan struct{})
+	_, addr := start(t, handlerFunc(func(_ context.Context, req *policy.Request, d *policy.Decision) {
+		if req.Helo == "wait" {
+			blocked <- struct{}{}
+			<-release
+			d.Took = time.Since(req.Time)
+		}
+	}), func(c *Config) {
+		if err := c.Listen[0].UnmarshalText([]byte("tcp:127.0.0.1:0")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	dial := func() *net.TCPConn {
+		c, err := net.Dial("tcp", addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() }) // only a client
+		if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		return c.(*net.TCPConn)
+	}
+	send := func(c *net.TCPConn, helo string) {
+		if _, err := c.Write(policytest.Sample().With("helo_name", helo).Bytes()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const answer = "action=DUNNO\n\n"
+
+	c := dial()
+	send(c, "only one")
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); string(got) != answer || err != nil {
+		t.Errorf("one request: %q, %v", got, err)
+	}
+
+	const before, tries = 20, 50
+	var waiting []*net.TCPConn
+	for range tries {
+		c := dial()
+		for range before { // without a pause
+			send(c, "x")
+			if _, err := io.ReadFull(c, make([]byte, len(answer))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		send(c, "wait")
+		<-blocked
+		send(c, "last")
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		waiting = append(waiting, c)
+	}
+	// By now the poller has seen both, the request and the end, of most.
+	close(release)
+	for _, c := range waiting {
+		if got, err := io.ReadAll(c); string(got) != answer+answer || err != nil {
+			t.Fatalf("many requests: %q, %v", got, err)
+		}
+	}
+}
+
 // closed reports whether the door closes the connection without an answer.
 func closed(t *testing.T, c *policytest.Client) bool {
 	t.Helper()
