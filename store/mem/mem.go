@@ -23,7 +23,7 @@ type Store struct {
 var _ store.Store = (*Store)(nil)
 
 // sweepEvery is how often a part of the store is searched for expired records.
-const sweepEvery = 5 * time.Second
+const sweepEvery = 2500 * time.Millisecond
 
 // New returns a store for at most maxEntries records and starts its sweeper,
 // which Close ends.

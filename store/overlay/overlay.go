@@ -33,7 +33,11 @@ type Backing interface {
 	Load(keys *[3][]byte, recs *[3]Record, found *[3]bool) error
 }
 
-const shardCount = 64
+// Clients have shards of their own, behind those of triplets and pairs.
+const (
+	clientShards = 64
+	shardCount   = 2 * clientShards
+)
 
 // Engine is the set of tables. It is safe for concurrent use.
 type Engine struct {
@@ -69,7 +73,7 @@ func New(o Options) *Engine {
 		maxEntries: o.MaxEntries, maxDirty: o.MaxDirty,
 	}
 	for i := range e.shards {
-		e.shards[i].init(o.CacheSize/shardCount, o.Backing == nil)
+		e.shards[i].init(o.CacheSize/clientShards, o.Backing == nil)
 	}
 	e.entries.Store(int64(o.Entries))
 	return e
@@ -88,7 +92,12 @@ func (e *Engine) Pending() int { return int(e.pending.Load()) }
 type digest struct{ a, b uint64 }
 
 func (e *Engine) digest(key []byte) digest {
-	return digest{maphash.Bytes(e.seeds[0], key), maphash.Bytes(e.seeds[1], key)}
+	d := digest{maphash.Bytes(e.seeds[0], key), maphash.Bytes(e.seeds[1], key)}
+	d.a &^= clientShards
+	if len(key) > 0 && key[0] == store.ClientKey {
+		d.a |= clientShards
+	}
+	return d
 }
 
 // shard returns the number of the shard in which a key is.
@@ -99,10 +108,10 @@ type scratch struct {
 	buf   []byte
 	keys  [3][]byte // triplet, client, pair
 	sums  [3]digest
-	lock  [3]int // shards in the order of locking
 	recs  [3]Record
 	found [3]bool
 
+	before   [3]Record
 	ask      [3][]byte // what the backing is asked for, and its answer
 	asked    [3]Record
 	answered [3]bool
@@ -128,93 +137,123 @@ func (e *Engine) Touch(c *greylist.Contact) (greylist.Outcome, error) {
 	for i, k := range s.keys {
 		s.sums[i] = e.digest(k)
 	}
-	e.lockAll(s)
-	defer e.unlockAll(s)
-	if err := e.load(s); err != nil {
-		return greylist.Outcome{}, err
-	}
+	return e.touch(c, s)
+}
 
-	before := s.recs
-	triplet := greylist.Triplet{First: s.recs[0].A, Last: s.recs[0].B, Attempts: s.recs[0].X, Passes: s.recs[0].Y}
-	client := greylist.Client{Last: s.recs[1].A, Counted: s.recs[1].B, Passes: s.recs[1].X}
-	pair := greylist.Pair{First: s.recs[2].A, Last: s.recs[2].B}
-	out := greylist.Advance(c, &triplet, &client, &pair)
-	if c.DryRun {
-		return out, nil
+// The places of a contact's records in a scratch.
+const (
+	tripletAt = iota
+	clientAt
+	pairAt
+)
+
+// touch locks the shards of the triplet and the pair, then that of the client:
+// many contacts of a moment are of one client, so that its shard is locked
+// last and released first.
+func (e *Engine) touch(c *greylist.Contact, s *scratch) (greylist.Outcome, error) {
+	low, high := &e.shards[s.sums[tripletAt].shard()], &e.shards[s.sums[pairAt].shard()]
+	if s.sums[tripletAt].shard() > s.sums[pairAt].shard() {
+		low, high = high, low
 	}
-	if !s.found[0] && triplet.First != 0 {
-		if n := e.Entries(); n >= e.maxEntries {
-			return greylist.Outcome{}, fmt.Errorf("%w: %d entries", store.ErrFull, n)
+	low.mu.Lock()
+	defer low.mu.Unlock()
+	if high != low {
+		high.mu.Lock()
+		defer high.mu.Unlock()
+	}
+	missing := e.find(s, tripletAt, 0)
+	missing = e.find(s, pairAt, missing)
+
+	out, grown, changed, err := e.advance(c, s, missing)
+	if err == nil && !c.DryRun {
+		for _, i := range [...]int{tripletAt, pairAt} {
+			g, ch := e.update(s, i)
+			grown, changed = grown+g, changed+ch
 		}
-		if e.backing != nil && e.Pending() >= e.maxDirty {
-			return greylist.Outcome{}, fmt.Errorf("%w: %d changes wait to be written", store.ErrUnavailable, e.Pending())
+	}
+	if grown != 0 {
+		e.entries.Add(grown)
+	}
+	if changed != 0 {
+		e.pending.Add(changed)
+	}
+	return out, err
+}
+
+// advance does what needs the client's shard: it looks for the records that
+// are missing, applies the rule, and updates the client.
+func (e *Engine) advance(c *greylist.Contact, s *scratch, missing int) (out greylist.Outcome, grown, changed int64, err error) {
+	sh := &e.shards[s.sums[clientAt].shard()]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if missing = e.find(s, clientAt, missing); missing != 0 {
+		if err := e.load(s, missing); err != nil {
+			return out, 0, 0, err
+		}
+	}
+	s.before = s.recs
+	t, cl, p := &s.recs[tripletAt], &s.recs[clientAt], &s.recs[pairAt]
+	triplet := greylist.Triplet{First: t.A, Last: t.B, Attempts: t.X, Passes: t.Y}
+	client := greylist.Client{Last: cl.A, Counted: cl.B, Passes: cl.X}
+	pair := greylist.Pair{First: p.A, Last: p.B}
+	out = greylist.Advance(c, &triplet, &client, &pair)
+	if c.DryRun {
+		return out, 0, 0, nil
+	}
+	if !s.found[tripletAt] && triplet.First != 0 {
+		if n := e.Entries(); n >= e.maxEntries {
+			return greylist.Outcome{}, 0, 0, fmt.Errorf("%w: %d entries", store.ErrFull, n)
+		}
+		if n := e.Pending(); e.backing != nil && n >= e.maxDirty {
+			return greylist.Outcome{}, 0, 0, fmt.Errorf("%w: %d changes wait to be written", store.ErrUnavailable, n)
 		}
 	}
 	window, keep := (c.Rule.Window + slack).Milliseconds(), (c.Rule.Keep + slack).Milliseconds()
-	s.recs[0] = Record{A: triplet.First, B: triplet.Last, X: triplet.Attempts, Y: triplet.Passes, Expires: triplet.First + window}
+	*t = Record{A: triplet.First, B: triplet.Last, X: triplet.Attempts, Y: triplet.Passes, Expires: triplet.First + window}
 	if triplet.Passes > 0 {
-		s.recs[0].Expires = triplet.Last + keep
+		t.Expires = triplet.Last + keep
 	}
-	s.recs[1] = Record{A: client.Last, B: client.Counted, X: client.Passes, Expires: client.Last + keep}
-	s.recs[2] = Record{A: pair.First, B: pair.Last, Expires: pair.Last + window}
-	for i := range s.recs {
-		present := s.recs[i].A != 0
-		switch {
-		case !present && s.found[i]:
-			e.put(s.sums[i], s.keys[i], Record{}, true, -1)
-		case present && !s.found[i]:
-			e.put(s.sums[i], s.keys[i], s.recs[i], false, 1)
-		case present && s.recs[i] != before[i]:
-			e.put(s.sums[i], s.keys[i], s.recs[i], false, 0)
-		}
-	}
-	return out, nil
+	*cl = Record{A: client.Last, B: client.Counted, X: client.Passes, Expires: client.Last + keep}
+	*p = Record{A: pair.First, B: pair.Last, Expires: pair.Last + window}
+	grown, changed = e.update(s, clientAt)
+	return out, grown, changed, nil
 }
 
-// lockAll locks the three shards in ascending order, each once.
-func (e *Engine) lockAll(s *scratch) {
-	a, b, c := s.sums[0].shard(), s.sums[1].shard(), s.sums[2].shard()
-	if a > b {
-		a, b = b, a
+// update puts record i of a contact back if it has changed. It returns by how
+// much the numbers of entries and of changes to write have grown.
+func (e *Engine) update(s *scratch, i int) (grown, changed int64) {
+	present := s.recs[i].A != 0
+	switch {
+	case !present && s.found[i]:
+		return -1, e.put(s.sums[i], s.keys[i], Record{}, true)
+	case present && !s.found[i]:
+		return 1, e.put(s.sums[i], s.keys[i], s.recs[i], false)
+	case present && s.recs[i] != s.before[i]:
+		return 0, e.put(s.sums[i], s.keys[i], s.recs[i], false)
 	}
-	if b > c {
-		b, c = c, b
-	}
-	if a > b {
-		a, b = b, a
-	}
-	s.lock = [3]int{a, b, c}
-	for i, n := range s.lock {
-		if i == 0 || n != s.lock[i-1] {
-			e.shards[n].mu.Lock()
-		}
-	}
+	return 0, 0
 }
 
-func (e *Engine) unlockAll(s *scratch) {
-	for i, n := range s.lock {
-		if i == 0 || n != s.lock[i-1] {
-			e.shards[n].mu.Unlock()
-		}
+// find fills in record i of a contact, whose shard is locked, from the tables.
+// It returns missing with bit i set when the backing has to be asked.
+func (e *Engine) find(s *scratch, i, missing int) int {
+	d := s.sums[i]
+	if c := e.shards[d.shard()].find(d); c != nil {
+		s.recs[i], s.found[i] = c.rec, !c.gone
+		return missing
 	}
-}
-
-// load fills s.recs and s.found from the tables and, for what is not there,
-// from the backing. The shards are locked.
-func (e *Engine) load(s *scratch) error {
-	missing := 0
-	stored := e.stored.Load()
-	for i, d := range s.sums {
-		s.recs[i], s.found[i] = Record{}, false
-		if c := e.shards[d.shard()].find(d); c != nil {
-			s.recs[i], s.found[i] = c.rec, !c.gone
-		} else if e.backing != nil && (stored == nil || stored.holds(d)) {
+	s.recs[i], s.found[i] = Record{}, false
+	if e.backing != nil {
+		if f := e.stored.Load(); f == nil || f.holds(d) {
 			missing |= 1 << i
 		}
 	}
-	if missing == 0 {
-		return nil
-	}
+	return missing
+}
+
+// load fills in the records that are missing from the backing. All shards are
+// locked.
+func (e *Engine) load(s *scratch, missing int) error {
 	s.ask, s.asked, s.answered = [3][]byte{}, [3]Record{}, [3]bool{}
 	for i, k := range s.keys {
 		if missing&(1<<i) != 0 {
@@ -235,11 +274,10 @@ func (e *Engine) load(s *scratch) error {
 	return nil
 }
 
-// put stores a changed record, or that it is gone; grown is by how much the
-// number of entries changes. The shard is locked.
-func (e *Engine) put(d digest, key []byte, rec Record, gone bool, grown int64) {
+// put stores a changed record, or that it is gone, and returns how many more
+// changes there are to write. The shard is locked.
+func (e *Engine) put(d digest, key []byte, rec Record, gone bool) int64 {
 	sh := &e.shards[d.shard()]
-	e.entries.Add(grown)
 	c := sh.find(d)
 	if e.backing == nil {
 		switch {
@@ -250,15 +288,16 @@ func (e *Engine) put(d digest, key []byte, rec Record, gone bool, grown int64) {
 		case !gone:
 			sh.insert(d, key).rec = rec
 		}
-		return
+		return 0
 	}
 	if c == nil {
 		c = sh.insert(d, nil)
 	}
 	c.rec, c.gone = rec, gone
 	if sh.change(c, key) {
-		e.pending.Add(1)
+		return 1
 	}
+	return 0
 }
 
 // Change is one record to write, or to delete.
@@ -393,7 +432,8 @@ func (e *Engine) Delete(key []byte, rec Record, drop func(Record) bool) bool {
 	if !drop(rec) {
 		return false
 	}
-	e.put(d, key, Record{}, true, -1)
+	e.entries.Add(-1)
+	e.pending.Add(e.put(d, key, Record{}, true))
 	return true
 }
 

@@ -231,7 +231,7 @@ func TestChangesComeInOrder(t *testing.T) {
 				key = strings.Repeat("x", shortest-len(key)) + key
 			}
 			if key += strings.Repeat("\x00", rnd.IntN(2)); !slices.Contains(put, key) {
-				e.put(e.digest([]byte(key)), []byte(key), Record{A: int64(len(put))}, false, 1)
+				e.put(e.digest([]byte(key)), []byte(key), Record{A: int64(len(put))}, false)
 				put = append(put, key)
 			}
 		}
