@@ -21,7 +21,12 @@ type Reply struct {
 
 // String returns the reply as it stands on the wire, without the line end.
 func (r Reply) String() string {
-	return strconv.Itoa(r.Code) + " " + r.Enhanced + " " + r.Text
+	b := make([]byte, 0, 128) // usually enough, and not on the heap
+	b = strconv.AppendInt(b, int64(r.Code), 10)
+	b = append(b, ' ')
+	b = append(b, r.Enhanced...)
+	b = append(b, ' ')
+	return string(append(b, r.Text...))
 }
 
 // Template is a [Reply] with placeholders in braces: "554 5.7.1 {client} is
@@ -132,6 +137,7 @@ func (t *Template) Expand(value func(name string) string) Reply {
 		return Reply{}
 	}
 	var b strings.Builder
+	b.Grow(len(t.source) + 16)
 	for i, part := range t.parts {
 		if i%2 == 0 {
 			b.WriteString(part)
