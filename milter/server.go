@@ -98,6 +98,7 @@ type Server struct {
 	libraries []*gomilter.Server
 	conns     map[*conn]struct{}
 	stopping  bool
+	over      bool           // the time for what is under way is over
 	wg        sync.WaitGroup // connections, accept loops and early look-ups
 	watching  bool
 	watcher   sync.WaitGroup
@@ -217,12 +218,14 @@ func (s *Server) limits() limits {
 	return limits{cfg.FrameTimeout.D(), cfg.WriteTimeout.D()}
 }
 
-// admit returns nil when there are too many connections.
+// admit returns nil when there are too many connections. One that comes just as
+// the listener is closed is served: nobody else would, and Postfix does not ask
+// again.
 func (s *Server) admit(nc net.Conn) *conn {
 	c := newConn(nc, s.limits, s.ended)
 	s.mu.Lock()
 	full := len(s.conns) >= s.cfg.Load().MaxConnections
-	if full || s.stopping {
+	if full || s.over {
 		s.mu.Unlock()
 		_ = nc.Close() // refused
 		if full {
@@ -353,6 +356,7 @@ func (s *Server) closeQuiet(before time.Time) {
 func (s *Server) closeAll() (cut int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.over = true
 	for c := range s.conns {
 		if c.message.Load() {
 			cut++
