@@ -184,15 +184,7 @@ const adminMode = 0o660
 // Stop closes the doors, lets decisions under way finish, and writes the
 // state; it takes no longer than ctx. What it could not do in that time it logs.
 func (a *App) Stop(ctx context.Context) {
-	var doors sync.WaitGroup
-	for name, stop := range map[string]func(context.Context) error{"policy": a.door.Stop, "milter": a.milter.Stop, "lookup": a.lookup.Stop} {
-		doors.Go(func() {
-			if err := stop(ctx); err != nil {
-				a.log.Warn("some connections were cut off", zap.String("door", name), zap.Error(err))
-			}
-		})
-	}
-	doors.Wait()
+	a.stopDoors(ctx)
 	if a.admin != nil {
 		if err := errors.Join(a.admin.Stop(ctx), <-a.adminDone); err != nil {
 			a.log.Warn("admin door", zap.Error(err))
@@ -208,6 +200,29 @@ func (a *App) Stop(ctx context.Context) {
 	if err := a.parts.store.Close(ctx); err != nil {
 		a.log.Error("the state could not be saved", zap.Error(err))
 	}
+}
+
+// stopDoors closes the milter door before the others: a message under way
+// there is one about which smtpd still has to ask them. If they were closed
+// already, its question would wait in their sockets for the next daemon, and
+// the milter door for its answer.
+func (a *App) stopDoors(ctx context.Context) {
+	stop := func(ctx context.Context, name string, f func(context.Context) error) {
+		if err := f(ctx); err != nil {
+			a.log.Warn("some connections were cut off", zap.String("door", name), zap.Error(err))
+		}
+	}
+	first := ctx
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		first, cancel = context.WithDeadline(ctx, end.Add(-time.Until(end)/4)) // some time is for the others
+		defer cancel()
+	}
+	stop(first, "milter", a.milter.Stop)
+	var others sync.WaitGroup
+	others.Go(func() { stop(ctx, "policy", a.door.Stop) })
+	others.Go(func() { stop(ctx, "lookup", a.lookup.Stop) })
+	others.Wait()
 }
 
 // Decide implements policyd.Handler.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -804,28 +805,35 @@ func TestMilterReloadUnderTraffic(t *testing.T) {
 	p.noComplaint()
 }
 
+// inherit opens unix sockets in the daemon's directory and hands them to it,
+// as systemd does.
+func (d *daemon) inherit(names ...string) {
+	d.t.Helper()
+	for _, name := range names {
+		path := filepath.Join(d.dir, name)
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		f, err := l.File()
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if err := os.Chmod(path, 0o666); err != nil {
+			d.t.Fatal(err)
+		}
+		d.t.Cleanup(func() { _ = f.Close(); _ = l.Close() }) // the end
+		d.extra = append(d.extra, f)
+	}
+}
+
 // systemd holds the sockets of both doors while the daemon restarts: sessions
 // wait in them, and no message has to come again.
 func TestMilterRestartUnderTraffic(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, stamped)
 	d.stamp("yes")
-	for _, name := range []string{"policy.sock", "milter.sock"} {
-		path := filepath.Join(d.dir, name)
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		f, err := l.File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, 0o666); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = f.Close(); _ = l.Close() }) // the end
-		d.extra = append(d.extra, f)
-	}
+	d.inherit("policy.sock", "milter.sock")
 	d.start()
 	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("tempfail"))...)
 	count, stop := messages(p, 4)
@@ -852,6 +860,38 @@ func TestMilterRestartUnderTraffic(t *testing.T) {
 		}
 	}
 	if out := d.log.String(); strings.Contains(out, `"level":"warn"`) || strings.Contains(out, `"level":"error"`) {
+		t.Error("the daemon warns")
+	}
+	p.noComplaint()
+}
+
+// A message that is under way when the daemon is told to stop is finished,
+// though Postfix has questions for the policy door yet.
+func TestMilterMessageUnderWayAtStop(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, strings.Replace(stamped, "[milter]\n", "[milter]\ndrain = \"1m\"\n", 1))
+	d.stamp("yes")
+	d.inherit("policy.sock", "milter.sock")
+	d.start()
+	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("tempfail"))...)
+	s := p.dial("192.0.2.7", "mail.example.org")
+	s.cmd(250, "MAIL FROM:<ann@example.org>")
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	d.eventually("it stops", func() bool { return strings.Contains(d.log.String(), `"msg":"postern stops"`) })
+	s.cmd(250, "RCPT TO:<box@example.com>")
+	s.cmd(354, "DATA")
+	s.cmd(250, "Subject: x\r\n\r\nbody\r\n.")
+	if err := <-d.done; err != nil {
+		t.Errorf("the daemon ended badly: %v", err)
+	}
+	d.cmd = nil
+	if m := p.take(); strings.Count(m, "\nX-Seen: yes\n") != 1 || !strings.HasSuffix(m, "\nbody seen\n") {
+		t.Errorf("not looked at whole:\n%s", m)
+	}
+	d.decided("stage", "rcpt", "action", "continue")
+	if strings.Contains(d.log.String(), `"level":"warn"`) {
 		t.Error("the daemon warns")
 	}
 	p.noComplaint()
