@@ -986,7 +986,7 @@ func TestHeadersExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := shipped(t, "postern.toml", "#[milter]", "#[headers]", "#[admin]", "#[store]", "# [[headers.checks]]", `# table = "pcre:`, `# listen = ["unix:`,
+	text := shipped(t, "postern.toml", "#[milter]", "#[headers]", "#[admin]", "#[store]", "# [[headers.checks]]", `# table = "pcre:`, `# listen = ["unix:/var/spool/postfix/postern/milter.sock`,
 		`#listen = "unix:/run`, `#path = "/var/lib`)
 	d := newDaemon(t, "")
 	d.configure(strings.NewReplacer("mode = \"shadow\"\n", "", "/etc/postern/", rules+"/", "/var/spool/postfix/postern", queue, "/run/postern", d.dir, "/var/lib/postern", d.dir,
