@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # How long each fuzz test runs.
 FUZZTIME = 30s
 # How long the tests of one package may take.
-TIMEOUT = 15m
+TIMEOUT = 40m
 
 LINT = $(GO) tool -modfile=tools/go.mod
 
