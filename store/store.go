@@ -44,7 +44,7 @@ type Status struct {
 	Healthy   bool          `json:"healthy"`
 	Breaker   string        `json:"breaker,omitempty"` // "closed", "open", "half-open"
 	Entries   int           `json:"entries,omitempty"`
-	Pending   int           `json:"pending,omitempty"` // entries not written yet
+	Pending   int           `json:"pending,omitempty"` // changes not written yet
 	Flushed   time.Time     `json:"flushed,omitzero"`  // last write to disk
 	FlushTook time.Duration `json:"flush_took,omitempty"`
 	LastError string        `json:"last_error,omitempty"`

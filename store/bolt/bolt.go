@@ -32,7 +32,7 @@ import (
 
 // schema is the version of the file's content. A file of a newer one is
 // refused rather than misread.
-const schema = 1
+const schema = 2
 
 var (
 	bucketMeta = []byte("meta")
@@ -151,12 +151,14 @@ func tryOpen(path string) (db *bbolt.DB, entries int, err error) {
 		if err != nil {
 			return err
 		}
-		if v := meta.Get(keySchema); v == nil {
+		v := meta.Get(keySchema)
+		if v != nil && (len(v) != 1 || v[0] > schema) {
+			return fmt.Errorf("%w of postern (schema %x, this one knows %d)", store.ErrNewer, v, schema)
+		}
+		if v == nil || v[0] < schema { // schema 1 had no joint records
 			if err := meta.Put(keySchema, []byte{schema}); err != nil {
 				return err
 			}
-		} else if len(v) != 1 || v[0] > schema {
-			return fmt.Errorf("%w of postern (schema %x, this one knows %d)", store.ErrNewer, v, schema)
 		}
 		if v := meta.Get(keyEntries); len(v) == 8 {
 			entries = int(binary.BigEndian.Uint64(v))
@@ -168,6 +170,7 @@ func tryOpen(path string) (db *bbolt.DB, entries int, err error) {
 }
 
 // recordSize is the length of a stored record: expiry, then the four fields.
+// Behind those of a joint record stands its client.
 const recordSize = 8 + 8 + 8 + 4 + 4
 
 func encode(b []byte, r *overlay.Record) []byte {
@@ -178,14 +181,17 @@ func encode(b []byte, r *overlay.Record) []byte {
 	return binary.BigEndian.AppendUint32(b, r.Y)
 }
 
-func decode(v []byte) (overlay.Record, bool) {
-	if len(v) != recordSize {
-		return overlay.Record{}, false
+func decode(v []byte) (overlay.Stored, bool) {
+	if len(v) < recordSize {
+		return overlay.Stored{}, false
 	}
-	return overlay.Record{
-		Expires: int64(binary.BigEndian.Uint64(v)),
-		A:       int64(binary.BigEndian.Uint64(v[8:])), B: int64(binary.BigEndian.Uint64(v[16:])),
-		X: binary.BigEndian.Uint32(v[24:]), Y: binary.BigEndian.Uint32(v[28:]),
+	return overlay.Stored{
+		Record: overlay.Record{
+			Expires: int64(binary.BigEndian.Uint64(v)),
+			A:       int64(binary.BigEndian.Uint64(v[8:])), B: int64(binary.BigEndian.Uint64(v[16:])),
+			X: binary.BigEndian.Uint32(v[24:]), Y: binary.BigEndian.Uint32(v[28:]),
+		},
+		Who: string(v[recordSize:]),
 	}, true
 }
 
@@ -198,7 +204,7 @@ func guard(err *error) {
 
 // Load implements overlay.Backing. It reads the mapped file under a shard's
 // lock, which a read of a page from disk may hold up; nothing else here waits.
-func (s *Store) Load(keys *[3][]byte, recs *[3]overlay.Record, found *[3]bool) (err error) {
+func (s *Store) Load(q *overlay.Query) (err error) {
 	defer guard(&err)
 	tx, err := s.db.Begin(false)
 	if err != nil {
@@ -206,10 +212,10 @@ func (s *Store) Load(keys *[3][]byte, recs *[3]overlay.Record, found *[3]bool) (
 	}
 	defer tx.Rollback() //nolint:errcheck // a read transaction
 	b := tx.Bucket(bucketGrey)
-	for i, k := range keys {
+	for i, k := range q.Keys {
 		if k != nil {
 			if v := b.Get(k); v != nil {
-				recs[i], found[i] = decode(v)
+				q.Recs[i], q.Found[i] = decode(v)
 			}
 		}
 	}
@@ -269,7 +275,7 @@ func (s *Store) keys(add func(key []byte)) error {
 		if n%releaseEvery == 0 {
 			s.release()
 		}
-		next, err := s.scan(from, sweepKeys, func(key []byte, _ overlay.Record) bool {
+		next, err := s.scan(from, sweepKeys, func(key []byte, _ overlay.Stored) bool {
 			add(key)
 			return true
 		})
@@ -320,7 +326,7 @@ func (s *Store) write(changes overlay.Changes) (err error) {
 	defer guard(&err)
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketGrey)
-		values := make([]byte, 0, changes.Len()*recordSize)
+		values := make([]byte, 0, changes.Len()*(recordSize+32))
 		for i := range changes.Len() {
 			c := changes.At(i)
 			if c.Gone {
@@ -330,7 +336,7 @@ func (s *Store) write(changes overlay.Changes) (err error) {
 				continue
 			}
 			at := len(values)
-			values = encode(values, &c.Rec)
+			values = append(encode(values, &c.Rec), c.Who...)
 			if err := b.Put(c.Key, values[at:len(values):len(values)]); err != nil {
 				return err
 			}
@@ -365,12 +371,23 @@ func (s *Store) sweep(now time.Time) {
 	from := s.cursor
 	s.mu.Unlock()
 	ms := now.UnixMilli()
-	next, err := s.scan(from, sweepKeys, func(key []byte, rec overlay.Record) bool {
-		if rec.Expires < ms {
-			s.engine.Delete(key, rec, func(r overlay.Record) bool { return r.Expires < ms })
+	var over []string
+	expired := func(r overlay.Record) bool { return r.Expires < ms }
+	next, err := s.scan(from, sweepKeys, func(key []byte, rec overlay.Stored) bool {
+		if expired(rec.Record) {
+			over = append(over, string(key))
+			if rec.Who != "" {
+				over = append(over, string(overlay.TripletKey(key, rec.Who)))
+			}
 		}
 		return true
 	})
+	for _, key := range over {
+		if _, e := s.engine.Delete(key, expired); e != nil {
+			err = errors.Join(err, e)
+			break
+		}
+	}
 	if err != nil {
 		s.log.Warn("sweep of the state file failed", zap.Error(err))
 	}
@@ -381,7 +398,7 @@ func (s *Store) sweep(now time.Time) {
 
 // scan calls yield for at most n records from a key on and returns the key at
 // which to go on, nil at the end. yield must not keep key.
-func (s *Store) scan(from []byte, n int, yield func(key []byte, rec overlay.Record) bool) (next []byte, err error) {
+func (s *Store) scan(from []byte, n int, yield func(key []byte, rec overlay.Stored) bool) (next []byte, err error) {
 	defer guard(&err)
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketGrey).Cursor()
@@ -412,7 +429,7 @@ func (s *Store) each(ctx context.Context, yield func(key string, rec overlay.Rec
 	}
 	type pair struct {
 		key string
-		rec overlay.Record
+		rec overlay.Stored
 	}
 	batch := make([]pair, 0, listBatch)
 	var from []byte
@@ -421,7 +438,7 @@ func (s *Store) each(ctx context.Context, yield func(key string, rec overlay.Rec
 			return err
 		}
 		batch = batch[:0]
-		next, err := s.scan(from, listBatch, func(k []byte, rec overlay.Record) bool {
+		next, err := s.scan(from, listBatch, func(k []byte, rec overlay.Stored) bool {
 			batch = append(batch, pair{string(k), rec})
 			return true
 		})
@@ -429,8 +446,7 @@ func (s *Store) each(ctx context.Context, yield func(key string, rec overlay.Rec
 			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 		}
 		for _, p := range batch {
-			rec, ok := s.engine.Current([]byte(p.key), p.rec)
-			if ok && !yield(p.key, rec) {
+			if !s.engine.Current(p.key, p.rec, yield) {
 				return nil
 			}
 		}
@@ -466,14 +482,18 @@ func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Ti
 // disk when it returns.
 func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, error) {
 	n := 0
-	err := s.each(ctx, func(key string, rec overlay.Record) bool {
-		e, ok := store.SplitKey(key)
-		if ok && store.Matches(&f, &e) && s.engine.Delete([]byte(key), rec, func(overlay.Record) bool { return true }) {
+	var failed error
+	err := s.each(ctx, func(key string, _ overlay.Record) bool {
+		if e, ok := store.SplitKey(key); !ok || !store.Matches(&f, &e) {
+			return true
+		}
+		var gone bool
+		if gone, failed = s.engine.Delete(key, func(overlay.Record) bool { return true }); gone {
 			n++
 		}
-		return true
+		return failed == nil
 	})
-	return n, errors.Join(err, s.flush())
+	return n, errors.Join(err, failed, s.flush())
 }
 
 // CountGreylist implements greylist.AdminStore.

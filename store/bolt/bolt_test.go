@@ -3,6 +3,7 @@ package bolt
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -23,6 +24,7 @@ import (
 	"postern/greylist"
 	"postern/internal/conf"
 	"postern/store"
+	"postern/store/overlay"
 	"postern/store/storetest"
 )
 
@@ -61,8 +63,8 @@ func TestStateSurvivesAClose(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := s.Status().Pending; n != 200 {
-		t.Errorf("%d changes pending, want 100 triplets and 100 pairs", n)
+	if n := s.Status().Pending; n != 100 {
+		t.Errorf("%d changes pending, want 100 triplets, each with its pair", n)
 	}
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)
@@ -232,6 +234,50 @@ func TestFilesThatAreNotOpened(t *testing.T) {
 	}
 }
 
+// TestFileOfSchema1 opens a file as it was before there were joint records.
+func TestFileOfSchema1(t *testing.T) {
+	cfg := config(filepath.Join(t.TempDir(), "state.db"))
+	s := open(t, cfg)
+	now := time.Now()
+	c := contact(1, now)
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		first := overlay.Record{A: now.UnixMilli(), B: now.UnixMilli(), X: 1, Expires: now.Add(time.Hour).UnixMilli()}
+		b := tx.Bucket(bucketGrey)
+		return errors.Join(
+			b.Put(store.AppendKey(nil, store.TripletKey, c.Who, c.Sender, c.Recipient), encode(nil, &first)),
+			b.Put(store.AppendKey(nil, store.PairKey, c.Sender, c.Recipient), encode(nil, &overlay.Record{A: first.A, B: first.B, Expires: first.Expires})),
+			tx.Bucket(bucketMeta).Put(keySchema, []byte{1}),
+			tx.Bucket(bucketMeta).Put(keyEntries, binary.BigEndian.AppendUint64(nil, 2)),
+		)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	c.Time = now.Add(time.Second)
+	if out, err := s.TouchGreylist(t.Context(), c); err != nil || out.State != greylist.EarlyRetry || out.Attempts != 2 {
+		t.Errorf("a triplet of then: %+v, %v", out, err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	if n, err := s.CountGreylist(t.Context(), now); err != nil || n != (greylist.Counts{Triplets: 1, Pairs: 1}) {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if err := s.db.View(func(tx *bbolt.Tx) error {
+		if v := tx.Bucket(bucketMeta).Get(keySchema); len(v) != 1 || v[0] != schema {
+			t.Errorf("schema %v", v)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWriteErrorKeepsChangesAndHeals(t *testing.T) {
 	core, logs := observer.New(zapcore.InfoLevel)
 	cfg := config(filepath.Join(t.TempDir(), "state.db"))
@@ -258,7 +304,7 @@ func TestWriteErrorKeepsChangesAndHeals(t *testing.T) {
 	if err := s.flush(); err == nil {
 		t.Fatal("a closed file took changes")
 	}
-	if st := s.Status(); st.Healthy || st.Pending != 2 || st.LastError == "" {
+	if st := s.Status(); st.Healthy || st.Pending != 1 || st.LastError == "" {
 		t.Errorf("status %+v", st)
 	}
 	if err := s.Ping(t.Context()); !errors.Is(err, store.ErrUnavailable) {
@@ -302,8 +348,8 @@ func TestSweepDeletesFromTheFile(t *testing.T) {
 	if err := s.db.View(func(tx *bbolt.Tx) error { keys = tx.Bucket(bucketGrey).Stats().KeyN; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.Status().Entries; keys != 2 || n != 2 {
-		t.Errorf("%d keys in the file, %d entries counted; want the live triplet and its pair", keys, n)
+	if n := s.Status().Entries; keys != 1 || n != 2 {
+		t.Errorf("%d keys in the file, %d entries counted; want one, of the live triplet and its pair", keys, n)
 	}
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)

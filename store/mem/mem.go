@@ -71,9 +71,11 @@ func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Ti
 // ForgetGreylist implements greylist.AdminStore.
 func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, error) {
 	n := 0
-	err := s.engine.Range(ctx, func(key string, rec overlay.Record) bool {
-		e, ok := store.SplitKey(key)
-		if ok && store.Matches(&f, &e) && s.engine.Delete([]byte(key), rec, func(overlay.Record) bool { return true }) {
+	err := s.engine.Range(ctx, func(key string, _ overlay.Record) bool {
+		if e, ok := store.SplitKey(key); !ok || !store.Matches(&f, &e) {
+			return true
+		}
+		if gone, _ := s.engine.Delete(key, func(overlay.Record) bool { return true }); gone { // no error without a backing
 			n++
 		}
 		return true

@@ -4,6 +4,10 @@
 // A record is read, changed and put back under the locks of its shards, so
 // each contact is atomic. Changed records are dirty until a flush has written
 // them; unchanged ones are a bounded cache when there is a file behind.
+//
+// Most triplets are never seen again: who sends it does not come back. Such a
+// triplet and its pair say the same, so that with a file behind they are one
+// record, a joint one, until one of them changes without the other.
 package overlay
 
 import (
@@ -26,17 +30,32 @@ type Record struct {
 	Expires int64  // Unix milliseconds after which the record may be dropped
 }
 
-// Backing is the file behind the tables.
-type Backing interface {
-	// Load reads the records of the keys that are not nil, all from one
-	// moment. found tells which were there. Keys are only valid during the call.
-	Load(keys *[3][]byte, recs *[3]Record, found *[3]bool) error
+// Stored is a record as a backing holds it. Who is set in a joint record: it
+// stands under the key of a pair, with the Attempts of the only triplet that
+// the pair has, which is of that client, has not passed, and has the same First
+// and Last.
+type Stored struct {
+	Record
+	Who string
 }
 
-// Clients have shards of their own, behind those of triplets and pairs.
+// Query asks a backing for records.
+type Query struct {
+	Keys  [3][]byte // those that are not nil; only valid during the call
+	Recs  [3]Stored
+	Found [3]bool
+}
+
+// Backing is the file behind the tables.
+type Backing interface {
+	// Load answers a query, with records that are all from one moment.
+	Load(q *Query) error
+}
+
+// A triplet is in the shard of its pair. Clients have shards of their own.
 const (
-	clientShards = 64
-	shardCount   = 2 * clientShards
+	pairShards = 64
+	shardCount = 2 * pairShards
 )
 
 // Engine is the set of tables. It is safe for concurrent use.
@@ -73,7 +92,7 @@ func New(o Options) *Engine {
 		maxEntries: o.MaxEntries, maxDirty: o.MaxDirty,
 	}
 	for i := range e.shards {
-		e.shards[i].init(o.CacheSize/clientShards, o.Backing == nil)
+		e.shards[i].init(o.CacheSize/pairShards, o.Backing == nil)
 	}
 	e.entries.Store(int64(o.Entries))
 	return e
@@ -92,18 +111,18 @@ func (e *Engine) Pending() int { return int(e.pending.Load()) }
 type digest struct{ a, b uint64 }
 
 func (e *Engine) digest(key []byte) digest {
-	d := digest{maphash.Bytes(e.seeds[0], key), maphash.Bytes(e.seeds[1], key)}
-	d.a &^= clientShards
-	if len(key) > 0 && key[0] == store.ClientKey {
-		d.a |= clientShards
-	}
-	return d
+	return digest{maphash.Bytes(e.seeds[0], key), maphash.Bytes(e.seeds[1], key)}
 }
 
-// shard returns the number of the shard in which a key is.
-func (d digest) shard() int { return int(d.a % shardCount) }
+// pairShard returns the shard of a pair, in which its triplets are too.
+func (e *Engine) pairShard(pair digest) *shard { return &e.shards[pair.a%pairShards] }
 
-// scratch is what one Touch works in.
+func (e *Engine) clientShard(client digest) *shard { return &e.shards[pairShards+client.a%pairShards] }
+
+// who returns what a joint record knows its triplet by in memory.
+func (triplet digest) who() uint64 { return triplet.b | 1 }
+
+// scratch is what one operation on the records of a contact works in.
 type scratch struct {
 	buf   []byte
 	keys  [3][]byte // triplet, client, pair
@@ -111,33 +130,14 @@ type scratch struct {
 	recs  [3]Record
 	found [3]bool
 
-	before   [3]Record
-	ask      [3][]byte // what the backing is asked for, and its answer
-	asked    [3]Record
-	answered [3]bool
-}
+	before [3]Record
+	query  Query
 
-var scratches = sync.Pool{New: func() any { return &scratch{buf: make([]byte, 0, 1024)} }}
-
-// slack is how much longer than its use a record is kept: its expiry is
-// garbage collection, never the rule.
-const slack = time.Hour
-
-// Touch implements greylist.Store.
-func (e *Engine) Touch(c *greylist.Contact) (greylist.Outcome, error) {
-	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
-	b := store.AppendKey(s.buf[:0], store.TripletKey, c.Who, c.Sender, c.Recipient)
-	t := len(b)
-	b = store.AppendKey(b, store.ClientKey, c.Who)
-	cl := len(b)
-	b = store.AppendKey(b, store.PairKey, c.Sender, c.Recipient)
-	s.buf = b
-	s.keys = [3][]byte{b[:t], b[t:cl], b[cl:]}
-	for i, k := range s.keys {
-		s.sums[i] = e.digest(k)
-	}
-	return e.touch(c, s)
+	// joint is set when the pair's record is a joint one with this triplet,
+	// other when it is one with another triplet, that of otherWho.
+	joint, other bool
+	together     Record // the joint record
+	otherWho     string
 }
 
 // The places of a contact's records in a scratch.
@@ -147,46 +147,193 @@ const (
 	pairAt
 )
 
-// touch locks the shards of the triplet and the pair, then that of the client:
-// many contacts of a moment are of one client, so that its shard is locked
-// last and released first.
-func (e *Engine) touch(c *greylist.Contact, s *scratch) (greylist.Outcome, error) {
-	low, high := &e.shards[s.sums[tripletAt].shard()], &e.shards[s.sums[pairAt].shard()]
-	if s.sums[tripletAt].shard() > s.sums[pairAt].shard() {
-		low, high = high, low
-	}
-	low.mu.Lock()
-	defer low.mu.Unlock()
-	if high != low {
-		high.mu.Lock()
-		defer high.mu.Unlock()
-	}
-	missing := e.find(s, tripletAt, 0)
-	missing = e.find(s, pairAt, missing)
+var scratches = sync.Pool{New: func() any { return &scratch{buf: make([]byte, 0, 1024)} }}
 
+// begin makes the keys of a contact.
+func (e *Engine) begin(who, sender, recipient string) *scratch {
+	s := scratches.Get().(*scratch)
+	b := store.AppendKey(s.buf[:0], store.TripletKey, who, sender, recipient)
+	t := len(b)
+	b = store.AppendKey(b, store.ClientKey, who)
+	cl := len(b)
+	b = store.AppendKey(b, store.PairKey, sender, recipient)
+	s.buf = b
+	s.keys = [3][]byte{b[:t], b[t:cl], b[cl:]}
+	for i, k := range s.keys {
+		s.sums[i] = e.digest(k)
+	}
+	s.joint, s.other, s.otherWho = false, false, ""
+	return s
+}
+
+// slack is how much longer than its use a record is kept: its expiry is
+// garbage collection, never the rule.
+const slack = time.Hour
+
+// Touch implements greylist.Store.
+func (e *Engine) Touch(c *greylist.Contact) (greylist.Outcome, error) {
+	s := e.begin(c.Who, c.Sender, c.Recipient)
+	defer scratches.Put(s)
+	sh := e.pairShard(s.sums[pairAt])
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	missing := e.findPair(sh, s, !c.DryRun)
 	out, grown, changed, err := e.advance(c, s, missing)
 	if err == nil && !c.DryRun {
-		for _, i := range [...]int{tripletAt, pairAt} {
-			g, ch := e.update(s, i)
-			grown, changed = grown+g, changed+ch
-		}
+		g, ch := e.updatePair(sh, s, c)
+		grown, changed = grown+g, changed+ch
 	}
+	e.count(grown, changed)
+	return out, err
+}
+
+func (e *Engine) count(grown, changed int64) {
 	if grown != 0 {
 		e.entries.Add(grown)
 	}
 	if changed != 0 {
 		e.pending.Add(changed)
 	}
-	return out, err
 }
 
-// advance does what needs the client's shard: it looks for the records that
-// are missing, applies the rule, and updates the client.
+// findPair looks for the records of the pair and the triplet in the tables.
+// It returns which have to be asked for, as bits. write is set when they may be
+// written: who shares a joint record with the pair must be known then.
+func (e *Engine) findPair(sh *shard, s *scratch, write bool) (missing int) {
+	s.recs[tripletAt], s.found[tripletAt] = Record{}, false
+	s.recs[pairAt], s.found[pairAt] = Record{}, false
+	switch c := sh.find(s.sums[pairAt]); {
+	case c == nil:
+		missing = e.ask(s, pairAt)
+	case c.who != 0:
+		s.split(c.rec, c.who)
+		if s.other && write {
+			if s.otherWho = sh.whoOf(c); s.otherWho == "" {
+				missing = 1 << pairAt // the backing knows
+			}
+		}
+	default:
+		s.recs[pairAt], s.found[pairAt] = c.rec, !c.gone
+	}
+	if !s.joint {
+		missing |= e.find(sh, s, tripletAt)
+	}
+	return missing
+}
+
+// split takes the pair, and the triplet if it is this one, out of a joint record.
+func (s *scratch) split(rec Record, who uint64) {
+	s.together = rec
+	s.recs[pairAt], s.found[pairAt] = pairOf(rec), true
+	if s.joint = who == s.sums[tripletAt].who(); s.joint {
+		s.recs[tripletAt], s.found[tripletAt] = tripletOf(rec), true
+	}
+	s.other = !s.joint
+}
+
+// pairOf and tripletOf return the parts of a joint record.
+func pairOf(rec Record) Record { return Record{A: rec.A, B: rec.B, Expires: rec.Expires} }
+
+func tripletOf(rec Record) Record {
+	// Both are kept for the same time, the pair from Last on.
+	return Record{A: rec.A, B: rec.B, X: rec.X, Expires: rec.Expires - rec.B + rec.A}
+}
+
+// find looks for record i in the tables. It returns bit i when the backing has
+// to be asked.
+func (e *Engine) find(sh *shard, s *scratch, i int) (missing int) {
+	if c := sh.find(s.sums[i]); c != nil {
+		s.recs[i], s.found[i] = c.rec, !c.gone
+		return 0
+	}
+	s.recs[i], s.found[i] = Record{}, false
+	return e.ask(s, i)
+}
+
+// ask returns bit i if the backing may hold key i.
+func (e *Engine) ask(s *scratch, i int) int {
+	if e.backing == nil {
+		return 0
+	}
+	if f := e.stored.Load(); f != nil && !f.holds(s.sums[i]) {
+		return 0
+	}
+	return 1 << i
+}
+
+// load gets the records that are missing from the backing. That a key is not
+// there is worth remembering too: the pair of a triplet that has passed is
+// asked for again and again. The shards are locked.
+func (e *Engine) load(s *scratch, missing int) error {
+	s.query = Query{}
+	for i, k := range s.keys {
+		if missing&(1<<i) != 0 {
+			s.query.Keys[i] = k
+		}
+	}
+	if err := e.backing.Load(&s.query); err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	if missing&(1<<pairAt) != 0 {
+		e.loadedPair(s)
+	}
+	for _, i := range [...]int{tripletAt, clientAt} {
+		if missing&(1<<i) == 0 || i == tripletAt && s.joint {
+			continue
+		}
+		sh := e.pairShard(s.sums[pairAt])
+		if i == clientAt {
+			sh = e.clientShard(s.sums[i])
+		}
+		s.recs[i], s.found[i] = s.query.Recs[i].Record, s.query.Found[i]
+		c := sh.insert(s.sums[i], nil)
+		c.rec, c.gone = s.recs[i], !s.found[i]
+	}
+	return nil
+}
+
+// loadedPair takes over what the backing said of the pair.
+func (e *Engine) loadedPair(s *scratch) {
+	rec, found := s.query.Recs[pairAt], s.query.Found[pairAt]
+	if s.other { // in the tables; only the name of the client was wanted
+		s.otherWho = rec.Who
+		return
+	}
+	c := e.pairShard(s.sums[pairAt]).insert(s.sums[pairAt], nil)
+	c.rec, c.gone = rec.Record, !found
+	if rec.Who == "" {
+		s.recs[pairAt], s.found[pairAt] = rec.Record, found
+		return
+	}
+	c.who = e.tripletBeside(s.keys[pairAt], rec.Who).who()
+	if s.split(rec.Record, c.who); s.other {
+		s.otherWho = rec.Who
+	}
+}
+
+// tripletBeside returns the digest of the triplet of a pair and a client.
+func (e *Engine) tripletBeside(pair []byte, who string) digest {
+	var buf [256]byte
+	return e.digest(tripletKey(buf[:0], pair, who))
+}
+
+// TripletKey returns the key of the triplet of a joint record.
+func TripletKey(pair []byte, who string) []byte { return tripletKey(nil, pair, who) }
+
+// tripletKey appends the key of the triplet of a pair, whose key is given, and
+// a client.
+func tripletKey(b, pair []byte, who string) []byte {
+	return append(store.AppendKey(b, store.TripletKey, who), pair[1:]...)
+}
+
+// advance does what needs the client's shard, which is locked for no longer:
+// many contacts of a moment are of one client. It gets the records that are
+// missing, applies the rule, and updates the client.
 func (e *Engine) advance(c *greylist.Contact, s *scratch, missing int) (out greylist.Outcome, grown, changed int64, err error) {
-	sh := &e.shards[s.sums[clientAt].shard()]
+	sh := e.clientShard(s.sums[clientAt])
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if missing = e.find(s, clientAt, missing); missing != 0 {
+	if missing |= e.find(sh, s, clientAt); missing != 0 {
 		if err := e.load(s, missing); err != nil {
 			return out, 0, 0, err
 		}
@@ -215,86 +362,100 @@ func (e *Engine) advance(c *greylist.Contact, s *scratch, missing int) (out grey
 	}
 	*cl = Record{A: client.Last, B: client.Counted, X: client.Passes, Expires: client.Last + keep}
 	*p = Record{A: pair.First, B: pair.Last, Expires: pair.Last + window}
-	grown, changed = e.update(s, clientAt)
+	grown, changed = e.update(sh, s, clientAt)
 	return out, grown, changed, nil
 }
 
-// update puts record i of a contact back if it has changed. It returns by how
+// maxWho is the longest name of a client in a joint record: what a key holds
+// of a longer one cannot be told from a name.
+const maxWho = 255
+
+// updatePair puts the pair and the triplet of a contact back. It returns by how
 // much the numbers of entries and of changes to write have grown.
-func (e *Engine) update(s *scratch, i int) (grown, changed int64) {
+func (e *Engine) updatePair(sh *shard, s *scratch, c *greylist.Contact) (grown, changed int64) {
+	t, p := &s.recs[tripletAt], &s.recs[pairAt]
+	alike := t.A != 0 && t.Y == 0 && p.A == t.A && p.B == t.B
+	nameable := e.backing != nil && c.Who != "" && len(c.Who) <= maxWho
+	if alike && nameable && (s.joint || !s.found[tripletAt] && !s.found[pairAt]) {
+		together := Record{A: p.A, B: p.B, X: t.X, Expires: p.Expires}
+		if s.joint {
+			if together == s.together {
+				return 0, 0
+			}
+		} else {
+			grown = 2
+		}
+		return grown, e.put(sh, s.sums[pairAt], s.keys[pairAt], value{rec: together, joint: true, who: c.Who, triplet: s.sums[tripletAt]})
+	}
+	if s.joint || s.other && (p.A == 0 || *p != s.before[pairAt]) {
+		changed = e.part(sh, s)
+	}
+	for _, i := range [...]int{tripletAt, pairAt} {
+		g, ch := e.update(sh, s, i)
+		grown, changed = grown+g, changed+ch
+	}
+	return grown, changed
+}
+
+// part makes the parts of a joint record records of their own.
+func (e *Engine) part(sh *shard, s *scratch) (changed int64) {
+	key, sum := s.keys[tripletAt], s.sums[tripletAt]
+	if s.other {
+		key = tripletKey(nil, s.keys[pairAt], s.otherWho)
+		sum = e.digest(key)
+	}
+	changed = e.put(sh, sum, key, value{rec: tripletOf(s.together)})
+	changed += e.put(sh, s.sums[pairAt], s.keys[pairAt], value{rec: pairOf(s.together)})
+	s.joint, s.other = false, false
+	return changed
+}
+
+// update puts record i of a contact back if it has changed.
+func (e *Engine) update(sh *shard, s *scratch, i int) (grown, changed int64) {
 	present := s.recs[i].A != 0
 	switch {
 	case !present && s.found[i]:
-		return -1, e.put(s.sums[i], s.keys[i], Record{}, true)
+		return -1, e.put(sh, s.sums[i], s.keys[i], value{gone: true})
 	case present && !s.found[i]:
-		return 1, e.put(s.sums[i], s.keys[i], s.recs[i], false)
+		return 1, e.put(sh, s.sums[i], s.keys[i], value{rec: s.recs[i]})
 	case present && s.recs[i] != s.before[i]:
-		return 0, e.put(s.sums[i], s.keys[i], s.recs[i], false)
+		return 0, e.put(sh, s.sums[i], s.keys[i], value{rec: s.recs[i]})
 	}
 	return 0, 0
 }
 
-// find fills in record i of a contact, whose shard is locked, from the tables.
-// It returns missing with bit i set when the backing has to be asked.
-func (e *Engine) find(s *scratch, i, missing int) int {
-	d := s.sums[i]
-	if c := e.shards[d.shard()].find(d); c != nil {
-		s.recs[i], s.found[i] = c.rec, !c.gone
-		return missing
-	}
-	s.recs[i], s.found[i] = Record{}, false
-	if e.backing != nil {
-		if f := e.stored.Load(); f == nil || f.holds(d) {
-			missing |= 1 << i
-		}
-	}
-	return missing
-}
-
-// load fills in the records that are missing from the backing. All shards are
-// locked.
-func (e *Engine) load(s *scratch, missing int) error {
-	s.ask, s.asked, s.answered = [3][]byte{}, [3]Record{}, [3]bool{}
-	for i, k := range s.keys {
-		if missing&(1<<i) != 0 {
-			s.ask[i] = k
-		}
-	}
-	if err := e.backing.Load(&s.ask, &s.asked, &s.answered); err != nil {
-		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
-	}
-	for i, d := range s.sums {
-		if s.ask[i] != nil {
-			// That a key is not in the file is worth remembering too: the
-			// pair of a triplet that has passed is asked for again and again.
-			s.recs[i], s.found[i] = s.asked[i], s.answered[i]
-			*e.shards[d.shard()].insert(d, nil) = cell{key: d, rec: s.asked[i], gone: !s.answered[i], used: true}
-		}
-	}
-	return nil
+// value is what is put into a cell.
+type value struct {
+	rec     Record
+	gone    bool
+	joint   bool
+	who     string // of a joint record, with its triplet
+	triplet digest
 }
 
 // put stores a changed record, or that it is gone, and returns how many more
 // changes there are to write. The shard is locked.
-func (e *Engine) put(d digest, key []byte, rec Record, gone bool) int64 {
-	sh := &e.shards[d.shard()]
+func (e *Engine) put(sh *shard, d digest, key []byte, v value) int64 {
 	c := sh.find(d)
 	if e.backing == nil {
 		switch {
-		case gone && c != nil:
+		case v.gone && c != nil:
 			sh.remove(c)
-		case !gone && c != nil:
-			c.rec = rec
-		case !gone:
-			sh.insert(d, key).rec = rec
+		case !v.gone && c != nil:
+			c.rec = v.rec
+		case !v.gone:
+			sh.insert(d, key).rec = v.rec
 		}
 		return 0
 	}
 	if c == nil {
 		c = sh.insert(d, nil)
 	}
-	c.rec, c.gone = rec, gone
-	if sh.change(c, key) {
+	c.rec, c.gone, c.who = v.rec, v.gone, 0
+	if v.joint {
+		c.who = v.triplet.who()
+	}
+	if sh.change(c, key, v.who) {
 		return 1
 	}
 	return 0
@@ -304,6 +465,7 @@ func (e *Engine) put(d digest, key []byte, rec Record, gone bool) int64 {
 type Change struct {
 	Key  []byte
 	Rec  Record
+	Who  []byte // of a joint record, else empty
 	Gone bool
 }
 
@@ -320,7 +482,7 @@ func (c Changes) Len() int { return len(c.refs) }
 // be changed.
 func (c Changes) At(i int) Change {
 	b, ch := c.engine.change(&c.refs[i])
-	return Change{b.key(ch), ch.rec, ch.gone}
+	return Change{b.key(ch), ch.rec, b.who(ch), ch.gone}
 }
 
 // TakeDirty returns all changes that wait to be written. One of Written or
@@ -401,40 +563,98 @@ func (e *Engine) FilterFull() bool {
 	return f == nil || f.full()
 }
 
-// Current returns the record that is now valid for a key read from the
-// backing as rec, and whether there is one.
-func (e *Engine) Current(key []byte, rec Record) (Record, bool) {
-	d := e.digest(key)
-	sh := &e.shards[d.shard()]
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if c := sh.find(d); c != nil {
-		return c.rec, !c.gone
+// Current calls yield for the records that are now valid under a key that has
+// been read from the backing as rec: one, two for a joint record, or none. It
+// returns what yield does, true for none.
+func (e *Engine) Current(key string, rec Stored, yield func(key string, rec Record) bool) bool {
+	k := []byte(key)
+	sum, _, sh := e.locate(k)
+	if sh == nil {
+		return true
 	}
-	return rec, true
+	sh.mu.Lock()
+	if c := sh.find(sum); c != nil {
+		if c.gone {
+			sh.mu.Unlock()
+			return true
+		}
+		if c.who == 0 {
+			rec.Who = ""
+		} else if rec.Who == "" || e.tripletBeside(k, rec.Who).who() != c.who {
+			rec.Who = sh.whoOf(c) // it has changed since it was read
+		}
+		rec.Record = c.rec
+		if c.who != 0 && rec.Who == "" {
+			sh.mu.Unlock()
+			return true // changed and written since; who looks now sees it later
+		}
+	}
+	sh.mu.Unlock()
+	if rec.Who == "" {
+		return yield(key, rec.Record)
+	}
+	return yield(string(tripletKey(nil, k, rec.Who)), tripletOf(rec.Record)) && yield(key, pairOf(rec.Record))
 }
 
-// Delete removes a record if drop still says so of its present state. rec is
-// what the backing holds. It reports whether it was removed.
-func (e *Engine) Delete(key []byte, rec Record, drop func(Record) bool) bool {
-	d := e.digest(key)
-	sh := &e.shards[d.shard()]
+// locate returns the digest of a key, that of its pair if it has one, and its
+// shard; nil for a key that is none.
+func (e *Engine) locate(key []byte) (sum, pair digest, sh *shard) {
+	sum = e.digest(key)
+	if len(key) == 0 {
+		return sum, pair, nil
+	}
+	switch key[0] {
+	case store.ClientKey:
+		return sum, pair, e.clientShard(sum)
+	case store.PairKey:
+		return sum, sum, e.pairShard(sum)
+	}
+	en, ok := store.SplitKey(string(key))
+	if !ok {
+		return sum, pair, nil
+	}
+	pair = e.digest(store.AppendKey(nil, store.PairKey, en.Sender, en.Recipient))
+	return sum, pair, e.pairShard(pair)
+}
+
+// Delete removes the record of a key if drop says so of its present state. It
+// reports whether there was one and it was removed.
+func (e *Engine) Delete(key string, drop func(Record) bool) (bool, error) {
+	en, ok := store.SplitKey(key)
+	if !ok {
+		return false, nil
+	}
+	s := e.begin(en.Who, en.Sender, en.Recipient)
+	defer scratches.Put(s)
+	at, missing := pairAt, 0
+	sh := e.pairShard(s.sums[pairAt])
+	switch key[0] {
+	case store.TripletKey:
+		at = tripletAt
+	case store.ClientKey:
+		at, sh = clientAt, e.clientShard(s.sums[clientAt])
+	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if c := sh.find(d); c != nil {
-		rec = c.rec
-		if c.gone {
-			return false
+	if at == clientAt {
+		missing = e.find(sh, s, clientAt)
+	} else {
+		missing = e.findPair(sh, s, true)
+	}
+	if missing != 0 {
+		if err := e.load(s, missing); err != nil {
+			return false, err
 		}
-	} else if e.backing == nil {
-		return false
 	}
-	if !drop(rec) {
-		return false
+	if !s.found[at] || !drop(s.recs[at]) {
+		return false, nil
 	}
-	e.entries.Add(-1)
-	e.pending.Add(e.put(d, key, Record{}, true))
-	return true
+	changed := int64(0)
+	if at == tripletAt && s.joint || at == pairAt && (s.joint || s.other) {
+		changed = e.part(sh, s)
+	}
+	e.count(-1, changed+e.put(sh, s.sums[at], s.keys[at], value{gone: true}))
+	return true, nil
 }
 
 // Range calls yield for a copy of each record of an engine without a backing
