@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -105,7 +106,7 @@ local_recipient_maps =
 smtpd_relay_restrictions = reject_unauth_destination
 default_process_limit = 20
 `, p.dir, p.port, uid, gid)
-	main += strings.ReplaceAll(strings.Join(settings, "\n"), "{dir}", filepath.Join(p.dir, "queue")) + "\n"
+	main = lastOfEach(main + strings.ReplaceAll(strings.Join(settings, "\n"), "{dir}", filepath.Join(p.dir, "queue")) + "\n")
 	yn := "n"
 	if chroot {
 		yn = "y"
@@ -153,6 +154,31 @@ postlog unix-dgram n - n - 1 postlogd
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// lastOfEach leaves of several settings of one name the last. Postfix would
+// take that too, but each of its processes warns of the others when it starts;
+// and postlogd, which reads what it writes itself, waits for itself for ever
+// when there are more such lines than its socket holds.
+func lastOfEach(main string) string {
+	var names, texts []string
+	for line := range strings.Lines(main) {
+		switch {
+		case strings.TrimSpace(line) == "" || line[0] == '#':
+		case line[0] == ' ' || line[0] == '\t':
+			texts[len(texts)-1] += line
+		default:
+			name, _, _ := strings.Cut(line, "=")
+			names, texts = append(names, strings.TrimSpace(name)), append(texts, line)
+		}
+	}
+	var b strings.Builder
+	for i, name := range names {
+		if !slices.Contains(names[i+1:], name) {
+			b.WriteString(texts[i])
+		}
+	}
+	return b.String()
 }
 
 func idOf(t *testing.T, flag string) string {
