@@ -44,7 +44,7 @@ test: deps vet race ## everything that must be green, real Postfix and real Redi
 
 .PHONY: race
 race: ## the tests, with the race detector and in random order
-	$(GO) test -race -shuffle=on -timeout $(TIMEOUT) ./...
+	$(GO) test -race -shuffle=on -parallel 4 -timeout $(TIMEOUT) ./...
 
 .PHONY: vet
 vet: ## gofmt and go vet
