@@ -9,16 +9,15 @@
 package policyd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -166,12 +165,9 @@ func (s *Server) watch() {
 		case now := <-time.After(min(every, time.Second)):
 			s.mu.Lock()
 			for c := range s.conns {
-				switch {
-				case c.expired(cfg, now):
+				if c.expired(cfg, now) {
 					c.late.Store(true)
 					_ = c.Conn.Close() // its goroutine ends
-				case c.unseen.Load() && c.quietSince(now.Add(-settled)):
-					_ = c.SetReadDeadline(now) // its goroutine looks
 				}
 			}
 			s.mu.Unlock()
@@ -271,18 +267,12 @@ type conn struct {
 	req  policy.Request
 	d    policy.Decision
 	memory
-	end     error     // why readable returned true
-	free    time.Time // when the last answer was ready; zero before the first
-	hurried bool      // the last request came soon after the answer before
 
 	// phase and since are what the watcher reads. They take the place of
 	// deadlines on the socket, which cost more than the rest of the door.
 	phase atomic.Int32
 	since atomic.Int64 // Unix nanoseconds; when the phase began
 	late  atomic.Bool  // closed by the watcher
-	// unseen is set when the connection waits and nobody has looked whether
-	// the client has closed its side.
-	unseen atomic.Bool
 }
 
 // The phases of a connection.
@@ -317,100 +307,24 @@ func (c *conn) quietSince(t time.Time) bool {
 	return c.phase.Load() == waiting && c.since.Load() < t.UnixNano()
 }
 
-// serve answers until the connection ends. It stays in one reading call of the
-// connection for that time, which does nothing but wait when readable returns
-// false.
 func (c *conn) serve() {
-	c.buf = make([]byte, 0, startBuffer)
-	c.enter(waiting, time.Now())
-	raw, err := c.raw()
-	for err == nil {
-		err = raw.Read(c.readable)
-		if err == nil {
-			err = c.end
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) { // by the watcher: look once more
-			c.unseen.Store(false)
-			c.hurried = false
-			err = c.SetReadDeadline(time.Time{})
-		}
-	}
-	c.ended(err)
-}
-
-func (c *conn) raw() (syscall.RawConn, error) {
-	sc, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return nil, fmt.Errorf("a %T is no socket", c.Conn)
-	}
-	return sc.SyscallConn()
-}
-
-// readable reads and answers what there is. It returns false to be called
-// again when there may be more, and true when the connection is at its end,
-// with the reason in c.end.
-//
-// A client that is in a hurry has sent one request and waits for the answer:
-// nobody tries to read another until the poller says that there is one. What
-// the poller can have said already, together with the request, is that the
-// client will send no more; the watcher has us look again when all is quiet.
-func (c *conn) readable(fd uintptr) bool {
-	for {
-		if len(c.buf) == cap(c.buf) {
-			c.buf = append(make([]byte, 0, 2*cap(c.buf)), c.buf...)
-		}
-		space := c.buf[len(c.buf):cap(c.buf)]
-		n, err := syscall.Read(int(fd), space)
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-			return false
-		case err != nil:
-			c.end = os.NewSyscallError("read", err)
-			return true
-		case n == 0:
-			c.end = io.EOF
-			return true
-		}
-		c.buf = c.buf[:len(c.buf)+n]
-		if c.end = c.answer(); c.end != nil {
-			return true
-		}
-		if c.hurried && n < len(space) && len(c.buf) == 0 {
-			c.unseen.Store(true)
-			return false
-		}
-	}
-}
-
-// hurry is how soon after an answer the next request comes from a client that
-// has many.
-const hurry = 10 * time.Millisecond
-
-// answer answers the requests in the buffer that are whole.
-func (c *conn) answer() error {
 	s := c.server
+	c.buf = make([]byte, 0, startBuffer)
+	now := time.Now()
 	for {
 		cfg := s.cfg.Load()
-		n, err := c.scan.end(c.buf, Limits{Line: cfg.MaxLine, Request: cfg.MaxRequest, Attributes: cfg.MaxAttributes})
+		n, err := c.receive(cfg, now)
 		if err != nil {
-			return err
-		}
-		if n == 0 {
-			if len(c.buf) == 0 {
-				c.enter(waiting, c.free)
-			} else if c.phase.Load() != reading {
-				c.enter(reading, time.Now())
-			}
-			return nil
+			c.ended(err)
+			return
 		}
 		arrived := time.Now()
 		c.enter(deciding, arrived)
 		used, err := c.memory.parse(string(c.buf[:n]), cfg.MaxAttributes, &c.req)
 		c.consume(used)
 		if err != nil {
-			return err
+			c.ended(err)
+			return
 		}
 		c.req.Time, c.req.Door, c.req.Listener, c.req.Chain = arrived, "policy", c.listener, c.chain
 		c.req.Facts.Reset()
@@ -423,14 +337,14 @@ func (c *conn) answer() error {
 			header = s.messages.take(&c.req, c.d.Headers)
 		}
 		c.out = appendReply(c.out[:0], &c.d, header)
-		c.hurried = !c.free.IsZero() && arrived.Sub(c.free) < hurry
 		// Reading the clock is not free: the pipeline has just done so.
-		c.free = arrived.Add(c.d.Took)
-		c.enter(writing, c.free)
+		now = arrived.Add(c.d.Took)
+		c.enter(writing, now)
 		_, err = c.Write(c.out)
 		s.metrics.answers.add(&c.req, &c.d)
 		if err != nil {
-			return err
+			c.ended(err)
+			return
 		}
 	}
 }
@@ -446,6 +360,40 @@ func (c *conn) decide() {
 		}
 	}()
 	c.server.handler.Decide(c.server.ctx, &c.req, &c.d)
+}
+
+// receive reads until there is a whole request in the buffer and returns where
+// one ends. now is the time at which the connection became free.
+func (c *conn) receive(cfg *Config, now time.Time) (int, error) {
+	limits := Limits{Line: cfg.MaxLine, Request: cfg.MaxRequest, Attributes: cfg.MaxAttributes}
+	if len(c.buf) == 0 {
+		c.enter(waiting, now)
+	} else {
+		c.enter(reading, now)
+	}
+	for {
+		n, err := c.scan.end(c.buf, limits)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if len(c.buf) == cap(c.buf) {
+			grown := make([]byte, len(c.buf), 2*cap(c.buf))
+			copy(grown, c.buf)
+			c.buf = grown
+		}
+		m, err := c.Read(c.buf[len(c.buf):cap(c.buf)])
+		if m > 0 {
+			first := len(c.buf) == 0
+			c.buf = c.buf[:len(c.buf)+m]
+			if first && !bytes.HasSuffix(c.buf, endOfRequest) {
+				c.enter(reading, time.Now()) // it takes another read
+			}
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
 }
 
 // consume drops the request of n bytes. A large buffer is not kept.

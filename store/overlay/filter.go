@@ -14,7 +14,7 @@ const (
 	// filterWord is how many keys share a word of 64 bits: with 16 bits a key
 	// and 4 of them set, one in 200 questions is answered wrongly.
 	filterWord = 4
-	filterMin  = 512 << 10 // words: 4 MB, two million keys
+	filterMin  = 64 << 10 // words, 512 KB
 )
 
 // newFilter returns a filter for n keys, or some more.

@@ -546,7 +546,7 @@ func (e *Engine) Failed() {
 // not keep. Until each has come to its end without an error the engine looks.
 // Keys written meanwhile need not be told. One such call is made at a time.
 func (e *Engine) FillFilter(each func(add func(key []byte)) error) error {
-	f := newFilter(4 * e.Entries()) // a filling costs a walk through the file
+	f := newFilter(2 * e.Entries())
 	e.next.Store(f)
 	defer e.next.Store(nil)
 	if err := each(func(key []byte) { f.add(e.digest(key)) }); err != nil {
