@@ -38,10 +38,19 @@ type Check struct {
 
 var _ policy.Hinter = (*Check)(nil)
 
-// New returns a check on validated settings. hostname is written into
-// headers. prev, which may be nil, is the check that this one takes the place
-// of after a reload: hit counts and hints move over.
-func New(cfg Config, hostname string, store Store, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*Check, error) {
+// Options are what a check needs besides its settings.
+type Options struct {
+	Hostname string // written into headers
+	Store    Store
+	Names    Names
+	Log      *zap.Logger
+	Metrics  prometheus.Registerer
+	Previous *Check // the check that this one replaces after a reload, or nil: hit counts and hints move over
+}
+
+// New returns a check on validated settings.
+func New(cfg Config, o Options) (*Check, error) {
+	log, reg, prev := o.Log, o.Metrics, o.Previous
 	reply, err := policy.ParseTemplate(cfg.Reply, defaultReply, replyVars...)
 	if err != nil {
 		return nil, fmt.Errorf("greylist: reply: %w", err)
@@ -52,12 +61,12 @@ func New(cfg Config, hostname string, store Store, log *zap.Logger, reg promethe
 		return nil, err
 	}
 	c := &Check{
-		cfg: cfg, reply: reply, hostname: hostname, store: store, lists: lists,
+		cfg: cfg, reply: reply, hostname: o.Hostname, store: o.Store, lists: lists,
 		rule: Rule{
 			Delay: cfg.Delay.D(), Window: cfg.Window.D(), Keep: cfg.Keep.D(), MaxDelay: cfg.MaxDelay.D(),
-			KnownAfter: cfg.KnownAfter, CountEvery: cfg.CountEvery.D(),
+			KnownAfter: cfg.KnownAfter, KnownAge: cfg.KnownAge.D(), CountEvery: cfg.CountEvery.D(),
 		},
-		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(),
+		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(o.Names),
 	}
 	for _, s := range cfg.CalloutSenders {
 		a := mailaddr.Parse(s)
@@ -165,10 +174,10 @@ func (c *Check) calloutSender(a policy.Address) bool {
 // Evaluate implements [policy.Check].
 func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdict, error) {
 	why, detail, delay := c.passOver(req, false)
-	var who string
+	var match, credit string
 	if why == "" {
 		var ok bool
-		if who, ok = c.memo.identity(req, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix); !ok {
+		if match, credit, ok = c.memo.identities(req, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix); !ok {
 			why = skipUnknown
 		}
 	}
@@ -182,8 +191,8 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 		return policy.Verdict{Reason: why, Detail: detail}, nil
 	}
 	contact := Contact{
-		Who: who, Sender: normalise(req.Sender, c.cfg.Delimiters), Recipient: recipient(req.Recipient),
-		Time: req.Time, Rule: c.rule, DryRun: req.DryRun,
+		Match: match, Credit: credit, Sender: normalise(req.Sender, c.cfg.Delimiters), Recipient: recipient(req.Recipient),
+		Addr: req.Client.Addr, Time: req.Time, Rule: c.rule, DryRun: req.DryRun,
 	}
 	contact.Rule.Delay = delay
 	contact.Rule.MaxDelay = max(contact.Rule.MaxDelay, delay)
@@ -202,34 +211,34 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 		c.metrics.states[out.State].Inc()
 		c.remember(req, &contact, &out)
 	}
-	return c.decide(req, who, &out), nil
+	return c.decide(req, match, &out), nil
 }
 
-// Known reports whether mail of a client has passed as often as known_after
-// asks for, as far as its address and name tell. Nothing is written; a store
-// that does not answer knows nobody.
+// Known reports whether an organisation's own hosts have credit, as far as a
+// client's address and name tell: mail of its own domain would not be delayed.
+// Nothing is written; a store that does not answer knows nobody.
 func (c *Check) Known(ctx context.Context, client policy.Client, now time.Time) bool {
-	who, ok := c.memo.identity(&policy.Request{Client: client}, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix)
-	if !ok || c.rule.KnownAfter == 0 {
+	org := orgOf(&client, c.memo.names)
+	if org == "" || c.rule.KnownAfter == 0 {
 		return false
 	}
-	out, err := c.store.TouchGreylist(ctx, &Contact{Who: who, Time: now, Rule: c.rule, DryRun: true})
+	out, err := c.store.TouchGreylist(ctx, &Contact{Match: "org:" + org, Credit: "org:" + org, Addr: client.Addr, Time: now, Rule: c.rule, DryRun: true})
 	return err == nil && out.State == KnownClient
 }
 
 // decide turns an outcome into a verdict.
-func (c *Check) decide(req *policy.Request, who string, out *Outcome) policy.Verdict {
+func (c *Check) decide(req *policy.Request, match string, out *Outcome) policy.Verdict {
 	v := policy.Verdict{Reason: reasons[out.State]}
 	if out.State.Delays() {
 		v.Action = policy.DeferIfPermit
 		v.Reply = c.reply.Expand(func(name string) string { return placeholder(name, req, out.Wait) })
-		v.Detail = who + ", attempt " + strconv.Itoa(out.Attempts)
+		v.Detail = match + ", attempt " + strconv.Itoa(out.Attempts)
 		return v
 	}
 	// Who is overdue has waited, if not from this client.
 	if out.State == Overdue || out.State == FirstPass && out.Attempts > 0 {
 		waited := int(req.Time.Sub(out.First).Round(time.Second).Seconds())
-		v.Detail = who + ", delayed " + strconv.Itoa(waited) + " s"
+		v.Detail = match + ", delayed " + strconv.Itoa(waited) + " s"
 		if !c.cfg.Header {
 			return v
 		}
@@ -331,7 +340,12 @@ func (c *Check) explain(req *policy.Request, contact *Contact, out *Outcome, err
 	if sender == "" {
 		sender = "<>"
 	}
-	p.Add("who", contact.Who, "", 0)
+	p.Add("match", contact.Match, "", 0)
+	if contact.Credit != "" {
+		p.Add("credit", contact.Credit, "", 0)
+	} else {
+		p.Add("credit", "none can be earned", "", 0)
+	}
 	p.Add("sender", sender, "", 0)
 	p.Add("recipient", contact.Recipient, "", 0)
 	if err != nil {
@@ -346,7 +360,7 @@ func (c *Check) explain(req *policy.Request, contact *Contact, out *Outcome, err
 		text += ", would pass in " + out.Wait.Round(time.Second).String()
 	}
 	p.Add("state", text, "store", took)
-	p.Add("passes of the client", strconv.Itoa(out.Passes)+" of "+strconv.Itoa(c.rule.KnownAfter), "store", 0)
+	p.Add("passes counted for credit", strconv.Itoa(out.Passes)+" of "+strconv.Itoa(c.rule.KnownAfter), "store", 0)
 }
 
 // Status is what `postern status` shows of greylisting.

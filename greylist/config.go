@@ -18,13 +18,16 @@ type Config struct {
 	// is forgotten; it must be longer than the retry interval of slow senders.
 	// Default "2d".
 	Window conf.Duration `toml:"window"`
-	// Keep is how long after it was last seen a triplet or client that has
-	// passed is forgotten. Default "36d".
+	// Keep is how long after it was last seen a triplet that has passed, or a
+	// side's credit, is forgotten. Default "36d".
 	Keep conf.Duration `toml:"keep"`
-	// KnownAfter is how many passes make a client known, and not delayed
-	// again; 0 never does. Default 5.
+	// KnownAfter is how many passes give a sending side credit, so that it is not
+	// delayed again; 0 never does. Default 3.
 	KnownAfter int `toml:"known_after"`
-	// CountEvery is the time in which at most one pass of a client is counted.
+	// KnownAge is how long ago the first of these passes must have been.
+	// Default "1d".
+	KnownAge conf.Duration `toml:"known_age"`
+	// CountEvery is the time in which at most one pass of a side is counted.
 	// Default "1h".
 	CountEvery conf.Duration `toml:"count_every"`
 	// MaxDelay is the most time a sender is kept from a recipient, however
@@ -100,7 +103,7 @@ func DefaultConfig() Config {
 	return Config{
 		Step:  conf.Step{Timeout: conf.Duration(time.Second)},
 		Delay: conf.Duration(2 * time.Minute), Window: conf.Duration(48 * time.Hour), Keep: conf.Duration(36 * 24 * time.Hour),
-		KnownAfter: 5, CountEvery: conf.Duration(time.Hour), MaxDelay: conf.Duration(4 * time.Hour),
+		KnownAfter: 3, KnownAge: conf.Duration(24 * time.Hour), CountEvery: conf.Duration(time.Hour), MaxDelay: conf.Duration(4 * time.Hour),
 		When: Always, IPv4Prefix: 24, IPv6Prefix: 64, SkipAuthenticated: true,
 		Skip: []string{"to:postmaster@", "to:abuse@"}, NullSender: AtData, Delimiters: "+", Header: true,
 		Reply: "450 4.2.0 Greylisted, please try again in {wait} seconds", Hints: 100_000,
@@ -122,6 +125,7 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	between("window", c.Window, time.Minute, 60*day)
 	between("keep", c.Keep, time.Hour, 3660*day)
 	between("count_every", c.CountEvery, 0, 30*day)
+	between("known_age", c.KnownAge, 0, 365*day)
 	between("max_delay", c.MaxDelay, 0, 5*day)
 	between("reload_interval", c.ReloadInterval, 100*time.Millisecond, time.Hour)
 	if c.Delay > c.MaxDelay {

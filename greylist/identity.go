@@ -2,30 +2,80 @@ package greylist
 
 import (
 	"net/netip"
-	"strconv"
 	"strings"
 
 	"postern/internal/mailaddr"
 	"postern/policy"
 )
 
-// identity returns who is sending: the first of the domain for which SPF
-// passed, the organisational domain of the client's verified name, the
-// provider, the network. A pool that retries from another of its addresses
-// has one identity. ok is false when nothing is known of the client.
-func identity(req *policy.Request, v4, v6 int) (who string, ok bool) {
-	if spf := &req.Facts.SPF; spf.Result == "pass" && spf.Domain != "" {
-		return "spf:" + spf.Domain, true
+// Names judges the names of clients. It is safe for concurrent use.
+type Names interface {
+	// Generic reports whether name, the verified name of addr, is one that a
+	// hoster or an access network gives to its customers.
+	Generic(name string, addr netip.Addr) bool
+}
+
+// matchIdentity returns by what a retry is recognised: the first of the domain
+// for which SPF passed, the organisational domain of the client's verified
+// name unless it is generic, the provider, the network. It may be wide, since
+// it only lets a pool retry from another of its addresses. ok is false when
+// nothing is known of the client.
+func matchIdentity(req *policy.Request, names Names, v4, v6 int) (match string, ok bool) {
+	if domain := passedSPF(req); domain != "" {
+		return "spf:" + domain, true
 	}
-	if name := req.Client.Name; name != "" && !generic(name, req.Client.Addr) {
-		if org := mailaddr.OrgDomain(name); org != "" {
-			return "org:" + org, true
-		}
+	if org := orgOf(&req.Client, names); org != "" {
+		return "org:" + org, true
 	}
 	if req.Facts.Provider != "" {
 		return "provider:" + req.Facts.Provider, true
 	}
-	addr := req.Client.Addr
+	return networkOf(req.Client.Addr, v4, v6)
+}
+
+// creditIdentity returns who earns not to be delayed again: what strangers
+// cannot share. It is the domain for which SPF passed; else the organisational
+// domain of the client's verified name, where it is the sender's own and the
+// name is not generic; else the network and the sender's organisational domain
+// together, so that a neighbour earns for its own domain only. What names no
+// domain (the null sender, a bare user name) earns nothing without SPF: every
+// host of the network could say it. ok is false when nothing can be earned.
+func creditIdentity(req *policy.Request, names Names, v4, v6 int) (credit string, ok bool) {
+	if domain := passedSPF(req); domain != "" {
+		return "spf:" + domain, true
+	}
+	domain := mailaddr.OrgDomain(req.Sender.Domain)
+	if domain == "" {
+		// An address literal or a top-level domain is as good as another.
+		if domain = req.Sender.Domain; domain == "" {
+			return "", false
+		}
+	}
+	if org := orgOf(&req.Client, names); org != "" && org == domain {
+		return "org:" + org, true
+	}
+	network, ok := networkOf(req.Client.Addr, v4, v6)
+	return network + " " + domain, ok
+}
+
+// passedSPF returns the domain for which SPF passed, "" for none.
+func passedSPF(req *policy.Request) string {
+	if spf := &req.Facts.SPF; spf.Result == "pass" {
+		return spf.Domain
+	}
+	return ""
+}
+
+// orgOf returns the organisational domain of a client's verified name, "" for
+// none and for a generic name: such a domain is shared by strangers.
+func orgOf(client *policy.Client, names Names) string {
+	if client.Name == "" || names.Generic(client.Name, client.Addr) {
+		return ""
+	}
+	return mailaddr.OrgDomain(client.Name)
+}
+
+func networkOf(addr netip.Addr, v4, v6 int) (string, bool) {
 	if !addr.IsValid() {
 		return "", false
 	}
@@ -41,168 +91,6 @@ func identity(req *policy.Request, v4, v6 int) (who string, ok bool) {
 	return string(network.AppendTo(append(buf[:0], "net:"...))), true
 }
 
-// generic reports whether a reverse name is one that an access provider makes
-// from the address for each of its customers: "host-192-0-2-7.isp.example".
-// The organisational domain of such a name says nothing about who sends: with
-// it, one customer's good record would open the door for all.
-func generic(name string, addr netip.Addr) bool {
-	host := name
-	if org := mailaddr.OrgDomain(name); org != "" {
-		host = strings.TrimSuffix(name, org)
-	}
-	if host == "" {
-		return false
-	}
-	if dynamicWord(host) {
-		return true
-	}
-	switch {
-	case !addr.IsValid():
-		return false
-	case addr.Is4():
-		return holdsIPv4(host, addr.As4())
-	default:
-		return holdsIPv6(host, addr.As16())
-	}
-}
-
-// mailWords are labels of hosts that send mail, or begin them. Large senders
-// number their hosts by the end of the address ("a8-31.smtp-out.mailer.example"):
-// with such a word, it takes the whole address to make a name generic.
-var mailWords = [...]string{"mail", "smtp", "mta", "mx", "mout", "out", "relay", "bounce", "delivery"}
-
-func mailWord(host string) bool {
-	for part := range strings.FieldsFuncSeq(host, labelEnd) {
-		letters := strings.Trim(part, "0123456789")
-		for _, w := range mailWords {
-			if letters == w || len(w) > 3 && strings.HasPrefix(letters, w) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func labelEnd(r rune) bool { return r == '.' || r == '-' || r == '_' }
-
-// holdsIPv4 looks for the last two octets of the address as numbers, or for
-// all of it in hexadecimal, in either order. In the name of a mail server it
-// looks for the first two octets as well.
-func holdsIPv4(host string, a [4]byte) bool {
-	if numbersHold(host, int(a[2]), int(a[3])) && (numbersHold(host, int(a[0]), int(a[1])) || !mailWord(host)) {
-		return true
-	}
-	const digits = "0123456789abcdef"
-	var b [8]byte
-	for i, o := range a {
-		b[2*i], b[2*i+1] = digits[o>>4], digits[o&15]
-	}
-	for i := range 4 { // backwards
-		if i < 2 {
-			j := 3 - i
-			b[2*i], b[2*i+1], b[2*j], b[2*j+1] = b[2*j], b[2*j+1], b[2*i], b[2*i+1]
-		}
-	}
-	reversed := string(b[:])
-	forward := reversed[6:8] + reversed[4:6] + reversed[2:4] + reversed[0:2]
-	return strings.Contains(host, forward) || strings.Contains(host, reversed)
-}
-
-// numbersHold reports whether the numbers x and y stand in s as two decimal
-// numbers next to each other, in either order, or run together as three
-// digits each ("002007").
-func numbersHold(s string, x, y int) bool {
-	last, n := -1, 0
-	for i := 0; i < len(s); {
-		if s[i] < '0' || s[i] > '9' {
-			i++
-			continue
-		}
-		j := i
-		for j < len(s) && s[j] >= '0' && s[j] <= '9' {
-			j++
-		}
-		run := s[i:j]
-		i = j
-		if len(run) > 3 {
-			if len(run)%3 == 0 && strings.Contains(run, pad3(x)+pad3(y)) || len(run)%3 == 0 && strings.Contains(run, pad3(y)+pad3(x)) {
-				return true
-			}
-			last = -1
-			continue
-		}
-		n, _ = strconv.Atoi(run) // at most three digits
-		if last >= 0 && (last == x && n == y || last == y && n == x) {
-			return true
-		}
-		last = n
-	}
-	return false
-}
-
-func pad3(n int) string {
-	return string([]byte{'0' + byte(n/100), '0' + byte(n/10%10), '0' + byte(n%10)})
-}
-
-// holdsIPv6 looks for the last two groups of the address, with or without
-// their leading zeros, or its last eight nibbles backwards.
-func holdsIPv6(host string, a [16]byte) bool {
-	const digits = "0123456789abcdef"
-	var nibbles [32]byte
-	for i, o := range a {
-		nibbles[2*i], nibbles[2*i+1] = digits[o>>4], digits[o&15]
-	}
-	low := string(nibbles[24:])
-	if low == "00000001" || strings.Trim(low, "0") == "" || len(strings.TrimLeft(low, "0")) < 3 {
-		return false // a host number such as ::25 is in too many honest names
-	}
-	plain := unseparated.Replace(host)
-	var reversed [8]byte
-	for i := range reversed {
-		reversed[i] = low[7-i]
-	}
-	if strings.Contains(plain, low) || strings.Contains(plain, string(reversed[:])) {
-		return true
-	}
-	group := func(i int) string { return strconv.FormatUint(uint64(a[i])<<8|uint64(a[i+1]), 16) }
-	last, want, end := "", group(12), group(14)
-	for part := range strings.FieldsFuncSeq(host, labelEnd) {
-		if last == want && part == end {
-			return true
-		}
-		last = part
-	}
-	return false
-}
-
-var unseparated = strings.NewReplacer("-", "", ".", "", "_", "")
-
-// dynamicWords occur in the names of customers' lines, beside digits.
-var dynamicWords = [...]string{
-	"dyn", "dynamic", "dhcp", "dsl", "adsl", "vdsl", "xdsl", "ppp", "pppoe", "pool", "dial", "dialup", "cable", "broadband",
-	"customer", "cust", "client", "res", "residential", "home", "ip", "nat", "cgnat", "mobile", "lte", "fiber", "ftth", "catv",
-}
-
-// dynamicWord reports whether a label of host is such a word with digits
-// behind or before it, or beside such a label.
-func dynamicWord(host string) bool {
-	word, number := false, false
-	for part := range strings.FieldsFuncSeq(host, labelEnd) {
-		letters := strings.Trim(part, "0123456789")
-		if letters == "" {
-			number = true
-			continue
-		}
-		for _, w := range dynamicWords {
-			if letters == w {
-				word = true
-				number = number || len(letters) < len(part)
-			}
-		}
-	}
-	return word && number
-}
-
 // normalise brings the envelope sender into the form that is stored: what
 // changes from one message or retry to the next is taken out, or stands as #.
 // Domains compare without case, and so do local parts here: nobody is delayed
@@ -210,6 +98,7 @@ func dynamicWord(host string) bool {
 //
 //	user+ext@d            user@d           extension
 //	prvs=0123abcdef=u@d   u@d              BATV (draft-levine-smtp-batv), also
+//	prvs=u=0123abcdef@d                    with the tag behind the user, and
 //	                                       btv1==...=u (Barracuda), msprvs1=...=u (Momentum)
 //	SRS0=xxxx=tt=dom=u@d  srs0=#=#=dom=u@d             SRS: hash and time
 //	SRS1=xxxx=h==xxxx=tt=dom=u@d  srs1=#=h==#=#=dom=u@d
@@ -248,12 +137,33 @@ func untagged(local string) string {
 		if !ok {
 			return local
 		}
-		_, user, ok := strings.Cut(rest, "=")
+		tag, user, ok := strings.Cut(rest, "=")
 		if !ok || user == "" {
 			return local
 		}
+		if strings.HasPrefix(local, "prvs=") && tag != "" && !prvsTag(tag) {
+			// Some put it behind the user, who may hold a = of his own.
+			if i := strings.LastIndexByte(rest, '='); prvsTag(rest[i+1:]) {
+				user = rest[:i]
+			}
+		}
 		local = user
 	}
+}
+
+// prvsTag reports whether s is the tag of a BATV address: the number of a key,
+// three digits of a day, and six hexadecimal digits of a hash.
+func prvsTag(s string) bool {
+	if len(s) != 10 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < '0' || c > '9') && (i < 4 || c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // srs returns the local part of a forwarder's address without what changes.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"postern/policy"
 )
@@ -17,32 +18,51 @@ const memoSize = 4096
 // contact. It is a table without chains: a client that falls into another's
 // place takes it. It is safe for concurrent use.
 type memo struct {
+	names Names
 	seed  maphash.Seed
 	slots [memoSize]atomic.Pointer[remembered]
 }
 
 type remembered struct {
-	name string
-	addr netip.Addr
-	who  string
+	name          string
+	addr          netip.Addr
+	sender        string // organisational domains differ by it
+	match, credit string
+	until         time.Time // lists of names change
 }
 
-func newMemo() *memo { return &memo{seed: maphash.MakeSeed()} }
+func newMemo(names Names) *memo { return &memo{names: names, seed: maphash.MakeSeed()} }
 
-// identity is the function of that name, with a memory.
-func (m *memo) identity(req *policy.Request, v4, v6 int) (string, bool) {
-	if req.Facts.SPF.Result == "pass" || req.Facts.Provider != "" || len(req.Client.Name) > 255 {
-		return identity(req, v4, v6)
+// memoFor bounds how long identities are remembered: the lists of names can
+// change.
+const memoFor = 10 * time.Second
+
+// identities returns [matchIdentity] and [creditIdentity], with a memory. A
+// credit of "" is none.
+func (m *memo) identities(req *policy.Request, v4, v6 int) (match, credit string, ok bool) {
+	if req.Facts.SPF.Result == "pass" || req.Facts.Provider != "" || len(req.Client.Name) > 255 || len(req.Sender.Domain) > 255 {
+		return identities(req, m.names, v4, v6)
 	}
-	at := maphash.String(m.seed, req.Client.Name) ^ maphash.Comparable(m.seed, req.Client.Addr)
+	at := maphash.String(m.seed, req.Client.Name) ^ maphash.Comparable(m.seed, req.Client.Addr) ^ 31*maphash.String(m.seed, req.Sender.Domain)
 	slot := &m.slots[at%memoSize]
-	if r := slot.Load(); r != nil && r.addr == req.Client.Addr && r.name == req.Client.Name {
-		return r.who, true
+	if r := slot.Load(); r != nil && r.addr == req.Client.Addr && r.name == req.Client.Name && r.sender == req.Sender.Domain &&
+		req.Time.Before(r.until) && r.until.Sub(req.Time) <= memoFor {
+		return r.match, r.credit, true
 	}
-	who, ok := identity(req, v4, v6)
+	match, credit, ok = identities(req, m.names, v4, v6)
 	if ok {
 		// The request's strings are parts of something larger.
-		slot.Store(&remembered{strings.Clone(req.Client.Name), req.Client.Addr, strings.Clone(who)})
+		slot.Store(&remembered{
+			strings.Clone(req.Client.Name), req.Client.Addr, strings.Clone(req.Sender.Domain), strings.Clone(match), strings.Clone(credit), req.Time.Add(memoFor),
+		})
 	}
-	return who, ok
+	return match, credit, ok
+}
+
+// identities is both identities of a request.
+func identities(req *policy.Request, names Names, v4, v6 int) (match, credit string, ok bool) {
+	if match, ok = matchIdentity(req, names, v4, v6); ok {
+		credit, _ = creditIdentity(req, names, v4, v6)
+	}
+	return match, credit, ok
 }

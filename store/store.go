@@ -49,6 +49,23 @@ type Status struct {
 	FlushTook time.Duration `json:"flush_took,omitempty"`
 	LastError string        `json:"last_error,omitempty"`
 	ErrorAt   time.Time     `json:"error_at,omitzero"`
+	Room      Room          `json:"room,omitzero"`
+}
+
+// Room is how the room for first contacts that wait is.
+type Room struct {
+	Waiting   int    `json:"waiting"`    // correspondences that wait
+	Most      int    `json:"most"`       // as many fit in
+	PushedOut uint64 `json:"pushed_out"` // that had to go for others since the start
+	// Pressed is set while newcomers push others out. Lives is then how long a
+	// first contact lives, and TooShort says that this is less than its delay
+	// and a usual retry take.
+	Pressed  bool          `json:"pressed,omitempty"`
+	Lives    time.Duration `json:"lives,omitempty"`
+	TooShort bool          `json:"too_short,omitempty"`
+	// Unremembered are passes since the start for which there was no room: they
+	// were let in, and will be delayed again.
+	Unremembered uint64 `json:"unremembered,omitempty"`
 }
 
 // Kinds of store.
@@ -69,10 +86,16 @@ type Config struct {
 	// FlushInterval is how often the embedded store writes to disk: the most
 	// that is lost when the machine or the process dies. Default "1s".
 	FlushInterval conf.Duration `toml:"flush_interval"`
-	// MaxEntries is the most entries of the embedded and the memory store; a
-	// full store remembers no new contacts, and so delays none.
+	// MaxEntries is the most records of the embedded and the memory store:
+	// correspondences that have passed, credit, values of other checks. Those
+	// who pass when it is full are delayed again the next time.
 	// Default 5000000.
 	MaxEntries int `toml:"max_entries"`
+	// MaxWaiting is the most first contacts that are remembered until they come
+	// back. When more come, those go that nobody has tried again, the oldest of
+	// the network that has most. Some 250 bytes of memory each.
+	// Default 1000000.
+	MaxWaiting int `toml:"max_waiting"`
 	// Redis is for kind = "redis".
 	Redis RedisConfig `toml:"redis"`
 }
@@ -113,7 +136,7 @@ type RedisConfig struct {
 func DefaultConfig() Config {
 	return Config{
 		Kind: Embedded, Path: "/var/lib/postern/state.db",
-		FlushInterval: conf.Duration(time.Second), MaxEntries: 5_000_000,
+		FlushInterval: conf.Duration(time.Second), MaxEntries: 5_000_000, MaxWaiting: 1_000_000,
 		Redis: RedisConfig{
 			Addrs: []string{"127.0.0.1:6379"}, Prefix: "postern", Timeout: conf.Duration(100 * time.Millisecond),
 			Pool: 16, AutoPipeline: true, BreakerFailures: 5, BreakerPause: conf.Duration(time.Second),
@@ -139,6 +162,9 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	}
 	if c.MaxEntries < 1000 {
 		fs.Keyf(prefix+".max_entries", "%d is too few: at least 1000", c.MaxEntries)
+	}
+	if c.MaxWaiting < 1000 || c.MaxWaiting > 1<<30 {
+		fs.Keyf(prefix+".max_waiting", "%d is out of range: 1000 to %d", c.MaxWaiting, 1<<30)
 	}
 }
 

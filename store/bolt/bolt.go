@@ -32,11 +32,12 @@ import (
 
 // schema is the version of the file's content. A file of a newer one is
 // refused rather than misread.
-const schema = 2
+const schema = 3
 
 var (
 	bucketMeta = []byte("meta")
 	bucketGrey = []byte("greylist")
+	bucketWait = []byte("waiting") // those who wait, by the number of their first contact
 	keySchema  = []byte("schema")
 	keyEntries = []byte("entries")
 )
@@ -89,9 +90,9 @@ func Open(cfg store.Config, log *zap.Logger, reg prometheus.Registerer) (*Store,
 	s := &Store{path: cfg.Path, db: db, log: log, metrics: newMetrics(reg), stop: make(chan struct{})}
 	s.status = store.Status{Kind: store.Embedded, Where: cfg.Path, Healthy: true}
 	s.engine = overlay.New(overlay.Options{
-		MaxEntries: cfg.MaxEntries, Backing: s, MaxDirty: maxDirty, CacheSize: cacheSlots, Entries: entries,
+		MaxEntries: cfg.MaxEntries, MaxWaiting: cfg.MaxWaiting, Backing: s, MaxDirty: maxDirty, CacheSize: cacheSlots, Entries: entries,
 	})
-	if err := s.openValues(cfg.MaxEntries); err != nil {
+	if err := errors.Join(s.openValues(cfg.MaxEntries), s.openWaiting()); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	s.metrics.observe(s.engine, reg)
@@ -155,7 +156,7 @@ func tryOpen(path string) (db *bbolt.DB, entries int, err error) {
 		if v != nil && (len(v) != 1 || v[0] > schema) {
 			return fmt.Errorf("%w of postern (schema %x, this one knows %d)", store.ErrNewer, v, schema)
 		}
-		if v == nil || v[0] < schema { // schema 1 had no joint records
+		if v == nil || v[0] < schema { // what earlier ones held besides expires
 			if err := meta.Put(keySchema, []byte{schema}); err != nil {
 				return err
 			}
@@ -164,13 +165,17 @@ func tryOpen(path string) (db *bbolt.DB, entries int, err error) {
 			entries = int(binary.BigEndian.Uint64(v))
 		}
 		_, err = tx.CreateBucketIfNotExists(bucketGrey)
+		if err == nil {
+			_, err = tx.CreateBucketIfNotExists(bucketWait)
+		}
 		return err
 	})
 	return db, entries, err
 }
 
-// recordSize is the length of a stored record: expiry, then the four fields.
-// Behind those of a joint record stands its client.
+// recordSize is the length of a stored record: expiry, then First, Last,
+// Attempts and Passes, or what a credit has in their places. A credit has when
+// a pass was last counted behind it.
 const recordSize = 8 + 8 + 8 + 4 + 4
 
 func encode(b []byte, r *overlay.Record) []byte {
@@ -178,21 +183,26 @@ func encode(b []byte, r *overlay.Record) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(r.A))
 	b = binary.BigEndian.AppendUint64(b, uint64(r.B))
 	b = binary.BigEndian.AppendUint32(b, r.X)
-	return binary.BigEndian.AppendUint32(b, r.Y)
+	b = binary.BigEndian.AppendUint32(b, r.Y)
+	if r.C != 0 {
+		b = binary.BigEndian.AppendUint64(b, uint64(r.C))
+	}
+	return b
 }
 
-func decode(v []byte) (overlay.Stored, bool) {
+func decode(v []byte) (r overlay.Record, ok bool) {
 	if len(v) < recordSize {
-		return overlay.Stored{}, false
+		return r, false
 	}
-	return overlay.Stored{
-		Record: overlay.Record{
-			Expires: int64(binary.BigEndian.Uint64(v)),
-			A:       int64(binary.BigEndian.Uint64(v[8:])), B: int64(binary.BigEndian.Uint64(v[16:])),
-			X: binary.BigEndian.Uint32(v[24:]), Y: binary.BigEndian.Uint32(v[28:]),
-		},
-		Who: string(v[recordSize:]),
-	}, true
+	r = overlay.Record{
+		Expires: int64(binary.BigEndian.Uint64(v)),
+		A:       int64(binary.BigEndian.Uint64(v[8:])), B: int64(binary.BigEndian.Uint64(v[16:])),
+		X: binary.BigEndian.Uint32(v[24:]), Y: binary.BigEndian.Uint32(v[28:]),
+	}
+	if len(v) == recordSize+8 {
+		r.C = int64(binary.BigEndian.Uint64(v[recordSize:]))
+	}
+	return r, true
 }
 
 // guard turns a panic of bbolt over a damaged page into an error.
@@ -204,22 +214,17 @@ func guard(err *error) {
 
 // Load implements overlay.Backing. It reads the mapped file under a shard's
 // lock, which a read of a page from disk may hold up; nothing else here waits.
-func (s *Store) Load(q *overlay.Query) (err error) {
+func (s *Store) Load(key []byte) (rec overlay.Record, found bool, err error) {
 	defer guard(&err)
 	tx, err := s.db.Begin(false)
 	if err != nil {
-		return err
+		return rec, false, err
 	}
 	defer tx.Rollback() //nolint:errcheck // a read transaction
-	b := tx.Bucket(bucketGrey)
-	for i, k := range q.Keys {
-		if k != nil {
-			if v := b.Get(k); v != nil {
-				q.Recs[i], q.Found[i] = decode(v)
-			}
-		}
+	if v := tx.Bucket(bucketGrey).Get(key); v != nil {
+		rec, found = decode(v)
 	}
-	return nil
+	return rec, found, nil
 }
 
 func (s *Store) run(interval time.Duration) {
@@ -236,6 +241,7 @@ func (s *Store) run(interval time.Duration) {
 			_ = s.flushValues()
 		case now := <-sweep.C:
 			s.sweep(now)
+			s.engine.SweepRoom(now)
 			s.sweepValues(now)
 		}
 	}
@@ -275,7 +281,7 @@ func (s *Store) keys(add func(key []byte)) error {
 		if n%releaseEvery == 0 {
 			s.release()
 		}
-		next, err := s.scan(from, sweepKeys, func(key []byte, _ overlay.Stored) bool {
+		next, err := s.scan(from, sweepKeys, func(key []byte, _ overlay.Record) bool {
 			add(key)
 			return true
 		})
@@ -308,12 +314,16 @@ func (s *Store) flush() (err error) {
 	s.flushing.Lock()
 	defer s.flushing.Unlock()
 	start := time.Now()
+	// First those who wait: who passes meanwhile is in the records then.
+	waiting := s.engine.TakeWaiting()
 	changes := s.engine.TakeDirty()
-	if changes.Len() == 0 {
+	if changes.Len() == 0 && len(waiting) == 0 {
 		s.engine.Written()
 		return nil
 	}
-	if err = s.write(changes); err != nil {
+	err = s.write(changes, waiting)
+	s.engine.WroteWaiting(waiting, err == nil)
+	if err != nil {
 		s.engine.Failed()
 	} else {
 		s.engine.Written()
@@ -322,11 +332,11 @@ func (s *Store) flush() (err error) {
 	return err
 }
 
-func (s *Store) write(changes overlay.Changes) (err error) {
+func (s *Store) write(changes overlay.Changes, waiting []overlay.WaitingChange) (err error) {
 	defer guard(&err)
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketGrey)
-		values := make([]byte, 0, changes.Len()*(recordSize+32))
+		values := make([]byte, 0, changes.Len()*(recordSize+8))
 		for i := range changes.Len() {
 			c := changes.At(i)
 			if c.Gone {
@@ -336,10 +346,13 @@ func (s *Store) write(changes overlay.Changes) (err error) {
 				continue
 			}
 			at := len(values)
-			values = append(encode(values, &c.Rec), c.Who...)
+			values = encode(values, &c.Rec)
 			if err := b.Put(c.Key, values[at:len(values):len(values)]); err != nil {
 				return err
 			}
+		}
+		if err := writeWaiting(tx, waiting); err != nil {
+			return err
 		}
 		return tx.Bucket(bucketMeta).Put(keyEntries, binary.BigEndian.AppendUint64(nil, uint64(max(0, s.engine.Entries()))))
 	})
@@ -371,17 +384,21 @@ func (s *Store) sweep(now time.Time) {
 	from := s.cursor
 	s.mu.Unlock()
 	ms := now.UnixMilli()
-	var over []string
+	var over, old []string
 	expired := func(r overlay.Record) bool { return r.Expires < ms }
-	next, err := s.scan(from, sweepKeys, func(key []byte, rec overlay.Stored) bool {
-		if expired(rec.Record) {
+	next, err := s.scan(from, sweepKeys, func(key []byte, rec overlay.Record) bool {
+		switch {
+		case !expired(rec):
+		case key[0] == store.OldClientKey || key[0] == store.OldPairKey:
+			old = append(old, string(key))
+		default:
 			over = append(over, string(key))
-			if rec.Who != "" {
-				over = append(over, string(overlay.TripletKey(key, rec.Who)))
-			}
 		}
 		return true
 	})
+	if err == nil {
+		err = s.removeOld(old)
+	}
 	for _, key := range over {
 		if _, e := s.engine.Delete(key, expired); e != nil {
 			err = errors.Join(err, e)
@@ -396,9 +413,26 @@ func (s *Store) sweep(now time.Time) {
 	s.mu.Unlock()
 }
 
+// removeOld takes records of earlier versions out of the file: the engine does
+// not know them.
+func (s *Store) removeOld(keys []string) (err error) {
+	if len(keys) == 0 {
+		return nil
+	}
+	defer guard(&err)
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for _, key := range keys {
+			if err := tx.Bucket(bucketGrey).Delete([]byte(key)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // scan calls yield for at most n records from a key on and returns the key at
 // which to go on, nil at the end. yield must not keep key.
-func (s *Store) scan(from []byte, n int, yield func(key []byte, rec overlay.Stored) bool) (next []byte, err error) {
+func (s *Store) scan(from []byte, n int, yield func(key []byte, rec overlay.Record) bool) (next []byte, err error) {
 	defer guard(&err)
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketGrey).Cursor()
@@ -429,7 +463,7 @@ func (s *Store) each(ctx context.Context, yield func(key string, rec overlay.Rec
 	}
 	type pair struct {
 		key string
-		rec overlay.Stored
+		rec overlay.Record
 	}
 	batch := make([]pair, 0, listBatch)
 	var from []byte
@@ -438,7 +472,7 @@ func (s *Store) each(ctx context.Context, yield func(key string, rec overlay.Rec
 			return err
 		}
 		batch = batch[:0]
-		next, err := s.scan(from, listBatch, func(k []byte, rec overlay.Stored) bool {
+		next, err := s.scan(from, listBatch, func(k []byte, rec overlay.Record) bool {
 			batch = append(batch, pair{string(k), rec})
 			return true
 		})
@@ -446,7 +480,7 @@ func (s *Store) each(ctx context.Context, yield func(key string, rec overlay.Rec
 			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 		}
 		for _, p := range batch {
-			if !s.engine.Current(p.key, p.rec, yield) {
+			if now, ok := s.engine.Current(p.key, p.rec); ok && !yield(p.key, now) {
 				return nil
 			}
 		}
@@ -467,15 +501,18 @@ func (s *Store) TouchGreylist(_ context.Context, c *greylist.Contact) (greylist.
 
 // ListGreylist implements greylist.AdminStore.
 func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Time, yield func(greylist.Entry) bool) error {
-	n := 0
-	return s.each(ctx, func(key string, rec overlay.Record) bool {
-		e, live := overlay.Entry(key, rec, now)
-		if !live || !store.Matches(&f, &e) {
-			return true
+	more := true
+	pick := store.Picker(&f, yield)
+	err := s.each(ctx, func(key string, rec overlay.Record) bool {
+		if e, live := overlay.Entry(key, rec, now); live {
+			more = pick(e)
 		}
-		n++
-		return yield(e) && (f.Limit == 0 || n < f.Limit)
+		return more
 	})
+	if err != nil || !more {
+		return err
+	}
+	return s.eachWaiting(ctx, now, pick)
 }
 
 // ForgetGreylist implements greylist.AdminStore. What it removes is gone from
@@ -493,6 +530,14 @@ func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, err
 		}
 		return failed == nil
 	})
+	if err == nil && failed == nil {
+		err = s.eachWaiting(ctx, time.Time{}, func(e greylist.Entry) bool {
+			if store.Matches(&f, &e) && s.engine.ForgetWaiting(&e) {
+				n++
+			}
+			return true
+		})
+	}
 	return n, errors.Join(err, failed, s.flush())
 }
 
@@ -512,6 +557,7 @@ func (s *Store) Status() store.Status {
 	st := s.status
 	s.mu.Unlock()
 	st.Entries, st.Pending = s.engine.Entries(), s.engine.Pending()+s.values.Pending()
+	st.Room = s.engine.Room(time.Now())
 	return st
 }
 

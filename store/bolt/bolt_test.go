@@ -2,10 +2,12 @@ package bolt
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,11 +48,15 @@ func open(t testing.TB, cfg store.Config) *Store {
 }
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) store.Store { return open(t, config(filepath.Join(t.TempDir(), "state.db"))) })
+	storetest.Run(t, func(t testing.TB) store.Store {
+		cfg := config(filepath.Join(t.TempDir(), "state.db"))
+		cfg.MaxWaiting = storetest.MaxWaiting
+		return open(t, cfg)
+	})
 }
 
 func contact(i int, at time.Time) *greylist.Contact {
-	return &greylist.Contact{Who: "net:192.0.2.0/24", Sender: fmt.Sprintf("sender%d@example.org", i), Recipient: "b@example.com", Time: at, Rule: storetest.Rule}
+	return &greylist.Contact{Match: "net:192.0.2.0/24", Sender: fmt.Sprintf("sender%d@example.org", i), Recipient: "b@example.com", Time: at, Rule: storetest.Rule}
 }
 
 func TestStateSurvivesAClose(t *testing.T) {
@@ -63,24 +69,25 @@ func TestStateSurvivesAClose(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := s.Status().Pending; n != 100 {
-		t.Errorf("%d changes pending, want 100 triplets, each with its pair", n)
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	if st := s.Status(); st.Entries != 0 || st.Pending != 0 || st.Room.Waiting != 100 {
+		t.Errorf("status after reopening: %+v", st)
+	}
+	for i := range 100 {
+		out, err := s.TouchGreylist(t.Context(), contact(i, now.Add(storetest.Rule.Delay)))
+		if err != nil || out.State != greylist.FirstPass || out.Attempts != 1 {
+			t.Fatalf("entry %d: %+v, %v", i, out, err)
+		}
 	}
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s = open(t, cfg)
-	if st := s.Status(); st.Entries != 200 || st.Pending != 0 {
-		t.Errorf("status after reopening: %+v", st)
-	}
-	for i := range 100 {
-		out, err := s.TouchGreylist(t.Context(), contact(i, now.Add(storetest.Rule.Delay)))
-		if err != nil || !out.State.Delays() && out.State != greylist.FirstPass && out.State != greylist.KnownClient {
-			t.Fatalf("entry %d: %v, %v", i, out.State, err)
-		}
-		if i == 0 && out.State != greylist.FirstPass {
-			t.Errorf("entry 0: %v, want first-pass", out.State)
-		}
+	if st := s.Status(); st.Entries != 100 || st.Room.Waiting != 0 {
+		t.Errorf("status after all have passed: %+v", st)
 	}
 	st, err := os.Stat(cfg.Path)
 	if err != nil || st.Mode().Perm() != 0o600 {
@@ -234,23 +241,98 @@ func TestFilesThatAreNotOpened(t *testing.T) {
 	}
 }
 
-// TestFileOfSchema1 opens a file as it was before there were joint records.
-func TestFileOfSchema1(t *testing.T) {
+// earlier puts a file of testdata, as an earlier version has written it, into
+// a directory of its own.
+func earlier(t *testing.T, name string) string {
+	t.Helper()
+	f, err := os.Open(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "state.db")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A file of schema 2: who has passed is known. Who waited then begins anew,
+// and what clients had earned by their names alone is not credit.
+func TestFileOfSchema2(t *testing.T) {
+	cfg := config(earlier(t, "schema2.db.gz"))
+	s := open(t, cfg)
+	base := time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
+	touch := func(match, credit, sender string, after time.Duration) greylist.Outcome {
+		t.Helper()
+		out, err := s.TouchGreylist(t.Context(), &greylist.Contact{
+			Match: match, Credit: credit, Sender: sender, Recipient: "bob@example.com", Time: base.Add(after), Rule: storetest.Rule,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	const day = 24 * time.Hour
+	if out := touch("org:example.org", "org:example.org", "passed@example.org", day); out.State != greylist.KnownTriplet || out.Attempts != 1 || !out.First.Equal(base) {
+		t.Errorf("a triplet that has passed: %+v", out)
+	}
+	if out := touch("org:known.example", "org:known.example", "other@known.example", day); out.State != greylist.FirstContact {
+		t.Errorf("credit of the name alone: %+v", out)
+	}
+	if out := touch("net:192.0.2.0/24", "", "waits@example.org", time.Hour); out.State != greylist.FirstContact {
+		t.Errorf("who waited: %+v", out)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	// Two triplets, three records of old kinds, one credit.
+	if out := touch("org:example.org", "org:example.org", "passed@example.org", 2*day); out.State != greylist.KnownTriplet {
+		t.Errorf("after a restart: %+v", out)
+	}
+	if n, err := s.CountGreylist(t.Context(), base.Add(2*day)); err != nil || n.Triplets != 2 || n.Credits != 1 || n.Waiting != 2 {
+		t.Errorf("%+v, %v", n, err)
+	}
+	s.sweep(base.Add(100 * day))
+	if err := s.flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.db.View(func(tx *bbolt.Tx) error {
+		if n := tx.Bucket(bucketGrey).Stats().KeyN; n != 0 {
+			t.Errorf("%d keys after their time", n)
+		}
+		if v := tx.Bucket(bucketMeta).Get(keySchema); len(v) != 1 || v[0] != schema {
+			t.Errorf("schema %v", v)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A record of schema 1, which kept who waits among the triplets.
+func TestWaitingTripletOfSchema1(t *testing.T) {
 	cfg := config(filepath.Join(t.TempDir(), "state.db"))
 	s := open(t, cfg)
 	now := time.Now()
 	c := contact(1, now)
-	err := s.db.Update(func(tx *bbolt.Tx) error {
+	if err := s.db.Update(func(tx *bbolt.Tx) error {
 		first := overlay.Record{A: now.UnixMilli(), B: now.UnixMilli(), X: 1, Expires: now.Add(time.Hour).UnixMilli()}
-		b := tx.Bucket(bucketGrey)
 		return errors.Join(
-			b.Put(store.AppendKey(nil, store.TripletKey, c.Who, c.Sender, c.Recipient), encode(nil, &first)),
-			b.Put(store.AppendKey(nil, store.PairKey, c.Sender, c.Recipient), encode(nil, &overlay.Record{A: first.A, B: first.B, Expires: first.Expires})),
+			tx.Bucket(bucketGrey).Put(store.AppendKey(nil, store.TripletKey, c.Match, c.Sender, c.Recipient), encode(nil, &first)),
 			tx.Bucket(bucketMeta).Put(keySchema, []byte{1}),
-			tx.Bucket(bucketMeta).Put(keyEntries, binary.BigEndian.AppendUint64(nil, 2)),
+			tx.Bucket(bucketMeta).Put(keyEntries, binary.BigEndian.AppendUint64(nil, 1)),
 		)
-	})
-	if err != nil {
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.db.Close(); err != nil {
@@ -261,20 +343,12 @@ func TestFileOfSchema1(t *testing.T) {
 	if out, err := s.TouchGreylist(t.Context(), c); err != nil || out.State != greylist.EarlyRetry || out.Attempts != 2 {
 		t.Errorf("a triplet of then: %+v, %v", out, err)
 	}
-	if err := s.Close(t.Context()); err != nil {
-		t.Fatal(err)
+	if st := s.Status(); st.Entries != 0 || st.Room.Waiting != 1 {
+		t.Errorf("%+v", st)
 	}
-	s = open(t, cfg)
-	if n, err := s.CountGreylist(t.Context(), now); err != nil || n != (greylist.Counts{Triplets: 1, Pairs: 1}) {
-		t.Errorf("%+v, %v", n, err)
-	}
-	if err := s.db.View(func(tx *bbolt.Tx) error {
-		if v := tx.Bucket(bucketMeta).Get(keySchema); len(v) != 1 || v[0] != schema {
-			t.Errorf("schema %v", v)
-		}
-		return nil
-	}); err != nil {
-		t.Error(err)
+	c.Time = now.Add(time.Hour)
+	if out, err := s.TouchGreylist(t.Context(), c); err != nil || out.State != greylist.FirstPass {
+		t.Errorf("its retry: %+v, %v", out, err)
 	}
 }
 
@@ -304,7 +378,7 @@ func TestWriteErrorKeepsChangesAndHeals(t *testing.T) {
 	if err := s.flush(); err == nil {
 		t.Fatal("a closed file took changes")
 	}
-	if st := s.Status(); st.Healthy || st.Pending != 1 || st.LastError == "" {
+	if st := s.Status(); st.Healthy || st.LastError == "" {
 		t.Errorf("status %+v", st)
 	}
 	if err := s.Ping(t.Context()); !errors.Is(err, store.ErrUnavailable) {
@@ -317,6 +391,10 @@ func TestWriteErrorKeepsChangesAndHeals(t *testing.T) {
 	if st := s.Status(); !st.Healthy || st.Pending != 0 {
 		t.Errorf("status after healing %+v", st)
 	}
+	kept := 0
+	if err := s.eachWaiting(t.Context(), time.Now(), func(greylist.Entry) bool { kept++; return true }); err != nil || kept != 1 {
+		t.Errorf("%d of 1 written in the end, %v", kept, err)
+	}
 	if logs.FilterMessageSnippet("cannot write").Len() != 1 || logs.FilterMessageSnippet("can be written again").Len() != 1 {
 		t.Errorf("log: %v", logs.All())
 	}
@@ -327,13 +405,22 @@ func TestSweepDeletesFromTheFile(t *testing.T) {
 	cfg.FlushInterval = conf.Duration(time.Hour)
 	s := open(t, cfg)
 	old := time.Now().Add(-100 * 24 * time.Hour)
-	for i := range 5000 {
-		if _, err := s.TouchGreylist(t.Context(), contact(i, old)); err != nil {
-			t.Fatal(err)
+	passes := func(i int, at time.Time) {
+		t.Helper()
+		c := contact(i, at)
+		c.Rule.Delay = 0
+		if out, err := s.TouchGreylist(t.Context(), c); err != nil || out.State != greylist.FirstPass {
+			t.Fatal(out.State, err)
 		}
 	}
-	if _, err := s.TouchGreylist(t.Context(), contact(0, time.Now())); err != nil {
-		t.Fatal(err)
+	for i := range 5000 {
+		passes(i, old)
+	}
+	passes(0, time.Now())
+	for i := range 100 {
+		if _, err := s.TouchGreylist(t.Context(), contact(10_000+i, old)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := s.flush(); err != nil {
 		t.Fatal(err)
@@ -341,15 +428,19 @@ func TestSweepDeletesFromTheFile(t *testing.T) {
 	for range 4 { // sweepKeys at a time
 		s.sweep(time.Now())
 	}
+	s.engine.SweepRoom(time.Now())
 	if err := s.flush(); err != nil {
 		t.Fatal(err)
 	}
 	keys := 0
-	if err := s.db.View(func(tx *bbolt.Tx) error { keys = tx.Bucket(bucketGrey).Stats().KeyN; return nil }); err != nil {
+	if err := s.db.View(func(tx *bbolt.Tx) error {
+		keys = tx.Bucket(bucketGrey).Stats().KeyN + tx.Bucket(bucketWait).Stats().KeyN
+		return nil
+	}); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.Status().Entries; keys != 1 || n != 2 {
-		t.Errorf("%d keys in the file, %d entries counted; want one, of the live triplet and its pair", keys, n)
+	if n := s.Status().Entries; keys != 1 || n != 1 {
+		t.Errorf("%d keys in the file, %d entries counted; want one, of the live triplet", keys, n)
 	}
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)
@@ -358,7 +449,7 @@ func TestSweepDeletesFromTheFile(t *testing.T) {
 	if err != nil || after >= before {
 		t.Errorf("compacted from %d to %d, %v", before, after, err)
 	}
-	if st := open(t, cfg).Status(); st.Entries != 2 {
+	if st := open(t, cfg).Status(); st.Entries != 1 {
 		t.Errorf("after compacting: %+v", st)
 	}
 }

@@ -25,10 +25,10 @@ var _ store.Store = (*Store)(nil)
 // sweepEvery is how often a part of the store is searched for expired records.
 const sweepEvery = 2500 * time.Millisecond
 
-// New returns a store for at most maxEntries records and starts its sweeper,
-// which Close ends.
-func New(maxEntries int) *Store {
-	s := &Store{engine: overlay.New(overlay.Options{MaxEntries: maxEntries}), Values: overlay.NewValues(maxEntries, nil, nil), stop: make(chan struct{})}
+// New returns a store for at most maxEntries records, and maxWaiting first
+// contacts that wait. It starts its sweeper, which Close ends.
+func New(maxEntries, maxWaiting int) *Store {
+	s := &Store{engine: overlay.New(overlay.Options{MaxEntries: maxEntries, MaxWaiting: maxWaiting}), Values: overlay.NewValues(maxEntries, nil, nil), stop: make(chan struct{})}
 	s.done.Go(func() {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
@@ -38,6 +38,7 @@ func New(maxEntries int) *Store {
 				return
 			case now := <-tick.C:
 				s.engine.SweepShard(n, now)
+				s.engine.SweepRoom(now)
 				s.Values.SweepShard(n, now)
 			}
 		}
@@ -57,15 +58,13 @@ func (s *Store) TouchGreylist(_ context.Context, c *greylist.Contact) (greylist.
 
 // ListGreylist implements greylist.AdminStore.
 func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Time, yield func(greylist.Entry) bool) error {
-	n := 0
-	return s.engine.Range(ctx, func(key string, rec overlay.Record) bool {
+	pick := store.Picker(&f, yield)
+	err := s.engine.Range(ctx, func(key string, rec overlay.Record) bool {
 		e, live := overlay.Entry(key, rec, now)
-		if !live || !store.Matches(&f, &e) {
-			return true
-		}
-		n++
-		return yield(e) && (f.Limit == 0 || n < f.Limit)
+		return !live || pick(e)
 	})
+	s.engine.RangeWaiting(now, pick)
+	return err
 }
 
 // ForgetGreylist implements greylist.AdminStore.
@@ -76,6 +75,12 @@ func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, err
 			return true
 		}
 		if gone, _ := s.engine.Delete(key, func(overlay.Record) bool { return true }); gone { // no error without a backing
+			n++
+		}
+		return true
+	})
+	s.engine.RangeWaiting(time.Time{}, func(e greylist.Entry) bool {
+		if store.Matches(&f, &e) && s.engine.ForgetWaiting(&e) {
 			n++
 		}
 		return true
@@ -95,7 +100,7 @@ func (s *Store) CountGreylist(ctx context.Context, now time.Time) (greylist.Coun
 
 // Status implements store.Store.
 func (s *Store) Status() store.Status {
-	return store.Status{Kind: store.Memory, Healthy: true, Entries: s.engine.Entries()}
+	return store.Status{Kind: store.Memory, Healthy: true, Entries: s.engine.Entries(), Room: s.engine.Room(time.Now())}
 }
 
 // Ping implements store.Store.

@@ -2,7 +2,6 @@ package mem
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -14,44 +13,67 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, func(testing.TB) store.Store { return New(1_000_000) })
+	storetest.Run(t, func(testing.TB) store.Store { return New(1_000_000, storetest.MaxWaiting) })
 }
 
-func TestFullStoreTakesNoNewContacts(t *testing.T) {
-	s := New(10)
+// A full store lets in who has waited, and delays it again the next time: what
+// is known of others stays.
+func TestFullStore(t *testing.T) {
+	s := New(10, 100)
 	defer s.Close(t.Context()) //nolint:errcheck // in memory
 	now := time.Now()
-	var err error
 	for i := range 20 {
-		c := greylist.Contact{Who: "w", Sender: fmt.Sprint(i), Time: now, Rule: storetest.Rule}
-		if _, err = s.TouchGreylist(t.Context(), &c); err != nil {
-			break
+		c := greylist.Contact{Match: "w", Sender: fmt.Sprint(i), Time: now, Rule: storetest.Rule}
+		for _, want := range []greylist.State{greylist.FirstContact, greylist.FirstPass} {
+			if out, err := s.TouchGreylist(t.Context(), &c); err != nil || out.State != want {
+				t.Fatalf("contact %d: %v, %v", i, out.State, err)
+			}
+			c.Time = now.Add(time.Hour)
 		}
 	}
-	if !errors.Is(err, store.ErrFull) {
-		t.Fatalf("got %v, want ErrFull", err)
+	for i := range 20 {
+		want := greylist.KnownTriplet
+		if i >= 10 {
+			want = greylist.FirstContact
+		}
+		c := greylist.Contact{Match: "w", Sender: fmt.Sprint(i), Time: now.Add(2 * time.Hour), Rule: storetest.Rule}
+		if out, err := s.TouchGreylist(t.Context(), &c); err != nil || out.State != want {
+			t.Errorf("contact %d again: %v, %v; want %v", i, out.State, err, want)
+		}
 	}
-	c := greylist.Contact{Who: "w", Sender: "0", Time: now.Add(time.Hour), Rule: storetest.Rule}
-	if out, err := s.TouchGreylist(t.Context(), &c); err != nil || out.State != greylist.FirstPass {
-		t.Errorf("an entry that is there: %v, %v", out.State, err)
+	if st := s.Status(); st.Entries != 10 || st.Room.Unremembered != 10 {
+		t.Errorf("status %+v", st)
 	}
 }
 
 func TestSweeperDropsWhatHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(1_000_000)
+		s := New(1_000_000, 1_000_000)
 		for i := range 500 {
-			c := greylist.Contact{Who: fmt.Sprint(i), Time: time.Now(), Rule: storetest.Rule}
+			c := greylist.Contact{Match: fmt.Sprint(i), Time: time.Now(), Rule: storetest.Rule}
 			if _, err := s.TouchGreylist(context.Background(), &c); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n := s.Status().Entries; n != 501 { // one pair for all
-			t.Fatalf("%d entries", n)
+		for i := range 500 {
+			c := greylist.Contact{Match: "w", Sender: fmt.Sprint(i), Time: time.Now().Add(-time.Hour), Rule: storetest.Rule}
+			for range 2 {
+				if _, err := s.TouchGreylist(context.Background(), &c); err != nil {
+					t.Fatal(err)
+				}
+				c.Time = time.Now()
+			}
+		}
+		if st := s.Status(); st.Entries != 500 || st.Room.Waiting != 1 { // one correspondence, 8 sides
+			t.Fatalf("%+v", st)
 		}
 		time.Sleep(storetest.Rule.Window + 2*time.Hour)
-		if n := s.Status().Entries; n != 0 {
-			t.Errorf("%d entries after their time", n)
+		if st := s.Status(); st.Entries != 500 || st.Room.Waiting != 0 {
+			t.Errorf("%+v after the window", st)
+		}
+		time.Sleep(storetest.Rule.Keep)
+		if st := s.Status(); st.Entries != 0 {
+			t.Errorf("%+v after their time", st)
 		}
 		if err := s.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -60,10 +82,10 @@ func TestSweeperDropsWhatHasExpired(t *testing.T) {
 }
 
 func BenchmarkTouch(b *testing.B) {
-	s := New(100_000_000)
+	s := New(100_000_000, 1_000_000)
 	defer s.Close(b.Context()) //nolint:errcheck // in memory
 	now := time.Now()
-	known := greylist.Contact{Who: "net:192.0.2.0/24", Sender: "a@example.org", Recipient: "b@example.com", Time: now, Rule: storetest.Rule}
+	known := greylist.Contact{Match: "net:192.0.2.0/24", Sender: "a@example.org", Recipient: "b@example.com", Time: now, Rule: storetest.Rule}
 	known.Rule.KnownAfter = 0
 	known.Rule.Delay = 0
 	b.Run("known", func(b *testing.B) {
@@ -79,7 +101,7 @@ func BenchmarkTouch(b *testing.B) {
 		i := 0
 		for b.Loop() {
 			i++
-			c := greylist.Contact{Who: "net:192.0.2.0/24", Sender: fmt.Sprintf("a%d@example.org", i), Recipient: "b@example.com", Time: now, Rule: storetest.Rule}
+			c := greylist.Contact{Match: "net:192.0.2.0/24", Sender: fmt.Sprintf("a%d@example.org", i), Recipient: "b@example.com", Time: now, Rule: storetest.Rule}
 			if _, err := s.TouchGreylist(b.Context(), &c); err != nil {
 				b.Fatal(err)
 			}

@@ -1,13 +1,11 @@
-// Package overlay keeps greylist records in sharded tables, alone (store/mem)
-// or in front of a file that takes changes in batches (store/bolt).
+// Package overlay keeps greylisting's records in sharded tables, alone
+// (store/mem) or in front of a file that takes changes in batches (store/bolt).
 //
-// A record is read, changed and put back under the locks of its shards, so
-// each contact is atomic. Changed records are dirty until a flush has written
-// them; unchanged ones are a bounded cache when there is a file behind.
-//
-// Most triplets are never seen again: who sends it does not come back. Such a
-// triplet and its pair say the same, so that with a file behind they are one
-// record, a joint one, until one of them changes without the other.
+// A record is read, changed and put back under the lock of its shard, so each
+// contact is atomic. Changed records are dirty until a flush has written them;
+// unchanged ones are a bounded cache when there is a file behind. Those who
+// wait for their first pass are all in memory, in a bounded room (package
+// waiting); the file only brings them back after a restart.
 package overlay
 
 import (
@@ -20,39 +18,33 @@ import (
 
 	"postern/greylist"
 	"postern/store"
+	"postern/store/waiting"
 )
 
-// Record is the stored form of a triplet, client or pair. The meaning of the
-// fields goes with the kind of the key.
+// Record is the stored form of a triplet that has passed or of a credit. The
+// meaning of the fields goes with the kind of the key.
 type Record struct {
-	A, B    int64  // First, Last; for a client Last, Counted
-	X, Y    uint32 // Attempts, Passes; for a client Passes, -
+	A, B, C int64  // triplet: First, Last, -; credit: First, Last, Counted
+	X, Y    uint32 // triplet: Attempts, Passes; credit: Passes, -
 	Expires int64  // Unix milliseconds after which the record may be dropped
 }
 
-// Stored is a record as a backing holds it. Who is set in a joint record: it
-// stands under the key of a pair, with the Attempts of the only triplet that
-// the pair has, which is of that client, has not passed, and has the same First
-// and Last.
-type Stored struct {
-	Record
-	Who string
+func (r Record) triplet() greylist.Triplet {
+	return greylist.Triplet{First: r.A, Last: r.B, Attempts: r.X, Passes: r.Y}
 }
 
-// Query asks a backing for records.
-type Query struct {
-	Keys  [3][]byte // those that are not nil; only valid during the call
-	Recs  [3]Stored
-	Found [3]bool
+func (r Record) credit() greylist.Credit {
+	return greylist.Credit{First: r.A, Last: r.B, Counted: r.C, Passes: r.X}
 }
 
 // Backing is the file behind the tables.
 type Backing interface {
-	// Load answers a query, with records that are all from one moment.
-	Load(q *Query) error
+	// Load returns the record of a key, which is only valid during the call.
+	Load(key []byte) (rec Record, found bool, err error)
 }
 
-// A triplet is in the shard of its pair. Clients have shards of their own.
+// Triplets and those who wait are in the shard of their correspondence.
+// Credits have shards of their own.
 const (
 	pairShards = 64
 	shardCount = 2 * pairShards
@@ -61,14 +53,17 @@ const (
 // Engine is the set of tables. It is safe for concurrent use.
 type Engine struct {
 	shards  [shardCount]shard
+	room    room
 	seeds   [2]maphash.Seed
 	backing Backing // nil: the tables are all there is
 
 	maxEntries int
-	maxDirty   int // more unwritten changes than this: no new entries
+	maxWaiting int
+	maxDirty   int // more unwritten changes than this: no new records
 
 	entries atomic.Int64
-	pending atomic.Int64 // dirty cells and those being flushed
+	pending atomic.Int64  // dirty cells and those being flushed
+	refused atomic.Uint64 // passes that could not be remembered
 
 	// stored tells which keys are surely not in the backing. next is being
 	// filled, and takes the place of stored when that is done.
@@ -79,6 +74,7 @@ type Engine struct {
 // Options of an Engine.
 type Options struct {
 	MaxEntries int
+	MaxWaiting int // correspondences that wait
 	Backing    Backing
 	MaxDirty   int // with a backing
 	CacheSize  int // with a backing: records kept in memory, in all
@@ -89,20 +85,24 @@ type Options struct {
 func New(o Options) *Engine {
 	e := &Engine{
 		seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, backing: o.Backing,
-		maxEntries: o.MaxEntries, maxDirty: o.MaxDirty,
+		maxEntries: o.MaxEntries, maxWaiting: o.MaxWaiting, maxDirty: o.MaxDirty,
 	}
 	for i := range e.shards {
 		e.shards[i].init(o.CacheSize/pairShards, o.Backing == nil)
 	}
+	e.room.table = waiting.New(o.MaxWaiting)
 	e.entries.Store(int64(o.Entries))
 	return e
 }
 
-// Entries returns how many records there are.
+// Entries returns how many records there are, those who wait left out.
 func (e *Engine) Entries() int { return int(e.entries.Load()) }
 
 // Pending returns how many changes have not been written.
 func (e *Engine) Pending() int { return int(e.pending.Load()) }
+
+// Refused returns how many passes could not be remembered for want of room.
+func (e *Engine) Refused() uint64 { return e.refused.Load() }
 
 // digest stands for a key. Two keys of a store have the same one about as
 // often as a machine's memory errs: with five million of them, the odds are
@@ -114,55 +114,32 @@ func (e *Engine) digest(key []byte) digest {
 	return digest{maphash.Bytes(e.seeds[0], key), maphash.Bytes(e.seeds[1], key)}
 }
 
-// pairShard returns the shard of a pair, in which its triplets are too.
-func (e *Engine) pairShard(pair digest) *shard { return &e.shards[pair.a%pairShards] }
-
-func (e *Engine) clientShard(client digest) *shard { return &e.shards[pairShards+client.a%pairShards] }
-
-// who returns what a joint record knows its triplet by in memory.
-func (triplet digest) who() uint64 { return triplet.b | 1 }
-
-// scratch is what one operation on the records of a contact works in.
+// scratch is what one contact works in.
 type scratch struct {
-	buf   []byte
-	keys  [3][]byte // triplet, client, pair
-	sums  [3]digest
-	recs  [3]Record
-	found [3]bool
-
-	before [3]Record
-	query  Query
-
-	// joint is set when the pair's record is a joint one with this triplet,
-	// other when it is one with another triplet, that of otherWho.
-	joint, other bool
-	together     Record // the joint record
-	otherWho     string
+	buf              []byte
+	triplet, credit  []byte // keys
+	pair, tsum, csum digest
+	label            int // where sender and recipient begin in the triplet's key
 }
-
-// The places of a contact's records in a scratch.
-const (
-	tripletAt = iota
-	clientAt
-	pairAt
-)
 
 var scratches = sync.Pool{New: func() any { return &scratch{buf: make([]byte, 0, 1024)} }}
 
 // begin makes the keys of a contact.
-func (e *Engine) begin(who, sender, recipient string) *scratch {
+func (e *Engine) begin(c *greylist.Contact) *scratch {
 	s := scratches.Get().(*scratch)
-	b := store.AppendKey(s.buf[:0], store.TripletKey, who, sender, recipient)
+	b := store.AppendKey(s.buf[:0], store.TripletKey, c.Match)
+	s.label = len(b)
+	b = store.AppendParts(b, c.Sender, c.Recipient)
 	t := len(b)
-	b = store.AppendKey(b, store.ClientKey, who)
-	cl := len(b)
-	b = store.AppendKey(b, store.PairKey, sender, recipient)
-	s.buf = b
-	s.keys = [3][]byte{b[:t], b[t:cl], b[cl:]}
-	for i, k := range s.keys {
-		s.sums[i] = e.digest(k)
+	if c.Credit != "" {
+		b = store.AppendKey(b, store.CreditKey, c.Credit)
 	}
-	s.joint, s.other, s.otherWho = false, false, ""
+	s.buf = b
+	s.triplet, s.credit = b[:t:t], b[t:]
+	s.tsum, s.pair = e.digest(s.triplet), e.digest(s.triplet[s.label:])
+	if c.Credit != "" {
+		s.csum = e.digest(s.credit)
+	}
 	return s
 }
 
@@ -170,302 +147,173 @@ func (e *Engine) begin(who, sender, recipient string) *scratch {
 // garbage collection, never the rule.
 const slack = time.Hour
 
+// pairShard returns the shard of a correspondence.
+func (e *Engine) pairShard(pair digest) *shard { return &e.shards[pair.a%pairShards] }
+
+func (d digest) key() waiting.Key { return waiting.Key{A: d.a, B: d.b} }
+
 // Touch implements greylist.Store.
 func (e *Engine) Touch(c *greylist.Contact) (greylist.Outcome, error) {
-	s := e.begin(c.Who, c.Sender, c.Recipient)
+	s := e.begin(c)
 	defer scratches.Put(s)
-	sh := e.pairShard(s.sums[pairAt])
+	sh := e.pairShard(s.pair)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	missing := e.findPair(sh, s, !c.DryRun)
-	out, grown, changed, err := e.advance(c, s, missing)
-	if err == nil && !c.DryRun {
-		g, ch := e.updatePair(sh, s, c)
-		grown, changed = grown+g, changed+ch
+	rec, found, err := e.get(sh, s.tsum, s.triplet)
+	if err != nil {
+		return greylist.Outcome{}, err
 	}
-	e.count(grown, changed)
-	return out, err
+	t := rec.triplet()
+	if out, known, count := greylist.Known(c, &t); known {
+		if !c.DryRun {
+			e.putTriplet(sh, s, c, &t, true)
+		}
+		if count {
+			out.Passes, err = e.countPass(c, s)
+		}
+		return out, err
+	}
+	return e.stranger(c, s, sh, &t, rec, found)
 }
 
-func (e *Engine) count(grown, changed int64) {
-	if grown != 0 {
-		e.entries.Add(grown)
-	}
-	if changed != 0 {
-		e.pending.Add(changed)
-	}
-}
-
-// findPair looks for the records of the pair and the triplet in the tables.
-// It returns which have to be asked for, as bits. write is set when they may be
-// written: who shares a joint record with the pair must be known then.
-func (e *Engine) findPair(sh *shard, s *scratch, write bool) (missing int) {
-	s.recs[tripletAt], s.found[tripletAt] = Record{}, false
-	s.recs[pairAt], s.found[pairAt] = Record{}, false
-	switch c := sh.find(s.sums[pairAt]); {
-	case c == nil:
-		missing = e.ask(s, pairAt)
-	case c.who != 0:
-		s.split(c.rec, c.who)
-		if s.other && write {
-			if s.otherWho = sh.whoOf(c); s.otherWho == "" {
-				missing = 1 << pairAt // the backing knows
+// stranger judges a triplet that has not passed: by its credit, or among those
+// who wait. rec is what was found of it.
+func (e *Engine) stranger(c *greylist.Contact, s *scratch, sh *shard, t *greylist.Triplet, rec Record, found bool) (greylist.Outcome, error) {
+	var cr greylist.Credit
+	var before Record
+	var credits *shard
+	var had bool
+	if c.Credit != "" {
+		credits = e.creditShard(s.csum)
+		credits.mu.Lock()
+		defer credits.mu.Unlock()
+		var err error
+		if before, had, err = e.get(credits, s.csum, s.credit); err != nil {
+			return greylist.Outcome{}, err
+		}
+		cr = before.credit()
+		if out, known := greylist.Credited(c, &cr); known {
+			if !c.DryRun {
+				e.putCredit(credits, s, c, &cr, before, had)
 			}
-		}
-	default:
-		s.recs[pairAt], s.found[pairAt] = c.rec, !c.gone
-	}
-	if !s.joint {
-		missing |= e.find(sh, s, tripletAt)
-	}
-	return missing
-}
-
-// split takes the pair, and the triplet if it is this one, out of a joint record.
-func (s *scratch) split(rec Record, who uint64) {
-	s.together = rec
-	s.recs[pairAt], s.found[pairAt] = pairOf(rec), true
-	if s.joint = who == s.sums[tripletAt].who(); s.joint {
-		s.recs[tripletAt], s.found[tripletAt] = tripletOf(rec), true
-	}
-	s.other = !s.joint
-}
-
-// pairOf and tripletOf return the parts of a joint record.
-func pairOf(rec Record) Record { return Record{A: rec.A, B: rec.B, Expires: rec.Expires} }
-
-func tripletOf(rec Record) Record {
-	// Both are kept for the same time, the pair from Last on.
-	return Record{A: rec.A, B: rec.B, X: rec.X, Expires: rec.Expires - rec.B + rec.A}
-}
-
-// find looks for record i in the tables. It returns bit i when the backing has
-// to be asked.
-func (e *Engine) find(sh *shard, s *scratch, i int) (missing int) {
-	if c := sh.find(s.sums[i]); c != nil {
-		s.recs[i], s.found[i] = c.rec, !c.gone
-		return 0
-	}
-	s.recs[i], s.found[i] = Record{}, false
-	return e.ask(s, i)
-}
-
-// ask returns bit i if the backing may hold key i.
-func (e *Engine) ask(s *scratch, i int) int {
-	if e.backing == nil {
-		return 0
-	}
-	if f := e.stored.Load(); f != nil && !f.holds(s.sums[i]) {
-		return 0
-	}
-	return 1 << i
-}
-
-// load gets the records that are missing from the backing. That a key is not
-// there is worth remembering too: the pair of a triplet that has passed is
-// asked for again and again. The shards are locked.
-func (e *Engine) load(s *scratch, missing int) error {
-	s.query = Query{}
-	for i, k := range s.keys {
-		if missing&(1<<i) != 0 {
-			s.query.Keys[i] = k
+			return out, nil
 		}
 	}
-	if err := e.backing.Load(&s.query); err != nil {
-		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	w, waits := e.room.find(s.pair)
+	if !waits && found && rec.Y == 0 && rec.A != 0 {
+		// Written by an earlier version, which kept who waits here.
+		w = greylist.Waiting{Since: rec.A, Last: rec.B, Side: greylist.Side{Match: c.Match, First: rec.A, Last: rec.B, Attempts: rec.X}}
 	}
-	if missing&(1<<pairAt) != 0 {
-		e.loadedPair(s)
-	}
-	for _, i := range [...]int{tripletAt, clientAt} {
-		if missing&(1<<i) == 0 || i == tripletAt && s.joint {
-			continue
-		}
-		sh := e.pairShard(s.sums[pairAt])
-		if i == clientAt {
-			sh = e.clientShard(s.sums[i])
-		}
-		s.recs[i], s.found[i] = s.query.Recs[i].Record, s.query.Found[i]
-		c := sh.insert(s.sums[i], nil)
-		c.rec, c.gone = s.recs[i], !s.found[i]
-	}
-	return nil
-}
-
-// loadedPair takes over what the backing said of the pair.
-func (e *Engine) loadedPair(s *scratch) {
-	rec, found := s.query.Recs[pairAt], s.query.Found[pairAt]
-	if s.other { // in the tables; only the name of the client was wanted
-		s.otherWho = rec.Who
-		return
-	}
-	c := e.pairShard(s.sums[pairAt]).insert(s.sums[pairAt], nil)
-	c.rec, c.gone = rec.Record, !found
-	if rec.Who == "" {
-		s.recs[pairAt], s.found[pairAt] = rec.Record, found
-		return
-	}
-	c.who = e.tripletBeside(s.keys[pairAt], rec.Who).who()
-	if s.split(rec.Record, c.who); s.other {
-		s.otherWho = rec.Who
-	}
-}
-
-// tripletBeside returns the digest of the triplet of a pair and a client.
-func (e *Engine) tripletBeside(pair []byte, who string) digest {
-	var buf [256]byte
-	return e.digest(tripletKey(buf[:0], pair, who))
-}
-
-// TripletKey returns the key of the triplet of a joint record.
-func TripletKey(pair []byte, who string) []byte { return tripletKey(nil, pair, who) }
-
-// tripletKey appends the key of the triplet of a pair, whose key is given, and
-// a client.
-func tripletKey(b, pair []byte, who string) []byte {
-	return append(store.AppendKey(b, store.TripletKey, who), pair[1:]...)
-}
-
-// advance does what needs the client's shard, which is locked for no longer:
-// many contacts of a moment are of one client. It gets the records that are
-// missing, applies the rule, and updates the client.
-func (e *Engine) advance(c *greylist.Contact, s *scratch, missing int) (out greylist.Outcome, grown, changed int64, err error) {
-	sh := e.clientShard(s.sums[clientAt])
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if missing |= e.find(sh, s, clientAt); missing != 0 {
-		if err := e.load(s, missing); err != nil {
-			return out, 0, 0, err
-		}
-	}
-	s.before = s.recs
-	t, cl, p := &s.recs[tripletAt], &s.recs[clientAt], &s.recs[pairAt]
-	triplet := greylist.Triplet{First: t.A, Last: t.B, Attempts: t.X, Passes: t.Y}
-	client := greylist.Client{Last: cl.A, Counted: cl.B, Passes: cl.X}
-	pair := greylist.Pair{First: p.A, Last: p.B}
-	out = greylist.Advance(c, &triplet, &client, &pair)
+	out := greylist.Wait(c, t, &cr, &w)
 	if c.DryRun {
-		return out, 0, 0, nil
+		return out, nil
 	}
-	if !s.found[tripletAt] && triplet.First != 0 {
-		if n := e.Entries(); n >= e.maxEntries {
-			return greylist.Outcome{}, 0, 0, fmt.Errorf("%w: %d entries", store.ErrFull, n)
+	if c.Credit != "" {
+		e.putCredit(credits, s, c, &cr, before, had)
+	}
+	if !out.State.Delays() {
+		e.putTriplet(sh, s, c, t, found)
+	} else if found && rec.A != 0 {
+		e.put(sh, s.tsum, s.triplet, Record{}, true, true)
+	}
+	e.room.put(s.pair, &w, c, s.triplet[s.label:])
+	return out, nil
+}
+
+func (e *Engine) creditShard(sum digest) *shard { return &e.shards[pairShards+sum.a%pairShards] }
+
+// countPass counts a pass of a known triplet for its credit.
+func (e *Engine) countPass(c *greylist.Contact, s *scratch) (passes int, err error) {
+	sh := e.creditShard(s.csum)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	rec, found, err := e.get(sh, s.csum, s.credit)
+	if err != nil {
+		return 0, err
+	}
+	cr := rec.credit()
+	greylist.CountPass(c, &cr)
+	if !c.DryRun {
+		e.putCredit(sh, s, c, &cr, rec, found)
+	}
+	return int(cr.Passes), nil
+}
+
+// get returns the record of a key. The shard is locked. That a key is not in
+// the backing is worth remembering too.
+func (e *Engine) get(sh *shard, sum digest, key []byte) (rec Record, found bool, err error) {
+	if c := sh.find(sum); c != nil {
+		return c.rec, !c.gone, nil
+	}
+	if e.backing == nil {
+		return Record{}, false, nil
+	}
+	if f := e.stored.Load(); f != nil && !f.holds(sum) {
+		return Record{}, false, nil
+	}
+	if rec, found, err = e.backing.Load(key); err != nil {
+		return Record{}, false, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	c := sh.insert(sum, nil)
+	c.rec, c.gone = rec, !found
+	return rec, found, nil
+}
+
+func (e *Engine) putTriplet(sh *shard, s *scratch, c *greylist.Contact, t *greylist.Triplet, found bool) {
+	e.put(sh, s.tsum, s.triplet, Record{A: t.First, B: t.Last, X: t.Attempts, Y: t.Passes, Expires: t.Last + (c.Rule.Keep + slack).Milliseconds()}, found, false)
+}
+
+func (e *Engine) putCredit(sh *shard, s *scratch, c *greylist.Contact, cr *greylist.Credit, before Record, found bool) {
+	if cr.First == 0 {
+		if found && before.A != 0 {
+			e.put(sh, s.csum, s.credit, Record{}, true, true)
 		}
-		if n := e.Pending(); e.backing != nil && n >= e.maxDirty {
-			return greylist.Outcome{}, 0, 0, fmt.Errorf("%w: %d changes wait to be written", store.ErrUnavailable, n)
+		return
+	}
+	rec := Record{A: cr.First, B: cr.Last, C: cr.Counted, X: cr.Passes, Expires: cr.Last + (c.Rule.Keep + slack).Milliseconds()}
+	if rec != before || !found {
+		e.put(sh, s.csum, s.credit, rec, found, false)
+	}
+}
+
+// put stores a changed record, or with gone that it is not there any more. The
+// shard is locked. A new record for which there is no room is left out.
+func (e *Engine) put(sh *shard, sum digest, key []byte, rec Record, found, gone bool) {
+	c := sh.find(sum)
+	if !found && !gone {
+		if e.Entries() >= e.maxEntries || e.backing != nil && e.Pending() >= e.maxDirty {
+			e.refused.Add(1)
+			return
 		}
+		e.entries.Add(1)
 	}
-	window, keep := (c.Rule.Window + slack).Milliseconds(), (c.Rule.Keep + slack).Milliseconds()
-	*t = Record{A: triplet.First, B: triplet.Last, X: triplet.Attempts, Y: triplet.Passes, Expires: triplet.First + window}
-	if triplet.Passes > 0 {
-		t.Expires = triplet.Last + keep
+	if found && gone {
+		e.entries.Add(-1)
 	}
-	*cl = Record{A: client.Last, B: client.Counted, X: client.Passes, Expires: client.Last + keep}
-	*p = Record{A: pair.First, B: pair.Last, Expires: pair.Last + window}
-	grown, changed = e.update(sh, s, clientAt)
-	return out, grown, changed, nil
-}
-
-// maxWho is the longest name of a client in a joint record: what a key holds
-// of a longer one cannot be told from a name.
-const maxWho = 255
-
-// updatePair puts the pair and the triplet of a contact back. It returns by how
-// much the numbers of entries and of changes to write have grown.
-func (e *Engine) updatePair(sh *shard, s *scratch, c *greylist.Contact) (grown, changed int64) {
-	t, p := &s.recs[tripletAt], &s.recs[pairAt]
-	alike := t.A != 0 && t.Y == 0 && p.A == t.A && p.B == t.B
-	nameable := e.backing != nil && c.Who != "" && len(c.Who) <= maxWho
-	if alike && nameable && (s.joint || !s.found[tripletAt] && !s.found[pairAt]) {
-		together := Record{A: p.A, B: p.B, X: t.X, Expires: p.Expires}
-		if s.joint {
-			if together == s.together {
-				return 0, 0
-			}
-		} else {
-			grown = 2
-		}
-		return grown, e.put(sh, s.sums[pairAt], s.keys[pairAt], value{rec: together, joint: true, who: c.Who, triplet: s.sums[tripletAt]})
-	}
-	if s.joint || s.other && (p.A == 0 || *p != s.before[pairAt]) {
-		changed = e.part(sh, s)
-	}
-	for _, i := range [...]int{tripletAt, pairAt} {
-		g, ch := e.update(sh, s, i)
-		grown, changed = grown+g, changed+ch
-	}
-	return grown, changed
-}
-
-// part makes the parts of a joint record records of their own.
-func (e *Engine) part(sh *shard, s *scratch) (changed int64) {
-	key, sum := s.keys[tripletAt], s.sums[tripletAt]
-	if s.other {
-		key = tripletKey(nil, s.keys[pairAt], s.otherWho)
-		sum = e.digest(key)
-	}
-	changed = e.put(sh, sum, key, value{rec: tripletOf(s.together)})
-	changed += e.put(sh, s.sums[pairAt], s.keys[pairAt], value{rec: pairOf(s.together)})
-	s.joint, s.other = false, false
-	return changed
-}
-
-// update puts record i of a contact back if it has changed.
-func (e *Engine) update(sh *shard, s *scratch, i int) (grown, changed int64) {
-	present := s.recs[i].A != 0
-	switch {
-	case !present && s.found[i]:
-		return -1, e.put(sh, s.sums[i], s.keys[i], value{gone: true})
-	case present && !s.found[i]:
-		return 1, e.put(sh, s.sums[i], s.keys[i], value{rec: s.recs[i]})
-	case present && s.recs[i] != s.before[i]:
-		return 0, e.put(sh, s.sums[i], s.keys[i], value{rec: s.recs[i]})
-	}
-	return 0, 0
-}
-
-// value is what is put into a cell.
-type value struct {
-	rec     Record
-	gone    bool
-	joint   bool
-	who     string // of a joint record, with its triplet
-	triplet digest
-}
-
-// put stores a changed record, or that it is gone, and returns how many more
-// changes there are to write. The shard is locked.
-func (e *Engine) put(sh *shard, d digest, key []byte, v value) int64 {
-	c := sh.find(d)
 	if e.backing == nil {
 		switch {
-		case v.gone && c != nil:
+		case gone && c != nil:
 			sh.remove(c)
-		case !v.gone && c != nil:
-			c.rec = v.rec
-		case !v.gone:
-			sh.insert(d, key).rec = v.rec
+		case !gone && c != nil:
+			c.rec = rec
+		case !gone:
+			sh.insert(sum, key).rec = rec
 		}
-		return 0
+		return
 	}
 	if c == nil {
-		c = sh.insert(d, nil)
+		c = sh.insert(sum, nil)
 	}
-	c.rec, c.gone, c.who = v.rec, v.gone, 0
-	if v.joint {
-		c.who = v.triplet.who()
+	c.rec, c.gone = rec, gone
+	if sh.change(c, key) {
+		e.pending.Add(1)
 	}
-	if sh.change(c, key, v.who) {
-		return 1
-	}
-	return 0
 }
 
 // Change is one record to write, or to delete.
 type Change struct {
 	Key  []byte
 	Rec  Record
-	Who  []byte // of a joint record, else empty
 	Gone bool
 }
 
@@ -482,7 +330,7 @@ func (c Changes) Len() int { return len(c.refs) }
 // be changed.
 func (c Changes) At(i int) Change {
 	b, ch := c.engine.change(&c.refs[i])
-	return Change{b.key(ch), ch.rec, b.who(ch), ch.gone}
+	return Change{b.key(ch), ch.rec, ch.gone}
 }
 
 // TakeDirty returns all changes that wait to be written. One of Written or
@@ -563,97 +411,50 @@ func (e *Engine) FilterFull() bool {
 	return f == nil || f.full()
 }
 
-// Current calls yield for the records that are now valid under a key that has
-// been read from the backing as rec: one, two for a joint record, or none. It
-// returns what yield does, true for none.
-func (e *Engine) Current(key string, rec Stored, yield func(key string, rec Record) bool) bool {
-	k := []byte(key)
-	sum, _, sh := e.locate(k)
-	if sh == nil {
-		return true
-	}
-	sh.mu.Lock()
-	if c := sh.find(sum); c != nil {
-		if c.gone {
-			sh.mu.Unlock()
-			return true
-		}
-		if c.who == 0 {
-			rec.Who = ""
-		} else if rec.Who == "" || e.tripletBeside(k, rec.Who).who() != c.who {
-			rec.Who = sh.whoOf(c) // it has changed since it was read
-		}
-		rec.Record = c.rec
-		if c.who != 0 && rec.Who == "" {
-			sh.mu.Unlock()
-			return true // changed and written since; who looks now sees it later
-		}
-	}
-	sh.mu.Unlock()
-	if rec.Who == "" {
-		return yield(key, rec.Record)
-	}
-	return yield(string(tripletKey(nil, k, rec.Who)), tripletOf(rec.Record)) && yield(key, pairOf(rec.Record))
-}
-
-// locate returns the digest of a key, that of its pair if it has one, and its
-// shard; nil for a key that is none.
-func (e *Engine) locate(key []byte) (sum, pair digest, sh *shard) {
-	sum = e.digest(key)
-	if len(key) == 0 {
-		return sum, pair, nil
-	}
-	switch key[0] {
-	case store.ClientKey:
-		return sum, pair, e.clientShard(sum)
-	case store.PairKey:
-		return sum, sum, e.pairShard(sum)
-	}
+// locate returns the digest of a key and its shard; nil for a key that is none.
+func (e *Engine) locate(key []byte) (sum digest, sh *shard) {
 	en, ok := store.SplitKey(string(key))
 	if !ok {
-		return sum, pair, nil
+		return sum, nil
 	}
-	pair = e.digest(store.AppendKey(nil, store.PairKey, en.Sender, en.Recipient))
-	return sum, pair, e.pairShard(pair)
+	sum = e.digest(key)
+	if key[0] == store.TripletKey {
+		pair := e.digest(store.AppendParts(nil, en.Sender, en.Recipient))
+		return sum, e.pairShard(pair)
+	}
+	return sum, e.creditShard(sum)
+}
+
+// Current returns the record that is now valid under a key that has been read
+// from the backing as rec. ok is false when there is none any more.
+func (e *Engine) Current(key string, rec Record) (now Record, ok bool) {
+	sum, sh := e.locate([]byte(key))
+	if sh == nil {
+		return rec, false
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if c := sh.find(sum); c != nil {
+		return c.rec, !c.gone
+	}
+	return rec, true
 }
 
 // Delete removes the record of a key if drop says so of its present state. It
 // reports whether there was one and it was removed.
 func (e *Engine) Delete(key string, drop func(Record) bool) (bool, error) {
-	en, ok := store.SplitKey(key)
-	if !ok {
+	k := []byte(key)
+	sum, sh := e.locate(k)
+	if sh == nil {
 		return false, nil
-	}
-	s := e.begin(en.Who, en.Sender, en.Recipient)
-	defer scratches.Put(s)
-	at, missing := pairAt, 0
-	sh := e.pairShard(s.sums[pairAt])
-	switch key[0] {
-	case store.TripletKey:
-		at = tripletAt
-	case store.ClientKey:
-		at, sh = clientAt, e.clientShard(s.sums[clientAt])
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if at == clientAt {
-		missing = e.find(sh, s, clientAt)
-	} else {
-		missing = e.findPair(sh, s, true)
+	rec, found, err := e.get(sh, sum, k)
+	if err != nil || !found || !drop(rec) {
+		return false, err
 	}
-	if missing != 0 {
-		if err := e.load(s, missing); err != nil {
-			return false, err
-		}
-	}
-	if !s.found[at] || !drop(s.recs[at]) {
-		return false, nil
-	}
-	changed := int64(0)
-	if at == tripletAt && s.joint || at == pairAt && (s.joint || s.other) {
-		changed = e.part(sh, s)
-	}
-	e.count(-1, changed+e.put(sh, s.sums[at], s.keys[at], value{gone: true}))
+	e.put(sh, sum, k, Record{}, true, true)
 	return true, nil
 }
 
@@ -714,14 +515,11 @@ func Entry(key string, rec Record, now time.Time) (greylist.Entry, bool) {
 	if !ok || rec.Expires-slack.Milliseconds() < now.UnixMilli() {
 		return en, false
 	}
-	switch key[0] {
-	case store.TripletKey:
-		en.First, en.Last = time.UnixMilli(rec.A), time.UnixMilli(rec.B)
+	en.First, en.Last = time.UnixMilli(rec.A), time.UnixMilli(rec.B)
+	if key[0] == store.TripletKey {
 		en.Attempts, en.Passes = int(rec.X), int(rec.Y)
-	case store.ClientKey:
-		en.Last, en.Passes = time.UnixMilli(rec.A), int(rec.X)
-	case store.PairKey:
-		en.First, en.Last = time.UnixMilli(rec.A), time.UnixMilli(rec.B)
+		return en, rec.Y > 0
 	}
+	en.Passes = int(rec.X)
 	return en, true
 }

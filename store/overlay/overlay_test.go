@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -15,43 +16,57 @@ import (
 
 	"postern/greylist"
 	"postern/store"
+	"postern/store/waiting"
 )
 
 var rule = greylist.Rule{
-	Delay: 2 * time.Minute, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour, MaxDelay: 4 * time.Hour, KnownAfter: 5, CountEvery: time.Hour,
+	Delay: 2 * time.Minute, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour, MaxDelay: 4 * time.Hour,
+	KnownAfter: 3, KnownAge: time.Hour, CountEvery: time.Hour,
 }
 
-// disk is a backing in a map.
+// disk is a backing in maps.
 type disk struct {
-	mu    sync.Mutex
-	recs  map[string]Stored
-	looks int // keys asked for
+	mu      sync.Mutex
+	recs    map[string]Record
+	waiting map[uint64][]byte
+	looks   int // keys asked for
 }
 
-func newDisk() *disk { return &disk{recs: map[string]Stored{}} }
+func newDisk() *disk { return &disk{recs: map[string]Record{}, waiting: map[uint64][]byte{}} }
 
-func (d *disk) Load(q *Query) error {
+func (d *disk) Load(key []byte) (rec Record, found bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i, k := range q.Keys {
-		if k != nil {
-			d.looks++
-			q.Recs[i], q.Found[i] = d.recs[string(k)]
-		}
-	}
-	return nil
+	d.looks++
+	rec, found = d.recs[string(key)]
+	return rec, found, nil
 }
 
-func (d *disk) write(changes Changes) {
+func (d *disk) write(changes Changes, waiting []WaitingChange) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i := range changes.Len() {
 		if c := changes.At(i); c.Gone {
 			delete(d.recs, string(c.Key))
 		} else {
-			d.recs[string(c.Key)] = Stored{c.Rec, string(c.Who)}
+			d.recs[string(c.Key)] = c.Rec
 		}
 	}
+	for _, c := range waiting {
+		if c.Value == nil {
+			delete(d.waiting, c.Seq)
+		} else {
+			d.waiting[c.Seq] = c.Value
+		}
+	}
+}
+
+// flush writes all that an engine has to write.
+func (d *disk) flush(e *Engine) {
+	waiting, changes := e.TakeWaiting(), e.TakeDirty()
+	d.write(changes, waiting)
+	e.WroteWaiting(waiting, true)
+	e.Written()
 }
 
 func (d *disk) fill(add func(key []byte)) error {
@@ -67,10 +82,20 @@ func (d *disk) fill(add func(key []byte)) error {
 func (d *disk) current(e *Engine) map[string]Record {
 	all := map[string]Record{}
 	for key, rec := range d.recs {
-		e.Current(key, rec, func(key string, rec Record) bool {
-			all[key] = rec
-			return true
-		})
+		if now, ok := e.Current(key, rec); ok {
+			all[key] = now
+		}
+	}
+	return all
+}
+
+// waits returns who waits according to the file.
+func (d *disk) waits() map[greylist.Entry]bool {
+	all := map[greylist.Entry]bool{}
+	for _, v := range d.waiting {
+		for _, e := range WaitingEntries(v, time.Time{}) {
+			all[e] = true
+		}
 	}
 	return all
 }
@@ -87,40 +112,71 @@ func inMemory(e *Engine) map[string]Record {
 	return all
 }
 
+func waitsInMemory(e *Engine) map[greylist.Entry]bool {
+	all := map[greylist.Entry]bool{}
+	e.RangeWaiting(time.Time{}, func(en greylist.Entry) bool { all[en] = true; return true })
+	return all
+}
+
+// restore makes an engine of what is on disk, as after a start.
+func (d *disk) restore(t *testing.T) *Engine {
+	e := New(Options{MaxEntries: 1e6, MaxWaiting: 1e6, Backing: d, MaxDirty: 1e6, Entries: len(d.recs)})
+	for seq, v := range d.waiting {
+		if !e.RestoreWaiting(seq, v, time.Now()) {
+			t.Fatalf("%x cannot be read", v)
+		}
+	}
+	return e
+}
+
 // TestEngineBesideMapAlone holds an engine with a backing, whose flushes fail
 // at times and whose cache is tiny, to one that has all in memory.
 func TestEngineBesideMapAlone(t *testing.T) {
 	for seed := range uint64(10) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		d := newDisk()
-		behind := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount * 4})
-		alone := New(Options{MaxEntries: 1e6})
-		filled := seed%2 == 0
-		if filled {
+		behind := New(Options{MaxEntries: 1e6, MaxWaiting: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount * 4})
+		alone := New(Options{MaxEntries: 1e6, MaxWaiting: 1e6})
+		if seed%2 == 0 {
 			if err := behind.FillFilter(d.fill); err != nil {
 				t.Fatal(err)
 			}
 		}
-		now := time.Now()
+		now := time.Now().Truncate(time.Millisecond)
 		var flush *Changes // under way
+		var waiting []WaitingChange
 		for range 5000 {
 			now = now.Add(time.Duration(rnd.IntN(60)) * time.Second)
 			switch rnd.IntN(50) {
 			case 0:
 				if flush == nil {
+					waiting = behind.TakeWaiting()
 					changes := behind.TakeDirty()
 					flush = &changes
 				}
 			case 1:
 				if flush != nil && rnd.IntN(3) == 0 {
+					behind.WroteWaiting(waiting, false)
 					behind.Failed()
 					flush = nil
 				}
 			case 2:
 				if flush != nil {
-					d.write(*flush)
+					d.write(*flush, waiting)
+					behind.WroteWaiting(waiting, true)
 					behind.Written()
 					flush = nil
+				}
+			case 3:
+				key := string(store.AppendKey(nil, store.TripletKey, fmt.Sprint("w", rnd.IntN(20)), fmt.Sprint("s", rnd.IntN(20)), "r"))
+				if rnd.IntN(2) == 0 {
+					key = string(store.AppendKey(nil, store.CreditKey, fmt.Sprint("c", rnd.IntN(10))))
+				}
+				yes := func(Record) bool { return true }
+				got, err1 := behind.Delete(key, yes)
+				want, err2 := alone.Delete(key, yes)
+				if got != want || err1 != nil || err2 != nil {
+					t.Fatalf("seed %d: Delete(%q) = %v, %v, want %v, %v", seed, key, got, err1, want, err2)
 				}
 			case 4: // what is on disk, as it is now
 				got, want := d.current(behind), inMemory(alone)
@@ -129,30 +185,17 @@ func TestEngineBesideMapAlone(t *testing.T) {
 						t.Fatalf("seed %d: %q is %+v, want %+v", seed, key, rec, want[key])
 					}
 				}
-				for key := range d.recs {
-					// A triplet can be under its pair now, and that not be written.
-					if rec, ok := want[key]; ok && got[key] != rec && key[0] != store.TripletKey {
-						t.Fatalf("seed %d: %q is left out, want %+v", seed, key, rec)
-					}
-				}
-			case 3:
-				kind, parts := byte(store.TripletKey), []string{fmt.Sprint("w", rnd.IntN(20)), fmt.Sprint("s", rnd.IntN(20)), "r"}
-				switch rnd.IntN(3) {
-				case 0:
-					kind, parts = store.PairKey, parts[1:]
-				case 1:
-					kind, parts = store.ClientKey, parts[:1]
-				}
-				key := string(store.AppendKey(nil, kind, parts...))
-				yes := func(Record) bool { return true }
-				got, err1 := behind.Delete(key, yes)
-				want, err2 := alone.Delete(key, yes)
-				if got != want || err1 != nil || err2 != nil {
-					t.Fatalf("seed %d: Delete(%q) = %v, %v, want %v, %v", seed, key, got, err1, want, err2)
+			case 5:
+				of := greylist.Entry{Match: fmt.Sprint("w", rnd.IntN(20)), Sender: fmt.Sprint("s", rnd.IntN(20)), Recipient: "r"}
+				if got, want := behind.ForgetWaiting(&of), alone.ForgetWaiting(&of); got != want {
+					t.Fatalf("seed %d: forgotten %v, want %v", seed, got, want)
 				}
 			default:
 				c := greylist.Contact{
-					Who: fmt.Sprint("w", rnd.IntN(20)), Sender: fmt.Sprint("s", rnd.IntN(20)), Recipient: "r", Time: now, Rule: rule, DryRun: rnd.IntN(10) == 0,
+					Match: fmt.Sprint("w", rnd.IntN(20)), Sender: fmt.Sprint("s", rnd.IntN(20)), Recipient: "r", Time: now, Rule: rule, DryRun: rnd.IntN(10) == 0,
+				}
+				if n := rnd.IntN(10); n > 0 {
+					c.Credit = fmt.Sprint("c", n)
 				}
 				got, err1 := behind.Touch(&c)
 				want, err2 := alone.Touch(&c)
@@ -165,31 +208,66 @@ func TestEngineBesideMapAlone(t *testing.T) {
 			}
 		}
 		if flush != nil {
+			behind.WroteWaiting(waiting, false)
 			behind.Failed()
 		}
-		d.write(behind.TakeDirty())
-		behind.Written()
+		d.flush(behind)
+		d.flush(behind) // what came and went during the first
 		if n := behind.Pending(); n != 0 {
 			t.Errorf("seed %d: %d changes pending after the last flush", seed, n)
 		}
-		got, want := d.current(behind), inMemory(alone)
-		if !maps.Equal(got, want) {
+		if got, want := d.current(behind), inMemory(alone); !maps.Equal(got, want) {
 			t.Errorf("seed %d: the backing holds %d records, want %d", seed, len(got), len(want))
 		}
-		// Another process finds the same.
-		if again := d.current(New(Options{MaxEntries: 1e6, Backing: d})); !maps.Equal(again, want) {
-			t.Errorf("seed %d: after a start there are %d records, want %d", seed, len(again), len(want))
+		if got, want := d.waits(), waitsInMemory(alone); !maps.Equal(got, want) || len(want) < 10 {
+			t.Errorf("seed %d: %d wait in the file, want %d", seed, len(got), len(want))
 		}
-		joint := 0
-		for _, rec := range d.recs {
-			if rec.Who != "" {
-				joint++
+		// Another process goes on from there.
+		again := d.restore(t)
+		for i := range 300 {
+			c := greylist.Contact{
+				Match: fmt.Sprint("w", rnd.IntN(20)), Credit: fmt.Sprint("c", i%10), Sender: fmt.Sprint("s", rnd.IntN(20)), Recipient: "r", Time: now, Rule: rule,
+			}
+			got, err1 := again.Touch(&c)
+			want, err2 := alone.Touch(&c)
+			if got != want || err1 != nil || err2 != nil {
+				t.Fatalf("seed %d after a start: %+v, %v; want %+v, %v", seed, got, err1, want, err2)
 			}
 		}
-		if joint == 0 || joint == len(d.recs) {
-			t.Errorf("seed %d: %d of %d records are joint ones: not what this test is for", seed, joint, len(d.recs))
+	}
+}
+
+// A file that holds something else is no entry.
+func TestDecodeWaiting(t *testing.T) {
+	w := waiting.New(10)
+	w.Put(waiting.Key{A: 1}, &greylist.Waiting{
+		Since: 1, Last: 2, Side: greylist.Side{Match: "a", First: 1, Last: 2, Attempts: 3}, More: []greylist.Side{{Match: "b", First: 4, Last: 5, Attempts: 6}},
+	}, netip.MustParseAddr("2001:db8::1"), string(store.AppendParts(nil, "s", "r")), 1, 1000)
+	var good []byte
+	w.Take(1, func(e *waiting.Entry) { good = appendWaiting(nil, e) }, nil)
+	e := New(Options{MaxEntries: 10, MaxWaiting: 10})
+	if !e.RestoreWaiting(7, good, time.Now()) {
+		t.Fatal("not read")
+	}
+	for n := range len(good) {
+		if e.RestoreWaiting(7, good[:n], time.Now()) || WaitingEntries(good[:n], time.Time{}) != nil {
+			t.Errorf("the first %d bytes are taken for an entry", n)
 		}
 	}
+	if got := WaitingEntries(good, time.Time{}); len(got) != 2 || got[1].Match != "b" || got[1].Sender != "s" || got[1].Recipient != "r" || got[1].Attempts != 6 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func FuzzDecodeWaiting(f *testing.F) {
+	f.Add([]byte{1, 0, 0})
+	f.Fuzz(func(t *testing.T, v []byte) {
+		w, ok := decodeWaiting(v)
+		if ok && (w.Side.First == 0 || len(w.More) >= greylist.MaxSides) {
+			t.Errorf("%+v", w)
+		}
+		WaitingEntries(v, time.Time{})
+	})
 }
 
 // TestTableBesideMap holds a shard to a map.
@@ -229,7 +307,7 @@ func TestTableBesideMap(t *testing.T) {
 func TestCacheIsBounded(t *testing.T) {
 	d := newDisk()
 	const keep = shardCount * 8
-	e := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: keep})
+	e := New(Options{MaxEntries: 1e6, MaxWaiting: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: keep})
 	count := func() (n, room int) {
 		for i := range e.shards {
 			n, room = n+e.shards[i].n, room+len(e.shards[i].cells)
@@ -238,7 +316,9 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	now := time.Now()
 	touch := func(i int) {
-		if _, err := e.Touch(&greylist.Contact{Who: "w", Sender: fmt.Sprint(i), Recipient: "r", Time: now, Rule: rule}); err != nil {
+		c := greylist.Contact{Match: "w", Sender: fmt.Sprint(i), Recipient: "r", Time: now, Rule: rule}
+		c.Rule.Delay = 0 // passes
+		if _, err := e.Touch(&c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -248,13 +328,11 @@ func TestCacheIsBounded(t *testing.T) {
 	if n, _ := count(); n < 10_000 {
 		t.Fatalf("%d cells for 10000 changes that are not written", n)
 	}
-	d.write(e.TakeDirty())
-	e.Written()
+	d.flush(e)
 	for i := range 40_000 {
 		touch(100_000 + i)
 		if i%50 == 49 {
-			d.write(e.TakeDirty())
-			e.Written()
+			d.flush(e)
 		}
 	}
 	if n, room := count(); n > 2*keep || room > 16*keep {
@@ -270,7 +348,7 @@ func TestCacheIsBounded(t *testing.T) {
 func TestChangesComeInOrder(t *testing.T) {
 	for _, shortest := range []int{0, 8, 40} {
 		rnd := rand.New(rand.NewPCG(3, uint64(shortest)))
-		e := New(Options{MaxEntries: 1e6, Backing: newDisk(), MaxDirty: 1e6, CacheSize: 1000})
+		e := New(Options{MaxEntries: 1e6, MaxWaiting: 1e6, Backing: newDisk(), MaxDirty: 1e6, CacheSize: 1000})
 		var put []string // by Record.A
 		for range 3000 {
 			key := strings.Repeat("prefix ", rnd.IntN(4)) + strings.Repeat("\x00", rnd.IntN(3)) + fmt.Sprint(rnd.IntN(100))
@@ -281,7 +359,7 @@ func TestChangesComeInOrder(t *testing.T) {
 				key = strings.Repeat("x", shortest-len(key)) + key
 			}
 			if key += strings.Repeat("\x00", rnd.IntN(2)); !slices.Contains(put, key) {
-				e.put(&e.shards[len(put)%shardCount], e.digest([]byte(key)), []byte(key), value{rec: Record{A: int64(len(put))}})
+				e.put(&e.shards[len(put)%shardCount], e.digest([]byte(key)), []byte(key), Record{A: int64(len(put))}, false, false)
 				put = append(put, key)
 			}
 		}
@@ -300,21 +378,22 @@ func TestChangesComeInOrder(t *testing.T) {
 
 func TestFilterSparesLooks(t *testing.T) {
 	d := newDisk()
-	e := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount})
+	e := New(Options{MaxEntries: 1e6, MaxWaiting: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount})
 	if !e.FilterFull() {
 		t.Error("no filter is good enough")
 	}
 	const n = 5000
 	contact := func(i int) *greylist.Contact {
-		return &greylist.Contact{Who: fmt.Sprint("w", i), Sender: fmt.Sprint(i), Recipient: "r", Time: time.Now(), Rule: rule}
+		c := &greylist.Contact{Match: fmt.Sprint("w", i), Sender: fmt.Sprint(i), Recipient: "r", Time: time.Now(), Rule: rule}
+		c.Rule.Delay = 0
+		return c
 	}
 	for i := range n {
 		if _, err := e.Touch(contact(i)); err != nil {
 			t.Fatal(err)
 		}
 		if i == n/2 { // one half by the filling, the other by flushes during and after it
-			d.write(e.TakeDirty())
-			e.Written()
+			d.flush(e)
 		}
 	}
 	// A flush whose keys the filling does not see any more.
@@ -322,21 +401,20 @@ func TestFilterSparesLooks(t *testing.T) {
 		if err := d.fill(add); err != nil {
 			return err
 		}
-		d.write(e.TakeDirty())
-		e.Written()
+		d.flush(e)
 		return nil
 	})
 	if err != nil || e.FilterFull() {
 		t.Fatalf("filling: %v", err)
 	}
 	for i := range n {
-		if out, err := e.Touch(contact(i)); err != nil || out.State != greylist.EarlyRetry {
+		if out, err := e.Touch(contact(i)); err != nil || out.State != greylist.KnownTriplet {
 			t.Fatalf("contact %d is forgotten: %v, %v", i, out.State, err)
 		}
 	}
 	d.looks = 0
 	for i := range n {
-		if out, err := e.Touch(contact(n + i)); err != nil || out.State != greylist.FirstContact {
+		if out, err := e.Touch(contact(n + i)); err != nil || out.State != greylist.FirstPass {
 			t.Fatalf("contact %d: %v, %v", n+i, out.State, err)
 		}
 	}
@@ -346,7 +424,7 @@ func TestFilterSparesLooks(t *testing.T) {
 	if err := e.FillFilter(func(func([]byte)) error { return errors.New("broken") }); err == nil {
 		t.Error("a filling that broke off")
 	}
-	if out, err := e.Touch(contact(1)); err != nil || out.State != greylist.EarlyRetry {
+	if out, err := e.Touch(contact(1)); err != nil || out.State != greylist.KnownTriplet {
 		t.Errorf("after a filling that broke off: %v, %v", out.State, err)
 	}
 }
@@ -381,13 +459,14 @@ func TestFilterIsFullInTime(t *testing.T) {
 // TestConcurrentUse is for the race detector.
 func TestConcurrentUse(t *testing.T) {
 	d := newDisk()
-	e := New(Options{MaxEntries: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount})
+	e := New(Options{MaxEntries: 1e6, MaxWaiting: 1e6, Backing: d, MaxDirty: 1e6, CacheSize: shardCount})
 	ctx, cancel := context.WithCancel(t.Context())
 	var flusher, wg sync.WaitGroup
 	flusher.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
-			changes := e.TakeDirty()
+			waiting, changes := e.TakeWaiting(), e.TakeDirty()
 			if i%5 == 0 {
+				e.WroteWaiting(waiting, false)
 				e.Failed()
 				continue
 			}
@@ -396,8 +475,11 @@ func TestConcurrentUse(t *testing.T) {
 					t.Errorf("%q before %q", a.Key, b.Key)
 				}
 			}
-			d.write(changes)
+			d.write(changes, waiting)
+			e.WroteWaiting(waiting, true)
 			e.Written()
+			e.SweepRoom(time.Now())
+			e.Room(time.Now())
 		}
 	})
 	flusher.Go(func() {
@@ -409,12 +491,12 @@ func TestConcurrentUse(t *testing.T) {
 	for w := range 4 {
 		wg.Go(func() {
 			for i := range 3000 {
-				c := greylist.Contact{Who: fmt.Sprint("w", w), Sender: fmt.Sprint(i % 500), Recipient: "r", Time: now.Add(time.Duration(i) * time.Second), Rule: rule}
+				c := greylist.Contact{Match: fmt.Sprint("w", w), Credit: fmt.Sprint("c", w%2), Addr: netip.MustParseAddr("192.0.2.1"), Sender: fmt.Sprint(i % 500), Recipient: "r", Time: now.Add(time.Duration(i) * time.Second), Rule: rule}
 				if _, err := e.Touch(&c); err != nil {
 					t.Error(err)
 				}
 				if i%100 == 0 {
-					if _, err := e.Delete(string(store.AppendKey(nil, store.ClientKey, c.Who)), func(Record) bool { return true }); err != nil {
+					if _, err := e.Delete(string(store.AppendKey(nil, store.CreditKey, c.Credit)), func(Record) bool { return true }); err != nil {
 						t.Error(err)
 					}
 				}

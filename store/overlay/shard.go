@@ -10,7 +10,6 @@ import (
 type cell struct {
 	key  digest
 	rec  Record
-	who  uint64 // of a joint record, else 0
 	born uint32 // batch in which it last changed; 0: as in the backing
 	at   uint32 // its place among the changes of that batch
 	used bool
@@ -47,28 +46,14 @@ type batch struct {
 }
 
 type change struct {
-	sum     digest
-	rec     Record
-	at, who uint32 // where the key begins in keys, and the client of a joint record
-	size    uint16
-	whoSize uint16
-	gone    bool
+	sum  digest
+	rec  Record
+	at   uint32 // where the key begins in keys
+	size uint16
+	gone bool
 }
 
 func (b *batch) key(c *change) []byte { return b.keys[c.at : c.at+uint32(c.size)] }
-
-func (b *batch) who(c *change) []byte { return b.keys[c.who : c.who+uint32(c.whoSize)] }
-
-// set makes a change say what is in a cell now.
-func (b *batch) set(c *change, now *cell, who string) {
-	c.rec, c.gone = now.rec, now.gone
-	if now.who == 0 {
-		c.whoSize = 0
-	} else if string(b.who(c)) != who {
-		c.who, c.whoSize = uint32(len(b.keys)), uint16(len(who))
-		b.keys = append(b.keys, who...)
-	}
-}
 
 const minCells = 16
 
@@ -188,13 +173,12 @@ func (sh *shard) clean(c *cell) bool {
 	return c.born != sh.number && (c.born != sh.flushed || sh.flushed == 0)
 }
 
-// change notes that c, whose key is given, and its client if it is a joint
-// record, is to be written as it is now. It reports whether that is one more
-// cell to write.
-func (sh *shard) change(c *cell, key []byte, who string) bool {
+// change notes that c, whose key is given, is to be written as it is now. It
+// reports whether that is one more cell to write.
+func (sh *shard) change(c *cell, key []byte) bool {
 	b := &sh.batch
 	if c.born == sh.number {
-		b.set(&b.changes[c.at], c, who)
+		b.changes[c.at].rec, b.changes[c.at].gone = c.rec, c.gone
 		return false
 	}
 	again := sh.flushed != 0 && c.born == sh.flushed
@@ -202,21 +186,9 @@ func (sh *shard) change(c *cell, key []byte, who string) bool {
 		sh.changed++
 	}
 	c.born, c.at = sh.number, uint32(len(b.changes))
-	b.changes = append(b.changes, change{sum: c.key, at: uint32(len(b.keys)), size: uint16(len(key))})
+	b.changes = append(b.changes, change{sum: c.key, rec: c.rec, gone: c.gone, at: uint32(len(b.keys)), size: uint16(len(key))})
 	b.keys = append(b.keys, key...)
-	b.set(&b.changes[c.at], c, who)
 	return !again
-}
-
-// whoOf returns the client of a joint record, "" when only the backing knows.
-func (sh *shard) whoOf(c *cell) string {
-	switch {
-	case c.born == sh.number:
-		return string(sh.batch.who(&sh.batch.changes[c.at]))
-	case sh.flushed != 0 && c.born == sh.flushed:
-		return string(sh.before.who(&sh.before.changes[c.at]))
-	}
-	return ""
 }
 
 // take ends the present batch, begins another and returns the first, which
@@ -259,7 +231,7 @@ func (sh *shard) failed() {
 	for i := range sh.before.changes {
 		old := &sh.before.changes[i]
 		if c := sh.find(old.sum); c != nil && c.born == sh.flushed {
-			sh.change(c, sh.before.key(old), string(sh.before.who(old)))
+			sh.change(c, sh.before.key(old))
 		}
 	}
 	sh.flushed = 0

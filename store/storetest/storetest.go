@@ -5,6 +5,7 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -17,7 +18,11 @@ import (
 	"postern/store"
 )
 
-// Run runs the suite. open returns an empty store; it is closed by the suite.
+// MaxWaiting is how many first contacts the stores of the suite are to keep.
+const MaxWaiting = 20_000
+
+// Run runs the suite. open returns an empty store for MaxWaiting first
+// contacts; it is closed by the suite.
 func Run(t *testing.T, open func(t testing.TB) store.Store) {
 	for name, test := range map[string]func(*testing.T, store.Store){
 		"Life":        life,
@@ -39,6 +44,7 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 			test(t, s)
 		})
 	}
+	t.Run("Flood", func(t *testing.T) { flood(t, open) })
 	t.Run("SameAsTheRule", func(t *testing.T) { sameAsTheRule(t, open) })
 }
 
@@ -53,7 +59,7 @@ func closeStore(t testing.TB, s store.Store) {
 // Rule is the rule that the suite uses unless it says otherwise.
 var Rule = greylist.Rule{
 	Delay: 2 * time.Minute, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour,
-	MaxDelay: 4 * time.Hour, KnownAfter: 5, CountEvery: time.Hour,
+	MaxDelay: 4 * time.Hour, KnownAfter: 3, KnownAge: 24 * time.Hour, CountEvery: time.Hour,
 }
 
 // base is a whole second near the present: a store may drop what has expired
@@ -73,7 +79,7 @@ func touch(t testing.TB, s store.Store, c greylist.Contact) greylist.Outcome {
 }
 
 func life(t *testing.T, s store.Store) {
-	c := greylist.Contact{Who: "net:192.0.2.0/24", Sender: "a@example.org", Recipient: "b@example.com"}
+	c := greylist.Contact{Match: "net:192.0.2.0/24", Sender: "a@example.org", Recipient: "b@example.com"}
 	for i, step := range []struct {
 		after time.Duration // since the first contact
 		want  greylist.State
@@ -104,7 +110,7 @@ func life(t *testing.T, s store.Store) {
 }
 
 func dryRun(t *testing.T, s store.Store) {
-	c := greylist.Contact{Who: "w", Sender: "s", Recipient: "r", Time: base, DryRun: true}
+	c := greylist.Contact{Match: "w", Sender: "s", Recipient: "r", Time: base, DryRun: true}
 	for range 2 {
 		if out := touch(t, s, c); out.State != greylist.FirstContact {
 			t.Fatalf("a dry run left something behind: %v", out.State)
@@ -127,7 +133,7 @@ func concurrent(t *testing.T, s store.Store) {
 	attempts := map[int]bool{}
 	for range 100 {
 		wg.Go(func() {
-			out, err := s.TouchGreylist(context.Background(), &greylist.Contact{Who: "w", Sender: "s", Recipient: "r", Time: base, Rule: Rule})
+			out, err := s.TouchGreylist(context.Background(), &greylist.Contact{Match: "w", Sender: "s", Recipient: "r", Time: base, Rule: Rule})
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -146,13 +152,13 @@ func concurrent(t *testing.T, s store.Store) {
 
 func independent(t *testing.T, s store.Store) {
 	for _, c := range []greylist.Contact{
-		{Who: "w", Sender: "s", Recipient: "r"},
-		{Who: "w", Sender: "s", Recipient: "r2"},
-		{Who: "w", Sender: "s2", Recipient: "r"},
-		{Who: "w2", Sender: "s", Recipient: "r"},
-		{Who: "w", Sender: "sr", Recipient: ""},
-		{Who: "ws", Sender: "", Recipient: "r"},
-		{Who: "w", Sender: "", Recipient: "r"},
+		{Match: "w", Sender: "s", Recipient: "r"},
+		{Match: "w", Sender: "s", Recipient: "r2"},
+		{Match: "w", Sender: "s2", Recipient: "r"},
+		{Match: "w2", Sender: "s", Recipient: "r"},
+		{Match: "w", Sender: "sr", Recipient: ""},
+		{Match: "ws", Sender: "", Recipient: "r"},
+		{Match: "w", Sender: "", Recipient: "r"},
 	} {
 		c.Time = base
 		if out := touch(t, s, c); out.State != greylist.FirstContact {
@@ -161,18 +167,19 @@ func independent(t *testing.T, s store.Store) {
 	}
 }
 
-// fill makes one passed triplet, one waiting triplet with its pair, and one client.
+// fill makes one triplet that has passed, with its credit, and one side that
+// waits.
 func fill(t *testing.T, s store.Store) {
-	touch(t, s, greylist.Contact{Who: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base})
-	touch(t, s, greylist.Contact{Who: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(Rule.Delay)})
-	touch(t, s, greylist.Contact{Who: "net:192.0.2.0/24", Sender: "", Recipient: "c@example.com", Time: base})
+	touch(t, s, greylist.Contact{Match: "org:example.org", Credit: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base})
+	touch(t, s, greylist.Contact{Match: "org:example.org", Credit: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(Rule.Delay)})
+	touch(t, s, greylist.Contact{Match: "net:192.0.2.0/24", Sender: "", Recipient: "c@example.com", Time: base})
 }
 
 func names(t *testing.T, s store.Store, f greylist.Filter) []string {
 	t.Helper()
 	var got []string
 	if err := s.ListGreylist(context.Background(), f, base.Add(Rule.Delay), func(e greylist.Entry) bool {
-		got = append(got, strings.Join([]string{e.Kind, e.Who, e.Sender, e.Recipient}, "|"))
+		got = append(got, strings.Join([]string{e.Kind, e.Match + e.Credit, e.Sender, e.Recipient}, "|"))
 		return true
 	}); err != nil {
 		t.Fatal(err)
@@ -184,20 +191,21 @@ func names(t *testing.T, s store.Store, f greylist.Filter) []string {
 func list(t *testing.T, s store.Store) {
 	fill(t, s)
 	const (
-		client  = "client|org:example.org||"
-		pair    = "pair|||c@example.com"
+		credit  = "credit|org:example.org||"
 		passed  = "triplet|org:example.org|A@example.org|b@example.com"
-		waiting = "triplet|net:192.0.2.0/24||c@example.com"
+		waiting = "waiting|net:192.0.2.0/24||c@example.com"
 	)
 	for _, tt := range []struct {
 		f    greylist.Filter
 		want []string
 	}{
-		{greylist.Filter{}, []string{client, pair, waiting, passed}},
-		{greylist.Filter{Kind: "triplet"}, []string{waiting, passed}},
-		{greylist.Filter{Who: "EXAMPLE.org"}, []string{client, passed}},
+		{greylist.Filter{}, []string{credit, passed, waiting}},
+		{greylist.Filter{Kind: "triplet"}, []string{passed}},
+		{greylist.Filter{Kind: "waiting"}, []string{waiting}},
+		{greylist.Filter{Who: "EXAMPLE.org"}, []string{credit, passed}},
+		{greylist.Filter{Who: "192.0.2"}, []string{waiting}},
 		{greylist.Filter{Sender: "a@"}, []string{passed}},
-		{greylist.Filter{Recipient: "c@example"}, []string{pair, waiting}},
+		{greylist.Filter{Recipient: "c@example"}, []string{waiting}},
 		{greylist.Filter{Recipient: "nobody"}, nil},
 	} {
 		if got := names(t, s, tt.f); !slices.Equal(got, tt.want) {
@@ -212,16 +220,33 @@ func list(t *testing.T, s store.Store) {
 		t.Errorf("a listing that was to stop gave %d entries, %v", n, err)
 	}
 	counts, err := s.CountGreylist(context.Background(), base.Add(Rule.Delay))
-	if want := (greylist.Counts{Triplets: 2, Passed: 1, Clients: 1, Pairs: 1}); err != nil || counts != want {
+	if want := (greylist.Counts{Triplets: 1, Credits: 1, Waiting: 1}); err != nil || counts != want {
 		t.Errorf("counts %+v, %v; want %+v", counts, err, want)
 	}
-	if err := s.ListGreylist(context.Background(), greylist.Filter{Kind: "triplet", Sender: "A@"}, base.Add(Rule.Delay), func(e greylist.Entry) bool {
-		if !e.First.Equal(base) || !e.Last.Equal(base.Add(Rule.Delay)) || e.Attempts != 1 || e.Passes != 1 {
-			t.Errorf("entry %+v", e)
+	for _, want := range []greylist.Entry{
+		{Kind: "triplet", Match: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", First: base, Last: base.Add(Rule.Delay), Attempts: 1, Passes: 1},
+		{Kind: "credit", Credit: "org:example.org", First: base.Add(Rule.Delay), Last: base.Add(Rule.Delay), Passes: 1},
+		{Kind: "waiting", Match: "net:192.0.2.0/24", Recipient: "c@example.com", First: base, Last: base, Attempts: 1},
+	} {
+		found := 0
+		if err := s.ListGreylist(context.Background(), greylist.Filter{Kind: want.Kind}, base.Add(Rule.Delay), func(e greylist.Entry) bool {
+			if found++; !e.First.Equal(want.First) || !e.Last.Equal(want.Last) {
+				t.Errorf("entry %+v, want %+v", e, want)
+			}
+			if e.First, e.Last = want.First, want.Last; e != want {
+				t.Errorf("entry %+v, want %+v", e, want)
+			}
+			return true
+		}); err != nil || found != 1 {
+			t.Errorf("%d of %+v, %v", found, want, err)
 		}
-		return true
-	}); err != nil {
-		t.Error(err)
+	}
+	if out := names(t, s, greylist.Filter{Kind: "waiting"}); len(out) != 1 {
+		t.Errorf("waiting: %q", out)
+	}
+	n = 0
+	if err := s.ListGreylist(context.Background(), greylist.Filter{Kind: "waiting"}, base.Add(Rule.Window+time.Second), func(greylist.Entry) bool { n++; return true }); err != nil || n != 0 {
+		t.Errorf("%d wait whose time is over, %v", n, err)
 	}
 }
 
@@ -229,16 +254,23 @@ func forget(t *testing.T, s store.Store) {
 	fill(t, s)
 	n, err := s.ForgetGreylist(context.Background(), greylist.Filter{Who: "example.org"})
 	if err != nil || n != 2 {
-		t.Errorf("forgot %d, %v; want triplet and client", n, err)
+		t.Errorf("forgot %d, %v; want triplet and credit", n, err)
 	}
-	if got := names(t, s, greylist.Filter{}); len(got) != 2 {
+	if got := names(t, s, greylist.Filter{}); len(got) != 1 {
 		t.Errorf("left over: %q", got)
 	}
-	if out := touch(t, s, greylist.Contact{Who: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(time.Hour)}); out.State != greylist.FirstContact {
+	if out := touch(t, s, greylist.Contact{Match: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(time.Hour)}); out.State != greylist.FirstContact {
 		t.Errorf("a forgotten triplet: %v", out.State)
 	}
-	if n, err := s.ForgetGreylist(context.Background(), greylist.Filter{}); err != nil || n != 4 {
-		t.Errorf("forgot %d, %v; want all 4", n, err)
+	touch(t, s, greylist.Contact{Match: "other", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(time.Hour)})
+	if n, err := s.ForgetGreylist(context.Background(), greylist.Filter{Who: "other"}); err != nil || n != 1 {
+		t.Errorf("forgot %d, %v; want one of two sides", n, err)
+	}
+	if out := touch(t, s, greylist.Contact{Match: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", Time: base.Add(time.Hour + time.Second)}); out.State != greylist.EarlyRetry {
+		t.Errorf("the side that stays: %v", out.State)
+	}
+	if n, err := s.ForgetGreylist(context.Background(), greylist.Filter{}); err != nil || n != 2 {
+		t.Errorf("forgot %d, %v; want all 2", n, err)
 	}
 	if n, err := s.ForgetGreylist(context.Background(), greylist.Filter{}); err != nil || n != 0 {
 		t.Errorf("forgot %d, %v; want none", n, err)
@@ -248,13 +280,13 @@ func forget(t *testing.T, s store.Store) {
 func oddNames(t *testing.T, s store.Store) {
 	long := strings.Repeat("x", 3000)
 	for i, c := range []greylist.Contact{
-		{Who: "w", Sender: "a\x00b", Recipient: "r"},
-		{Who: "w", Sender: "a", Recipient: "\x00br"},
-		{Who: "w", Sender: "a|b", Recipient: "r{}*?[]"},
-		{Who: "w", Sender: "\xff\xfe", Recipient: "r\n\r"},
-		{Who: "w", Sender: long + "1", Recipient: "r"},
-		{Who: "w", Sender: long + "2", Recipient: "r"},
-		{Who: "", Sender: "", Recipient: ""},
+		{Match: "w", Sender: "a\x00b", Recipient: "r"},
+		{Match: "w", Sender: "a", Recipient: "\x00br"},
+		{Match: "w", Sender: "a|b", Recipient: "r{}*?[]"},
+		{Match: "w", Sender: "\xff\xfe", Recipient: "r\n\r"},
+		{Match: "w", Sender: long + "1", Recipient: "r"},
+		{Match: "w", Sender: long + "2", Recipient: "r"},
+		{Match: "", Sender: "", Recipient: ""},
 	} {
 		c.Time = base
 		if out := touch(t, s, c); out.State != greylist.FirstContact {
@@ -264,10 +296,10 @@ func oddNames(t *testing.T, s store.Store) {
 			t.Errorf("contact %d again: %v, want early-retry", i, out.State)
 		}
 	}
-	if got := names(t, s, greylist.Filter{Kind: "triplet"}); len(got) != 7 {
-		t.Errorf("%d triplets listed, want 7", len(got))
+	if got := names(t, s, greylist.Filter{Kind: "waiting"}); len(got) != 7 {
+		t.Errorf("%d listed, want 7", len(got))
 	}
-	if got := names(t, s, greylist.Filter{Kind: "triplet", Sender: "a\x00B"}); len(got) != 1 {
+	if got := names(t, s, greylist.Filter{Kind: "waiting", Sender: "a\x00B"}); len(got) != 1 {
 		t.Errorf("%d triplets with a NUL found, want 1", len(got))
 	}
 }
@@ -275,7 +307,7 @@ func oddNames(t *testing.T, s store.Store) {
 func expiry(t *testing.T, s store.Store) {
 	rule := Rule
 	rule.Window, rule.Keep = time.Hour, 10*time.Hour
-	c := greylist.Contact{Who: "w", Sender: "s", Recipient: "r", Rule: rule, Time: base}
+	c := greylist.Contact{Match: "w", Sender: "s", Recipient: "r", Rule: rule, Time: base}
 	touch(t, s, c)
 	c.Time = base.Add(rule.Window + time.Millisecond)
 	if out := touch(t, s, c); out.State != greylist.FirstContact {
@@ -298,16 +330,18 @@ func expiry(t *testing.T, s store.Store) {
 // model is the plainest store there is.
 type model struct {
 	triplets map[[3]string]greylist.Triplet
-	clients  map[string]greylist.Client
-	pairs    map[[2]string]greylist.Pair
+	credits  map[string]greylist.Credit
+	waiting  map[[2]string]greylist.Waiting
 }
 
 func (m *model) touch(c greylist.Contact) greylist.Outcome {
-	tk, pk := [3]string{c.Who, c.Sender, c.Recipient}, [2]string{c.Sender, c.Recipient}
-	t, cl, p := m.triplets[tk], m.clients[c.Who], m.pairs[pk]
-	out := greylist.Advance(&c, &t, &cl, &p)
+	tk, wk := [3]string{c.Match, c.Sender, c.Recipient}, [2]string{c.Sender, c.Recipient}
+	t, cr, w := m.triplets[tk], m.credits[c.Credit], m.waiting[wk]
+	w.More = slices.Clone(w.More)
+	out := greylist.Advance(&c, &t, &cr, &w)
 	if !c.DryRun {
-		m.triplets[tk], m.clients[c.Who], m.pairs[pk] = t, cl, p
+		m.triplets[tk], m.credits[c.Credit], m.waiting[wk] = t, cr, w
+		delete(m.credits, "") // nobody
 	}
 	return out
 }
@@ -320,7 +354,7 @@ func sameAsTheRule(t *testing.T, open func(t testing.TB) store.Store) {
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		run++
-		m := &model{map[[3]string]greylist.Triplet{}, map[string]greylist.Client{}, map[[2]string]greylist.Pair{}}
+		m := &model{map[[3]string]greylist.Triplet{}, map[string]greylist.Credit{}, map[[2]string]greylist.Waiting{}}
 		at := base
 		for range rapid.IntRange(1, 40).Draw(rt, "contacts") {
 			at = at.Add(time.Duration(rapid.Int64Range(-int64(10*time.Minute), int64(3*time.Hour)).Draw(rt, "step")))
@@ -330,8 +364,19 @@ func sameAsTheRule(t *testing.T, open func(t testing.TB) store.Store) {
 			rule := Rule
 			rule.Delay = rapid.SampledFrom([]time.Duration{0, time.Minute, 2 * time.Minute, time.Hour}).Draw(rt, "delay")
 			rule.KnownAfter = rapid.SampledFrom([]int{0, 1, 3, 5}).Draw(rt, "known after")
+			rule.KnownAge = rapid.SampledFrom([]time.Duration{0, time.Hour, 24 * time.Hour}).Draw(rt, "known age")
+			rule.CountEvery = rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(rt, "count every")
+			credit := rapid.SampledFrom([]string{"", "x", "y"}).Draw(rt, "credit")
+			if credit != "" {
+				credit = fmt.Sprintf("run%d:%s", run, credit)
+			}
+			sides := []string{"a", "b", "c"}
+			if rapid.Bool().Draw(rt, "many sides") {
+				sides = []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"}
+			}
 			c := greylist.Contact{
-				Who:       fmt.Sprintf("run%d:%s", run, rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "who")),
+				Match:  fmt.Sprintf("run%d:%s", run, rapid.SampledFrom(sides).Draw(rt, "match")),
+				Credit: credit, Addr: netip.MustParseAddr("192.0.2.1"),
 				Sender:    fmt.Sprintf("run%d:%s", run, rapid.SampledFrom([]string{"", "s"}).Draw(rt, "sender")),
 				Recipient: rapid.SampledFrom([]string{"r", "q"}).Draw(rt, "recipient"),
 				Time:      at, Rule: rule, DryRun: rapid.IntRange(0, 9).Draw(rt, "dry run") == 0,
@@ -505,5 +550,78 @@ func fleet(t *testing.T, s store.Store) {
 	lease("b", time.Hour, true)
 	if got, err := f.LeaseProvider(ctx, "other", "a", time.Hour); !got || err != nil {
 		t.Error("another list", got, err)
+	}
+}
+
+// flood is that of strangers who come in far greater numbers than there is
+// room: who is known stays known, all are delayed, and who comes from
+// elsewhere in the middle of it passes at its retry.
+func flood(t *testing.T, open func(t testing.TB) store.Store) {
+	for _, tt := range []struct {
+		name     string
+		networks int
+		addr     func(i int) netip.Addr
+		// The share of newcomers that must pass, in percent.
+		pass int
+	}{
+		{"one network", 1, func(int) netip.Addr { return netip.MustParseAddr("198.51.100.7") }, 95},
+		{"a thousand networks", 1000, func(i int) netip.Addr { return netip.AddrFrom4([4]byte{100, byte(i % 1000 >> 8), byte(i % 1000), 7}) }, 95},
+		{"an IPv6 /32", 1 << 31, func(i int) netip.Addr {
+			return netip.AddrFrom16([16]byte{0x2a, 0, 0xb, 0xad, byte(i >> 16), byte(i >> 8), byte(i), 0, 1})
+		}, 95},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := open(t)
+			defer closeStore(t, s)
+			known := greylist.Contact{Match: "known", Credit: "known", Sender: "k@example.org", Recipient: "r", Addr: netip.MustParseAddr("203.0.113.5")}
+			known.Time = base
+			touch(t, s, known)
+			known.Time = base.Add(Rule.Delay)
+			touch(t, s, known)
+			at := base.Add(Rule.Delay)
+			newcomer := func(i int) greylist.Contact {
+				a := netip.AddrFrom4([4]byte{60, byte(i), 1, 1})
+				return greylist.Contact{Match: "net:" + a.String(), Sender: fmt.Sprintf("n%d@example.org", i), Recipient: "r", Addr: a, Time: at}
+			}
+			const newcomers = 100
+			n := 0
+			more := func(count int) {
+				for range count {
+					n++
+					a := tt.addr(n)
+					out := touch(t, s, greylist.Contact{
+						Match: "net:" + a.String(), Sender: fmt.Sprintf("f%d@spam.example", n), Recipient: "r", Addr: a, Time: at.Add(time.Duration(n) * time.Microsecond),
+					})
+					if !out.State.Delays() {
+						t.Fatalf("a contact of the flood is let in: %v", out.State)
+					}
+				}
+			}
+			more(MaxWaiting + MaxWaiting/4)
+			for i := range newcomers {
+				if out := touch(t, s, newcomer(i)); out.State != greylist.FirstContact {
+					t.Fatalf("newcomer: %v", out.State)
+				}
+			}
+			more(MaxWaiting + MaxWaiting/2)
+			at = at.Add(Rule.Delay)
+			passed := 0
+			for i := range newcomers {
+				if out := touch(t, s, newcomer(i)); !out.State.Delays() {
+					passed++
+				}
+			}
+			if passed < tt.pass {
+				t.Errorf("%d of %d newcomers pass at their retry, want %d", passed, newcomers, tt.pass)
+			}
+			known.Time = at
+			if out := touch(t, s, known); out.State != greylist.KnownTriplet {
+				t.Errorf("who is known: %v", out.State)
+			}
+			room := s.Status().Room
+			if room.Waiting > MaxWaiting+MaxWaiting/10 || room.Waiting < MaxWaiting/2 || room.PushedOut == 0 {
+				t.Errorf("room %+v", room)
+			}
+		})
 	}
 }
