@@ -25,6 +25,9 @@ type Contact struct {
 	DryRun bool
 }
 
+// Earns reports whether a pass of the contact counts for somebody.
+func (c *Contact) Earns() bool { return c.Credit != "" && c.Rule.KnownAfter > 0 }
+
 // Rule is the arithmetic of greylisting.
 type Rule struct {
 	Delay      time.Duration // a triplet passes this long after its first contact
@@ -172,11 +175,15 @@ func (w *Waiting) Forget(match string) bool {
 func (w *Waiting) expire(now, window int64) {
 	over := func(s Side) bool { return now-s.First > window }
 	w.More = slices.DeleteFunc(w.More, over)
+	if w.Side.First != 0 && over(w.Side) {
+		w.Side = Side{}
+		if len(w.More) > 0 {
+			w.Side = w.More[0]
+			w.More = slices.Delete(w.More, 0, 1)
+		}
+	}
 	if len(w.More) == 0 {
 		w.More = nil
-	}
-	if w.Side.First != 0 && over(w.Side) {
-		w.remove(&w.Side)
 	}
 }
 
@@ -189,6 +196,9 @@ func (w *Waiting) expire(now, window int64) {
 // far. A clock that stepped back makes the wait start again, never longer than
 // Delay; what was written by a clock that was ahead counts as of now.
 func Advance(c *Contact, t *Triplet, cr *Credit, w *Waiting) Outcome {
+	if !c.Earns() {
+		cr = new(Credit)
+	}
 	out, known, count := Known(c, t)
 	if known {
 		if count {
@@ -218,7 +228,7 @@ func Known(c *Contact, t *Triplet) (out Outcome, known, count bool) {
 	// A pass can be counted once in each slot of CountEvery: most contacts of
 	// a busy correspondence need not look.
 	every := c.Rule.CountEvery.Milliseconds()
-	count = c.Credit != "" && c.Rule.KnownAfter > 0 && (every == 0 || now/every != t.Last/every)
+	count = c.Earns() && (every == 0 || now/every != t.Last/every)
 	t.Last = now
 	t.Passes++
 	return Outcome{State: KnownTriplet, First: time.UnixMilli(t.First), Attempts: int(t.Attempts)}, true, count
@@ -227,11 +237,12 @@ func Known(c *Contact, t *Triplet) (out Outcome, known, count bool) {
 // CountPass counts a pass of a known triplet for its credit.
 func CountPass(c *Contact, cr *Credit) { cr.count(c) }
 
-// Credited is the second step of [Advance]: a side that has credit passes.
+// Credited is the second step of [Advance]: a side that has credit passes. It
+// is only asked of a contact that earns.
 func Credited(c *Contact, cr *Credit) (out Outcome, known bool) {
 	cr.settle(c)
 	now := c.Time.UnixMilli()
-	if r := &c.Rule; r.KnownAfter > 0 && int(cr.Passes) >= r.KnownAfter && now-cr.First >= r.KnownAge.Milliseconds() {
+	if r := &c.Rule; c.Earns() && int(cr.Passes) >= r.KnownAfter && now-cr.First >= r.KnownAge.Milliseconds() {
 		cr.Last = now
 		return Outcome{State: KnownClient, Passes: int(cr.Passes)}, true
 	}
@@ -298,7 +309,7 @@ func (cr *Credit) settle(c *Contact) {
 
 // count adds a pass, at most one in Rule.CountEvery.
 func (cr *Credit) count(c *Contact) {
-	if c.Credit == "" || c.Rule.KnownAfter == 0 {
+	if !c.Earns() {
 		return
 	}
 	cr.settle(c)

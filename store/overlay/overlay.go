@@ -183,7 +183,7 @@ func (e *Engine) stranger(c *greylist.Contact, s *scratch, sh *shard, t *greylis
 	var before Record
 	var credits *shard
 	var had bool
-	if c.Credit != "" {
+	if c.Earns() {
 		credits = e.creditShard(s.csum)
 		credits.mu.Lock()
 		defer credits.mu.Unlock()
@@ -208,7 +208,7 @@ func (e *Engine) stranger(c *greylist.Contact, s *scratch, sh *shard, t *greylis
 	if c.DryRun {
 		return out, nil
 	}
-	if c.Credit != "" {
+	if c.Earns() {
 		e.putCredit(credits, s, c, &cr, before, had)
 	}
 	if !out.State.Delays() {

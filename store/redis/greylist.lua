@@ -1,111 +1,211 @@
--- One contact of greylisting: greylist.Advance in Go, step by step, over the
--- three keys that it touches. The conformance suite holds both to the same.
+-- One contact of greylisting: greylist.Advance in Go, step by step. The
+-- conformance suite holds both to the same.
 --
--- KEYS: triplet, client, pair.
--- ARGV: now, delay, window, keep, max delay (ms), known after, count every
---       (ms), dry run (1 or 0), slack (ms that a key outlives its use).
--- Returns state, first contact (ms), wait (ms), attempts, passes of the client.
+-- KEYS: triplet, waiting (both of the correspondence), credit, room.
+-- ARGV: 1 now, 2 delay, 3 window, 4 keep, 5 max delay (ms), 6 known after,
+--       7 known age, 8 count every (ms), 9 dry run (1 or 0), 10 slack (ms that a
+--       key outlives its use), 11 match, 12 credit (empty: nobody), 13 most sides,
+--       14 most who wait in this part of the room, 15 to 17 queues: the network's,
+--       those of the /48 and /32 above it (-1: none).
+-- Returns state, first contact (ms), wait (ms), attempts, passes for credit, how
+-- many wait in this part, how many had to go, and how old the last one was (ms).
+--
+-- A triplet is four doubles: first, last, attempts, passes; a credit: first,
+-- last, counted, passes. Who waits: since, last, then for each side first,
+-- last, attempts, the length of its match and the match.
 local now, delay, window, keep = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local maxdelay, known, every, slack = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[9])
-local dry = ARGV[8] == '1'
+local known, age, every = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local dry, match = ARGV[9] == '1', ARGV[11]
+local credits = ARGV[12] ~= '' and known > 0
+local min, max, pack, unpack = math.min, math.max, struct.pack, struct.unpack
 
-local old = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
-
-local function read(v, n)
-  local out = {0, 0, 0, 0}
-  if v then
-    local i = 1
-    for d in string.gmatch(v, '%d+') do
-      out[i] = tonumber(d)
-      i = i + 1
-    end
-  end
-  return out
-end
-
-local t, c, p = read(old[1]), read(old[2]), read(old[3])
--- t: first, last, attempts, passes; c: last, counted, passes; p: first, last
-
-local function put(i, text, expires)
-  if dry or text == old[i] then return end
-  if not text then
-    if old[i] then redis.call('DEL', KEYS[i]) end
-    return
-  end
-  redis.call('SET', KEYS[i], text, 'PX', string.format('%.0f', math.max(expires - now + slack, 1)))
-end
-
-local function putclient()
-  if c[1] == 0 then
-    put(2, false)
-  else
-    put(2, string.format('%.0f:%.0f:%.0f', c[1], c[2], c[3]), c[1] + keep)
+local function put(key, value, expires)
+  if not dry then
+    redis.call('SET', key, value, 'PX', string.format('%.0f', max(expires - now + tonumber(ARGV[10]), 1)))
   end
 end
 
-local function puttriplet()
-  local expires = t[1] + window
-  if t[4] > 0 then expires = t[2] + keep end
-  put(1, string.format('%.0f:%.0f:%.0f:%.0f', t[1], t[2], t[3], t[4]), expires)
+local cfirst, clast, counted, passes = 0, 0, 0, 0
+local cfound = false
+
+-- settle reads the credit, without what is over or was written ahead of time.
+local function settle(value)
+  if not value then return end
+  cfound = true
+  cfirst, clast, counted, passes = unpack('>dddd', value)
+  cfirst, clast, counted = min(cfirst, now), min(clast, now), min(counted, now)
+  if now - clast > keep then cfirst, clast, counted, passes = 0, 0, 0, 0 end
+end
+
+local function putcredit()
+  if passes > 0 then
+    put(KEYS[3], pack('>dddd', cfirst, clast, counted, passes), clast + keep)
+  elseif cfound and not dry then
+    redis.call('DEL', KEYS[3])
+  end
 end
 
 local function count()
-  c[1] = math.max(c[1], now)
-  if c[3] == 0 or now - c[2] >= every then
-    c[3] = c[3] + 1
-    c[2] = now
+  if not credits then return end
+  if passes == 0 then cfirst = now end
+  if passes == 0 or now - counted >= every then
+    passes = passes + 1
+    counted = now
+  end
+  clast = now
+  putcredit()
+end
+
+-- A triplet that has passed.
+local told = redis.call('GET', KEYS[1])
+if told then
+  local first, last, attempts, n = unpack('>dddd', told)
+  first, last = min(first, now), min(last, now)
+  if now - last <= keep then
+    local due = credits and (every == 0 or math.floor(now / every) ~= math.floor(last / every))
+    put(KEYS[1], pack('>dddd', first, now, attempts, n + 1), now + keep)
+    if due then
+      settle(redis.call('GET', KEYS[3]))
+      count()
+    end
+    return {3, first, 0, attempts, passes, -1, 0, 0}
+  end
+  if not dry then redis.call('DEL', KEYS[1]) end
+end
+
+-- A side that has credit.
+if credits then
+  settle(redis.call('GET', KEYS[3]))
+  if passes >= known and now - cfirst >= age then
+    clast = now
+    putcredit()
+    return {4, 0, 0, 0, passes, -1, 0, 0}
   end
 end
 
-if c[1] ~= 0 and now - c[1] > keep then c = {0, 0, 0} end
-if known > 0 and c[3] >= known then
-  c[1] = math.max(c[1], now)
-  putclient()
-  return {4, 0, 0, 0, c[3]}
+-- Who waits.
+local since, wlast, sides = 0, 0, {}
+local waits = redis.call('GET', KEYS[2])
+if waits then
+  local at
+  since, wlast, at = unpack('>dd', waits)
+  since, wlast = min(since, now), min(wlast, now)
+  while at <= #waits do
+    local f, l, a, m
+    f, l, a, m, at = unpack('>dddHc0', waits, at)
+    f = min(f, now)
+    if now - f <= window then sides[#sides + 1] = {f, l, a, m} end
+  end
 end
-
-if t[1] > now then t[1] = now end
-if t[1] ~= 0 and ((t[4] == 0 and now - t[1] > window) or (t[4] > 0 and now - t[2] > keep)) then t = {0, 0, 0, 0} end
-if t[4] > 0 then
-  t[2] = math.max(t[2], now)
-  t[4] = t[4] + 1
-  count()
-  puttriplet()
-  putclient()
-  return {3, t[1], 0, t[3], c[3]}
+if since == 0 or now - wlast > window then since = now end
+local state, mine = 1, nil
+for _, s in ipairs(sides) do
+  if s[4] == match then mine = s end
 end
-
-local state = 1
-if t[1] == 0 then
+if not mine then
   state = 0
-  t[1] = now
+  mine = {now, now, 0, match}
+  if #sides < tonumber(ARGV[13]) then
+    sides[#sides + 1] = mine
+  else
+    -- The one that came last and was not tried again makes room.
+    local newest = 1
+    for i = 2, #sides do
+      local s, n = sides[i], sides[newest]
+      if s[3] < n[3] or (s[3] == n[3] and s[1] >= n[1]) then newest = i end
+    end
+    sides[newest] = mine
+  end
 end
-t[2] = now
-local wait = delay - (now - t[1])
-if wait <= 0 then
-  t[4] = 1
+mine[2] = now
+local wait = delay - (now - mine[1])
+local overdue = tonumber(ARGV[5]) - (now - since)
+local delays = wait > 0 and overdue > 0
+local out
+if delays then
+  mine[3] = mine[3] + 1
+  out = {state, mine[1], min(wait, overdue), mine[3], passes, -1, 0, 0}
+  if cfound and not dry and passes == 0 then redis.call('DEL', KEYS[3]) end
+else
+  out = {2, mine[1], 0, mine[3], 0, -1, 0, 0}
+  if wait > 0 then out[1], out[2] = 5, since end
+  put(KEYS[1], pack('>dddd', mine[1], now, mine[3], 1), now + keep)
+  -- As greylist.Waiting does: the last side takes the first place.
+  for i = 1, #sides do
+    if sides[i] == mine then
+      local n = #sides
+      sides[i] = sides[n]
+      sides[n] = nil
+      break
+    end
+  end
+  since = 0
+  if #sides > 0 then since = now end
   count()
-  puttriplet()
-  putclient()
-  put(3, false)
-  return {2, t[1], 0, t[3], c[3]}
+  out[5] = passes
 end
+if #sides == 0 then
+  if waits and not dry then redis.call('DEL', KEYS[2]) end
+  return out
+end
+if dry then return out end
+local text = {pack('>dd', since, now)}
+for _, s in ipairs(sides) do text[#text + 1] = pack('>dddHc0', s[1], s[2], s[3], #s[4], s[4]) end
+put(KEYS[2], table.concat(text), now + window)
+if waits then return out end
 
-if p[1] > now then p[1] = now end
-if p[1] == 0 or now - p[2] > window then p[1] = now end
-p[2] = now
-local overdue = maxdelay - (now - p[1])
-if overdue <= 0 then
-  local first = p[1]
-  t[4] = 1
-  count()
-  puttriplet()
-  putclient()
-  put(3, false)
-  return {5, first, 0, t[3], c[3]}
+-- A newcomer in the room. Each network has a queue; from the longest the oldest
+-- goes when there is no place. What is in a queue can be long gone.
+local room = KEYS[4]
+local q, q48, q32 = ARGV[15], ARGV[16], ARGV[17]
+if q32 ~= '-1' then
+  local in32, in48 = redis.call('HINCRBY', room, 'w' .. q32, 1), redis.call('HINCRBY', room, 'w' .. q48, 1)
+  if in32 > 64 then
+    q = q32
+  elseif in48 > 16 then
+    q = q48
+  end
 end
-t[3] = t[3] + 1
-puttriplet()
-putclient()
-put(3, string.format('%.0f:%.0f', p[1], p[2]), p[2] + window)
-return {state, t[1], math.min(wait, overdue), t[3], c[3]}
+local function popped(queue)
+  local e = redis.call('LPOP', room .. queue)
+  if not e then return end
+  redis.call('HINCRBY', room, 'n', -1)
+  local first, h48, h32, key = string.match(e, '^(%d+) (%-?%d+) (%-?%d+) (.*)$')
+  if h32 ~= '-1' then
+    redis.call('HINCRBY', room, 'w' .. h32, -1)
+    redis.call('HINCRBY', room, 'w' .. h48, -1)
+  end
+  return tonumber(first), key
+end
+-- What is too old leaves at the other end.
+local head = redis.call('LINDEX', room .. q, 0)
+if head and now - tonumber(string.match(head, '^%d+')) > window then popped(q) end
+local length = redis.call('RPUSH', room .. q, string.format('%.0f', now) .. ' ' .. q48 .. ' ' .. q32 .. ' ' .. KEYS[2])
+local n = redis.call('HINCRBY', room, 'n', 1)
+local longest = redis.call('HGET', room, 'm')
+if not longest or (longest ~= q and length > redis.call('LLEN', room .. longest)) then
+  longest = q
+  redis.call('HSET', room, 'm', q)
+end
+local most = tonumber(ARGV[14])
+for _ = 1, 8 do
+  if n <= most then break end
+  local first, key = popped(longest)
+  if first then
+    n = n - 1
+    local v = key ~= KEYS[2] and redis.call('GET', key)
+    if v then
+      local _, _, tries = unpack('>ddd', v, 17)
+      if tries < 2 then
+        redis.call('DEL', key)
+        out[7], out[8] = out[7] + 1, max(0, now - first)
+      end
+    end
+  else
+    -- It has run empty; any other that is known to be there will do.
+    longest = q
+    redis.call('HSET', room, 'm', q)
+  end
+end
+out[6] = n
+return out

@@ -12,14 +12,20 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	_ "embed"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"math"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,8 +41,11 @@ import (
 //go:embed greylist.lua
 var script string
 
+//go:embed forget.lua
+var forgetScript string
+
 // schema is the version of keys and values, a part of each key.
-const schema = "1"
+const schema = "2"
 
 // slack is how much longer than its use a key is kept: its expiry is garbage
 // collection, never the rule.
@@ -46,12 +55,16 @@ const slack = time.Hour
 // the breaker closes without traffic and the status is true.
 const probeEvery = 2 * time.Second
 
+// oldEvery is how often keys of an earlier version are looked for.
+const oldEvery = 10 * time.Minute
+
 // page is how many keys a listing reads at a time.
 const page = 500
 
 // Store is a connection to the server. It is safe for concurrent use.
 type Store struct {
 	cfg     store.RedisConfig
+	room    room
 	client  *redis.Client
 	auto    *redis.AutoPipeliner // nil: each call by itself
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
@@ -64,6 +77,7 @@ type Store struct {
 	mu     sync.Mutex // guards status
 	status store.Status
 
+	old      atomic.Bool // there may be keys of an earlier version
 	counts   counts
 	counting context.Context // ends with the store
 	stop     context.CancelFunc
@@ -76,7 +90,8 @@ var _ store.Store = (*Store)(nil)
 
 // Open returns a store; it does not wait for the server, which may come later.
 // It starts a probe, which Close ends.
-func Open(cfg store.RedisConfig, password string, log *zap.Logger, reg prometheus.Registerer) (*Store, error) {
+func Open(whole store.Config, password string, log *zap.Logger, reg prometheus.Registerer) (*Store, error) {
+	cfg := whole.Redis
 	if len(cfg.Addrs) != 1 {
 		return nil, fmt.Errorf("store: redis: %d addresses; one server is supported", len(cfg.Addrs))
 	}
@@ -101,8 +116,9 @@ func Open(cfg store.RedisConfig, password string, log *zap.Logger, reg prometheu
 	}
 	sum := sha1.Sum([]byte(script)) //nolint:gosec // as above
 	s := &Store{
-		cfg: cfg, client: redis.NewClient(o), sha: hex.EncodeToString(sum[:]), prefix: cfg.Prefix + ":" + schema + ":{g}:",
-		log: log.Named("store"), status: store.Status{Kind: store.Redis, Where: strings.Join(cfg.Addrs, ", ")},
+		cfg: cfg, client: redis.NewClient(o), sha: hex.EncodeToString(sum[:]), prefix: cfg.Prefix + ":" + schema + ":",
+		room: room{most: whole.MaxWaiting},
+		log:  log.Named("store"), status: store.Status{Kind: store.Redis, Where: strings.Join(cfg.Addrs, ", ")},
 	}
 	redis.SetLogger(quiet{s.log})
 	if cfg.AutoPipeline {
@@ -122,6 +138,7 @@ func Open(cfg store.RedisConfig, password string, log *zap.Logger, reg prometheu
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	s.counting, s.stop = ctx, cancel
+	s.old.Store(true)
 	s.done.Go(func() { s.probe(ctx) })
 	return s, nil
 }
@@ -212,8 +229,12 @@ func (s *Store) lastError() string {
 func (s *Store) probe(ctx context.Context) {
 	t := time.NewTicker(min(probeEvery, max(s.cfg.BreakerPause.D(), 100*time.Millisecond)))
 	defer t.Stop()
+	var looked time.Time // for keys of an earlier version
 	for {
-		_ = s.Ping(ctx) // it is noted
+		if s.Ping(ctx) == nil && s.old.Load() && time.Since(looked) > oldEvery { // a failure is noted
+			looked = time.Now()
+			s.lookForOld(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -263,24 +284,95 @@ func (s *Store) note(err error) {
 	}
 }
 
+// parts is how many parts the correspondences are spread over. The keys of a
+// part bear its number as their hash tag, so that a script finds them together
+// and a Cluster can share them out.
+const parts = 64
+
+// queues is how many queues of first contacts a part of the room has.
+const queues = 4096
+
+// appendCorrespondence appends a key of a correspondence, but for its prefix:
+// tag, kind and parts.
+func (s *Store) appendCorrespondence(b []byte, part uint64, kind byte, names ...string) []byte {
+	b = appendTag(append(b, s.prefix...), 'g', part)
+	return store.AppendKey(b, kind, names...)
+}
+
+func appendTag(b []byte, kind byte, part uint64) []byte {
+	b = append(b, '{', kind)
+	b = strconv.AppendUint(b, part, 10)
+	return append(b, "}:"...)
+}
+
+// partOf returns the part of a correspondence, the same on every gateway.
+func partOf(names ...string) uint64 {
+	h := fnv.New64a()
+	for _, n := range names {
+		_, _ = h.Write([]byte(n)) // it never fails
+		_, _ = h.Write([]byte{0})
+	}
+	return h.Sum64() % parts
+}
+
+// waitingKey is the kind of the keys of those who wait, roomKey that of the
+// room they are in.
+const (
+	waitingKey = 'w'
+	roomKey    = 'q'
+)
+
+// queueOf returns the queue of a network, -1 for none.
+func queueOf(addr netip.Addr, bits int) int {
+	p, err := addr.Prefix(bits)
+	if err != nil {
+		return -1
+	}
+	b, _ := p.MarshalBinary() // it never fails
+	h := fnv.New32a()
+	_, _ = h.Write(b)
+	return int(h.Sum32() % queues)
+}
+
 // TouchGreylist implements greylist.Store. Without the script on the server,
 // which a restart takes away, it costs two round trips more.
 func (s *Store) TouchGreylist(ctx context.Context, c *greylist.Contact) (greylist.Outcome, error) {
-	b := make([]byte, 0, 256)
-	b = store.AppendKey(append(b, s.prefix...), store.TripletKey, c.Who, c.Sender, c.Recipient)
+	out, fresh, err := s.touch(ctx, c)
+	if err == nil && fresh && s.old.Load() {
+		if t, ok := s.oldTriplet(ctx, c); ok {
+			return s.adopt(ctx, c, t)
+		}
+	}
+	return out, err
+}
+
+// touch runs the script. fresh says that the contact is new to the server.
+func (s *Store) touch(ctx context.Context, c *greylist.Contact) (out greylist.Outcome, fresh bool, err error) {
+	part := partOf(c.Sender, c.Recipient)
+	b := s.appendCorrespondence(make([]byte, 0, 512), part, store.TripletKey, c.Match, c.Sender, c.Recipient)
 	t := len(b)
-	b = store.AppendKey(append(b, s.prefix...), store.ClientKey, c.Who)
-	cl := len(b)
-	b = store.AppendKey(append(b, s.prefix...), store.PairKey, c.Sender, c.Recipient)
+	b = s.appendCorrespondence(b, part, waitingKey, c.Sender, c.Recipient)
+	w := len(b)
+	// A credit is of one side and many correspondences: its tag is its own.
+	b = store.AppendKey(appendTag(append(b, s.prefix...), 'k', partOf(c.Credit)), store.CreditKey, c.Credit)
+	k := len(b)
+	b = append(appendTag(append(b, s.prefix...), 'g', part), roomKey)
 	dry := 0
 	if c.DryRun {
 		dry = 1
 	}
+	q, q48, q32 := 0, -1, -1
+	if c.Addr.Is4() {
+		q = queueOf(c.Addr, 24)
+	} else if c.Addr.IsValid() {
+		q, q48, q32 = queueOf(c.Addr, 64), queueOf(c.Addr, 48), queueOf(c.Addr, 32)
+	}
 	r := &c.Rule
 	args := []any{
-		"evalsha", s.sha, 3, b[:t], b[t:cl], b[cl:],
+		"evalsha", s.sha, 4, b[:t], b[t:w], b[w:k], b[k:],
 		c.Time.UnixMilli(), r.Delay.Milliseconds(), r.Window.Milliseconds(), r.Keep.Milliseconds(), r.MaxDelay.Milliseconds(),
-		r.KnownAfter, r.CountEvery.Milliseconds(), dry, slack.Milliseconds(),
+		r.KnownAfter, r.KnownAge.Milliseconds(), r.CountEvery.Milliseconds(), dry, slack.Milliseconds(), c.Match, c.Credit, greylist.MaxSides,
+		max(1, s.room.most/parts), q, q48, q32,
 	}
 	for attempt := 0; ; attempt++ {
 		// A command may still be in use by the library when its caller has
@@ -288,20 +380,21 @@ func (s *Store) TouchGreylist(ctx context.Context, c *greylist.Contact) (greylis
 		cmd := redis.NewCmd(ctx, append([]any(nil), args...)...)
 		err := s.do(ctx, cmd)
 		if err == nil {
-			return outcome(cmd)
+			out, err = s.outcome(cmd, c)
+			return out, out.State == greylist.FirstContact, err
 		}
 		if attempt > 0 || !redis.HasErrorPrefix(err, "NOSCRIPT") {
-			return greylist.Outcome{}, err
+			return greylist.Outcome{}, false, err
 		}
 		if err := s.do(ctx, redis.NewStringCmd(ctx, "script", "load", script)); err != nil {
-			return greylist.Outcome{}, err
+			return greylist.Outcome{}, false, err
 		}
 	}
 }
 
-func outcome(cmd *redis.Cmd) (greylist.Outcome, error) {
+func (s *Store) outcome(cmd *redis.Cmd, c *greylist.Contact) (greylist.Outcome, error) {
 	v, err := cmd.Int64Slice()
-	if err == nil && len(v) != 5 {
+	if err == nil && len(v) != 8 {
 		err = fmt.Errorf("%d values", len(v))
 	}
 	if err != nil {
@@ -313,15 +406,25 @@ func outcome(cmd *redis.Cmd) (greylist.Outcome, error) {
 	if v[1] != 0 {
 		out.First = time.UnixMilli(v[1])
 	}
+	if v[5] >= 0 {
+		s.room.note(v[5], v[6], time.Duration(v[7])*time.Millisecond, c)
+	}
 	return out, nil
 }
 
 // each calls yield with batches of keys and values until it returns false.
 // While the server moves its tables a key can come twice.
-func (s *Store) each(ctx context.Context, kind byte, yield func(keys []string, values []any) (bool, error)) error {
-	match := escape(s.prefix) + "*"
-	if kind != 0 {
-		match = escape(s.prefix) + string(rune(kind)) + "*"
+func (s *Store) each(ctx context.Context, kind string, yield func(keys []string, values []any) (bool, error)) error {
+	match := escape(s.prefix)
+	switch kind {
+	case "":
+		match += "{[gk]*"
+	case greylist.KindCredit:
+		match += "{k*}:" + string(rune(store.CreditKey)) + "*"
+	case greylist.KindTriplet:
+		match += "{g*}:" + string(rune(store.TripletKey)) + "*"
+	default:
+		match += "{g*}:" + string(rune(waitingKey)) + "*"
 	}
 	var cursor uint64
 	for {
@@ -329,6 +432,7 @@ func (s *Store) each(ctx context.Context, kind byte, yield func(keys []string, v
 		if err != nil {
 			return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
 		}
+		keys = slices.DeleteFunc(keys, func(k string) bool { _, ok := s.rest(k); return !ok })
 		if len(keys) > 0 {
 			values, err := s.client.MGet(ctx, keys...).Result()
 			if err != nil {
@@ -349,52 +453,88 @@ func escape(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`).Replace(s)
 }
 
-// entry reads a key and its value.
-func (s *Store) entry(key string, value any) (greylist.Entry, bool) {
-	rest, ok := strings.CutPrefix(key, s.prefix)
-	if !ok || rest == "" {
-		return greylist.Entry{}, false
+// rest returns what stands behind prefix and tag in the key of a record; ok is
+// false for other keys, those of the room among them.
+func (s *Store) rest(key string) (rest string, ok bool) {
+	rest, ok = strings.CutPrefix(key, s.prefix+"{")
+	if !ok {
+		return "", false
 	}
-	e, ok := store.SplitKey(rest)
-	text, isText := value.(string)
-	if !ok || !isText {
-		return e, false // gone in the meantime
-	}
-	var n [4]int64
-	for i, f := range strings.SplitN(text, ":", 4) {
-		v, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return e, false
-		}
-		n[i] = v
-	}
-	switch rest[0] {
-	case store.TripletKey:
-		e.First, e.Last, e.Attempts, e.Passes = time.UnixMilli(n[0]), time.UnixMilli(n[1]), int(n[2]), int(n[3])
-	case store.ClientKey:
-		e.Last, e.Passes = time.UnixMilli(n[0]), int(n[2])
-	case store.PairKey:
-		e.First, e.Last = time.UnixMilli(n[0]), time.UnixMilli(n[1])
-	}
-	return e, true
+	_, rest, ok = strings.Cut(rest, "}:")
+	return rest, ok && rest != "" && rest[0] != roomKey
 }
 
-var kinds = map[string]byte{"triplet": store.TripletKey, "client": store.ClientKey, "pair": store.PairKey}
+// entries reads a key and its value.
+func (s *Store) entries(key string, value any) []greylist.Entry {
+	rest, ok := s.rest(key)
+	text, isText := value.(string)
+	if !ok || !isText {
+		return nil // gone in the meantime
+	}
+	if rest[0] == waitingKey {
+		sender, recipient, ok := store.SplitParts([]byte(rest[1:]))
+		if !ok {
+			return nil
+		}
+		return waitingEntries(text, sender, recipient)
+	}
+	e, ok := store.SplitKey(rest)
+	if !ok || len(text) != 32 {
+		return nil
+	}
+	e.First, e.Last = time.UnixMilli(number(text)), time.UnixMilli(number(text[8:]))
+	e.Passes = int(number(text[24:]))
+	if e.Kind == greylist.KindTriplet {
+		e.Attempts = int(number(text[16:]))
+	}
+	return []greylist.Entry{e}
+}
+
+// number reads a whole number as the script writes it: a double.
+func number(s string) int64 {
+	return int64(math.Float64frombits(binary.BigEndian.Uint64([]byte(s[:8]))))
+}
+
+// appendNumbers writes whole numbers as the script does.
+func appendNumbers(b []byte, numbers ...int64) []byte {
+	for _, n := range numbers {
+		b = binary.BigEndian.AppendUint64(b, math.Float64bits(float64(n)))
+	}
+	return b
+}
+
+// waitingEntries reads who waits.
+func waitingEntries(text, sender, recipient string) (out []greylist.Entry) {
+	const side = 8 + 8 + 8 + 2
+	if len(text) < 16 {
+		return nil
+	}
+	for text = text[16:]; len(text) >= side; {
+		n := int(binary.BigEndian.Uint16([]byte(text[24:])))
+		if len(text) < side+n {
+			return out
+		}
+		out = append(out, greylist.Entry{
+			Kind: greylist.KindWaiting, Match: text[side : side+n], Sender: sender, Recipient: recipient,
+			First: time.UnixMilli(number(text)), Last: time.UnixMilli(number(text[8:])), Attempts: int(number(text[16:])),
+		})
+		text = text[side+n:]
+	}
+	return out
+}
 
 // ListGreylist implements greylist.AdminStore.
-func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, _ time.Time, yield func(greylist.Entry) bool) error {
-	n := 0
-	return s.each(ctx, kinds[f.Kind], func(keys []string, values []any) (bool, error) {
+func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Time, yield func(greylist.Entry) bool) error {
+	pick := store.Picker(&f, yield)
+	return s.each(ctx, f.Kind, func(keys []string, values []any) (bool, error) {
 		for i, key := range keys {
-			e, ok := s.entry(key, values[i])
-			if !ok || !store.Matches(&f, &e) {
-				continue
-			}
-			if !yield(e) {
-				return false, nil
-			}
-			if n++; f.Limit > 0 && n >= f.Limit {
-				return false, nil
+			for _, e := range s.entries(key, values[i]) {
+				if e.Kind == greylist.KindWaiting && now.Sub(e.First) > s.room.window() {
+					continue
+				}
+				if !pick(e) {
+					return false, nil
+				}
 			}
 		}
 		return true, nil
@@ -404,24 +544,50 @@ func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, _ time.Time
 // ForgetGreylist implements greylist.AdminStore.
 func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, error) {
 	total := 0
-	err := s.each(ctx, kinds[f.Kind], func(keys []string, values []any) (bool, error) {
+	err := s.each(ctx, f.Kind, func(keys []string, values []any) (bool, error) {
 		var drop []string
 		for i, key := range keys {
-			if e, ok := s.entry(key, values[i]); ok && store.Matches(&f, &e) {
+			entries := s.entries(key, values[i])
+			var picked []greylist.Entry
+			for _, e := range entries {
+				if store.Matches(&f, &e) {
+					picked = append(picked, e)
+				}
+			}
+			switch {
+			case len(picked) == 0:
+			case len(picked) == len(entries):
 				drop = append(drop, key)
+				total += len(picked)
+			default:
+				n, err := s.forgetSides(ctx, key, picked)
+				if total += n; err != nil {
+					return false, err
+				}
 			}
 		}
 		if len(drop) == 0 {
 			return true, nil
 		}
-		n, err := s.client.Unlink(ctx, drop...).Result()
-		total += int(n)
-		if err != nil {
+		if _, err := s.client.Unlink(ctx, drop...).Result(); err != nil {
 			return false, fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
 		}
 		return true, nil
 	})
 	return total, err
+}
+
+// forgetSides takes some of those who wait out of a correspondence.
+func (s *Store) forgetSides(ctx context.Context, key string, sides []greylist.Entry) (int, error) {
+	args := make([]any, len(sides))
+	for i := range sides {
+		args[i] = sides[i].Match
+	}
+	n, err := s.client.Eval(ctx, forgetScript, []string{key}, args...).Int()
+	if err != nil {
+		return 0, fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
+	}
+	return n, nil
 }
 
 // CountGreylist implements greylist.AdminStore.
@@ -441,6 +607,7 @@ func (s *Store) Status() store.Status {
 	s.mu.Unlock()
 	st.Breaker = s.breaker.State().String()
 	st.Healthy = st.Healthy && st.Breaker != gobreaker.StateOpen.String()
+	st.Room = s.room.status(time.Now())
 	return st
 }
 

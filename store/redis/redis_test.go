@@ -29,9 +29,16 @@ func config(addr string) store.RedisConfig {
 	return c
 }
 
+// whole is the section that holds these settings.
+func whole(cfg store.RedisConfig) store.Config {
+	c := store.DefaultConfig()
+	c.Redis, c.MaxWaiting = cfg, storetest.MaxWaiting
+	return c
+}
+
 func open(t testing.TB, cfg store.RedisConfig, password string) *Store {
 	t.Helper()
-	s, err := Open(cfg, password, zap.NewNop(), prometheus.NewRegistry())
+	s, err := Open(whole(cfg), password, zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,34 +70,87 @@ func TestConformance(t *testing.T) {
 
 func contact(i int) *greylist.Contact {
 	return &greylist.Contact{
-		Who: "net:192.0.2.0/24", Sender: fmt.Sprintf("a%d@example.org", i), Recipient: "b@example.com", Time: time.Now(), Rule: storetest.Rule,
+		Match: "net:192.0.2.0/24", Sender: fmt.Sprintf("a%d@example.org", i), Recipient: "b@example.com", Time: time.Now(), Rule: storetest.Rule,
 	}
 }
 
-func TestKeysExpireAndStayInOneSlot(t *testing.T) {
+// What one correspondence needs is under one hash tag, another is elsewhere.
+func TestKeysExpireAndAreSpread(t *testing.T) {
 	server := redistest.Start(t)
 	cfg := config(server.Addr())
 	cfg.Prefix = "a[b]*"
 	s := open(t, cfg, "")
-	if _, err := s.TouchGreylist(t.Context(), contact(1)); err != nil {
-		t.Fatal(err)
+	for i := range 100 {
+		if _, err := s.TouchGreylist(t.Context(), contact(i)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	keys, err := s.client.Keys(t.Context(), "*").Result()
-	if err != nil || len(keys) != 2 {
-		t.Fatalf("keys %q %v", keys, err)
+	if err != nil {
+		t.Fatal(err)
 	}
+	tags, waiting := map[string]bool{}, 0
 	for _, k := range keys {
-		if !strings.HasPrefix(k, "a[b]*:1:{g}:") {
-			t.Errorf("key %q", k)
+		_, rest, ok := strings.Cut(k, "a[b]*:2:{")
+		tag, rest, tagged := strings.Cut(rest, "}:")
+		if !ok || !tagged {
+			t.Fatalf("key %q", k)
 		}
+		tags[tag] = true
+		if rest[0] != waitingKey {
+			continue
+		}
+		waiting++
 		ttl, err := s.client.PTTL(t.Context(), k).Result()
 		if want := storetest.Rule.Window + slack; err != nil || ttl > want || ttl < want-time.Minute {
 			t.Errorf("%q lives for %v (%v)", k, ttl, err)
 		}
 	}
+	if waiting != 100 || len(tags) < parts/2 {
+		t.Errorf("%d wait, under %d tags", waiting, len(tags))
+	}
 	n := 0
-	if err := s.ListGreylist(t.Context(), greylist.Filter{}, time.Now(), func(greylist.Entry) bool { n++; return true }); err != nil || n != 2 {
+	if err := s.ListGreylist(t.Context(), greylist.Filter{}, time.Now(), func(greylist.Entry) bool { n++; return true }); err != nil || n != 100 {
 		t.Errorf("%d entries listed under a prefix with pattern signs: %v", n, err)
+	}
+}
+
+// Keys of version 1: who has passed is known, and the rest is not looked at.
+func TestKeysOfVersion1(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, config(server.Addr()), "")
+	old := func(kind byte, value string, names ...string) {
+		t.Helper()
+		key := string(store.AppendKey([]byte("postern:1:{g}:"), kind, names...))
+		if err := s.client.Set(t.Context(), key, value, time.Hour).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := time.Now()
+	ms := now.Add(-time.Hour).UnixMilli()
+	known, waits := contact(1), contact(2)
+	old(store.TripletKey, fmt.Sprintf("%d:%d:2:7", ms, ms), known.Match, known.Sender, known.Recipient)
+	old(store.TripletKey, fmt.Sprintf("%d:%d:1:0", ms, ms), waits.Match, waits.Sender, waits.Recipient)
+	old(store.OldClientKey, fmt.Sprintf("%d:%d:9", ms, ms), known.Match)
+	for _, dry := range []bool{true, false, false} {
+		known.Time, known.DryRun = now, dry
+		out, err := s.TouchGreylist(t.Context(), known)
+		if err != nil || out.State != greylist.KnownTriplet || out.Attempts != 2 || out.First.UnixMilli() != ms {
+			t.Errorf("who has passed: %+v, %v", out, err)
+		}
+	}
+	if out, err := s.TouchGreylist(t.Context(), waits); err != nil || out.State != greylist.FirstContact {
+		t.Errorf("who waited: %+v, %v", out, err)
+	}
+	known.Time = now.Add(2 * storetest.Rule.Keep)
+	if out, err := s.TouchGreylist(t.Context(), known); err != nil || out.State != greylist.FirstContact {
+		t.Errorf("long after: %+v, %v", out, err)
+	}
+	// Once they are gone nobody looks for them any more.
+	flush(t, s)
+	s.lookForOld(t.Context())
+	if s.old.Load() {
+		t.Error("still looked for")
 	}
 }
 
@@ -240,11 +300,11 @@ func TestPassword(t *testing.T) {
 func TestBadSettings(t *testing.T) {
 	cfg := config("127.0.0.1:1")
 	cfg.TLS, cfg.CAFile = true, "/nonexistent"
-	if _, err := Open(cfg, "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
+	if _, err := Open(whole(cfg), "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
 		t.Error("a missing CA file")
 	}
 	cfg.Addrs = []string{"a:1", "b:2"}
-	if _, err := Open(cfg, "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
+	if _, err := Open(whole(cfg), "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
 		t.Error("two servers")
 	}
 }
