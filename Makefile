@@ -91,6 +91,7 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	for f in configs/postern.toml configs/*.list configs/*.example docs/*.md docs/checks/*.md; do \
 		[ ! -e $$f ] || install -D -m 644 $$f $(DESTDIR)$(PREFIX)/share/doc/postern/$$f || exit 1; \
 	done
+	install -D -m 644 names/generic.list $(DESTDIR)$(PREFIX)/share/doc/postern/generic-names.list
 	for f in configs/postern.toml configs/*.list; do \
 		to=$(DESTDIR)$(SYSCONFDIR)/postern/$${f#configs/}; \
 		[ ! -e $$f ] || [ -e $$to ] || install -m 644 $$f $$to || exit 1; \

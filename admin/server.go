@@ -263,10 +263,10 @@ func filter(r *http.Request) (greylist.Filter, error) {
 		f.Limit = n
 	}
 	switch f.Kind {
-	case "", "triplet", "client", "pair":
+	case "", greylist.KindTriplet, greylist.KindCredit, greylist.KindWaiting:
 		return f, nil
 	}
-	return f, fmt.Errorf("kind=%q: one of triplet, client, pair", f.Kind)
+	return f, fmt.Errorf("kind=%q: one of triplet, credit, waiting", f.Kind)
 }
 
 // greylistList writes one JSON value a line as the store yields them, so that

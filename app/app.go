@@ -69,6 +69,7 @@ type App struct {
 	started  time.Time
 
 	tuner     *tuner
+	roomWatch *roomWatch
 	admin     *admin.Server
 	adminDone chan error
 
@@ -96,6 +97,7 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	if err != nil {
 		return nil, errors.Join(err, st.Close(context.Background()))
 	}
+	roomMetrics(st, a.registry)
 	a.current.Store(g)
 	a.state.Store(&admin.ConfigStatus{Path: cfg.Path, Loaded: a.started})
 	a.door = policyd.New(cfg.Policy, a, o.Log, a.registry)
@@ -110,13 +112,13 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 func openStore(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (store.Store, error) {
 	switch cfg.Store.Kind {
 	case store.Memory:
-		return mem.New(cfg.Store.MaxEntries), nil
+		return mem.New(cfg.Store.MaxEntries, cfg.Store.MaxWaiting), nil
 	case store.Redis:
 		password, err := cfg.Secret(cfg.Store.Redis.PasswordFile)
 		if err != nil {
 			return nil, err
 		}
-		return redis.Open(cfg.Store.Redis, password, log, reg)
+		return redis.Open(cfg.Store, password, log, reg)
 	}
 	return bolt.Open(cfg.Store, log, reg)
 }
@@ -127,6 +129,7 @@ func (a *App) Start() (err error) {
 	g := a.current.Load()
 	g.start()
 	a.tuner = startTuner()
+	a.roomWatch = watchRoom(a.parts.store, a.parts.log)
 	defer func() {
 		if err != nil {
 			a.Stop(context.Background())
@@ -196,6 +199,8 @@ func (a *App) Stop(ctx context.Context) {
 	g := a.current.Load()
 	g.stop()
 	g.resolver.Close()
+	a.roomWatch.end()
+	a.roomWatch = nil
 	a.tuner.close()
 	if err := a.parts.store.Close(ctx); err != nil {
 		a.log.Error("the state could not be saved", zap.Error(err))
@@ -414,7 +419,7 @@ func (a *App) Explain(ctx context.Context, q admin.Question) (*policy.Decision, 
 		SASL: policy.SASL{Username: q.Login}, DryRun: true, Probe: new(policy.Probe),
 	}
 	if q.ClientName == "" && q.Reverse == "" {
-		req.Client.Name, req.Client.ReverseName = g.names(ctx, req.Client.Addr)
+		req.Client.Name, req.Client.ReverseName = g.namesOf(ctx, req.Client.Addr)
 	}
 	d := new(policy.Decision)
 	g.pipeline.Decide(ctx, req, d)

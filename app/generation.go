@@ -19,6 +19,7 @@ import (
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
 	"postern/lookup"
+	"postern/names"
 	"postern/pipeline"
 	"postern/provider"
 	"postern/rbl"
@@ -38,6 +39,7 @@ type generation struct {
 	rbl      *rbl.Check
 	verify   *verify.Check
 	greylist *greylist.Check
+	names    *names.Judge
 	headers  *headercheck.Check
 	tables   *lookup.Tables
 	pipeline *pipeline.Pipeline
@@ -57,6 +59,7 @@ func (p *parts) resolver(cfg *config.Config, prev *generation) (*resolver.Resolv
 // start begins what the checks do by themselves: watching lists, testing
 // DNS lists.
 func (g *generation) start() {
+	g.names.Start()
 	g.access.Start()
 	g.provider.Start()
 	g.headers.Start()
@@ -75,6 +78,7 @@ func (g *generation) stop() {
 	g.headers.Stop()
 	g.provider.Stop()
 	g.access.Stop()
+	g.names.Stop()
 }
 
 // drain waits until no decision uses g any more; none begins once another
@@ -88,9 +92,9 @@ func (g *generation) drain() {
 // namesTimeout bounds the look-ups of a client's names for an explanation.
 const namesTimeout = 5 * time.Second
 
-// names looks up the names of a client as Postfix's smtpd does: the reverse
+// namesOf looks up the names of a client as Postfix's smtpd does: the reverse
 // name, and the same as verified name if it leads back to the address.
-func (g *generation) names(ctx context.Context, addr netip.Addr) (verified, reverse string) {
+func (g *generation) namesOf(ctx context.Context, addr netip.Addr) (verified, reverse string) {
 	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
 	defer cancel()
 	names, _, _, err := g.resolver.LookupPTR(ctx, addr)
@@ -182,9 +186,14 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 	if g.verify, err = p.verify(cfg, g, prev); err != nil {
 		return nil, err
 	}
+	if g.names, err = names.New(cfg.Names, p.log); err != nil {
+		return nil, err
+	}
 	grey := cfg.Greylist
 	grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
-	if g.greylist, err = greylist.New(grey, cfg.Hostname, p.store, p.log, p.reg, prev.greylist); err != nil {
+	if g.greylist, err = greylist.New(grey, greylist.Options{
+		Hostname: cfg.Hostname, Store: p.store, Names: g.names, Log: p.log, Metrics: p.reg, Previous: prev.greylist,
+	}); err != nil {
 		return nil, err
 	}
 	g.pipeline, err = pipeline.New(pipeline.Options{

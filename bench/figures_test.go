@@ -367,8 +367,8 @@ func redisFigures(t *testing.T, dir, dns, floor string) {
 	p := writeConfig(t, dir, "redis", dns, fmt.Sprintf("[store]\nkind = \"redis\"\n[store.redis]\naddrs = [%q]\n", server.Addr()))
 	d := start(t, "daemon", p.config)
 	warm(t, p.socket)
-	cfg := store.DefaultConfig().Redis
-	cfg.Addrs = []string{server.Addr()}
+	cfg := store.DefaultConfig()
+	cfg.Redis.Addrs = []string{server.Addr()}
 	const callers = 50
 	var ratios, rates, alone []float64
 	for range rounds {
@@ -382,7 +382,7 @@ func redisFigures(t *testing.T, dir, dns, floor string) {
 }
 
 // evalsha calls the greylist script alone, from n callers.
-func evalsha(t *testing.T, cfg store.RedisConfig, n int) float64 {
+func evalsha(t *testing.T, cfg store.Config, n int) float64 {
 	t.Helper()
 	s, err := redis.Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
@@ -399,7 +399,7 @@ func evalsha(t *testing.T, cfg store.RedisConfig, n int) float64 {
 			for time.Since(begin) < roundTime {
 				for j := range 16 {
 					c := greylist.Contact{
-						Who: "net:198.51.100.0/24", Sender: fmt.Sprintf("sender%d@example.org", i), Recipient: fmt.Sprintf("user%d@example.com", j),
+						Match: "net:198.51.100.0/24", Sender: fmt.Sprintf("sender%d@example.org", i), Recipient: fmt.Sprintf("user%d@example.com", j),
 						Time: time.Now(), Rule: rule,
 					}
 					ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -432,7 +432,7 @@ func million(t *testing.T, dir, dns, floor string) {
 		rule := greylist.Rule{Delay: time.Minute, Window: 48 * time.Hour, Keep: 36 * 24 * time.Hour, MaxDelay: 4 * time.Hour, KnownAfter: 5, CountEvery: time.Hour}
 		for i := 0; ; i++ {
 			c := greylist.Contact{
-				Who: fmt.Sprintf("net:10.%d.%d.0/24", i>>8&255, i&255), Sender: fmt.Sprintf("somebody%d@sender%d.example.org", i, i%5000),
+				Match: fmt.Sprintf("net:10.%d.%d.0/24", i>>8&255, i&255), Sender: fmt.Sprintf("somebody%d@sender%d.example.org", i, i%5000),
 				Recipient: fmt.Sprintf("user%d@example.com", i%1000), Time: time.Now(), Rule: rule,
 			}
 			_, err := s.TouchGreylist(t.Context(), &c)

@@ -17,6 +17,7 @@ import (
 	"postern/internal/dnstest"
 	"postern/internal/mailaddr"
 	"postern/internal/smtptest"
+	"postern/names"
 	"postern/policy"
 	"postern/resolver"
 	"postern/store"
@@ -53,7 +54,11 @@ func verifyFigures(t *testing.T) {
 	}
 	grey := greylist.DefaultConfig()
 	grey.Delay = 0
-	gc, err := greylist.New(grey, "mx.example.org", st, zap.NewNop(), prometheus.NewRegistry(), nil)
+	judge, err := names.New(names.DefaultConfig(), zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	gc, err := greylist.New(grey, greylist.Options{Hostname: "mx.example.org", Store: st, Names: judge, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}

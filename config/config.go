@@ -31,6 +31,7 @@ import (
 	"postern/internal/logging"
 	"postern/lookup"
 	"postern/milter"
+	"postern/names"
 	"postern/pipeline"
 	"postern/policy"
 	"postern/policyd"
@@ -63,6 +64,7 @@ type Config struct {
 	Admin    admin.Config                    `toml:"admin"`
 	Store    store.Config                    `toml:"store"`
 	DNS      resolver.Config                 `toml:"dns"`
+	Names    names.Config                    `toml:"names"`
 	Chains   map[string]pipeline.ChainConfig `toml:"chains"`
 	Access   access.Config                   `toml:"access"`
 	Provider provider.Config                 `toml:"provider"`
@@ -83,7 +85,7 @@ func Default() *Config {
 	return &Config{
 		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
 		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(),
-		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Chains: pipeline.DefaultChains(),
+		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Names: names.DefaultConfig(), Chains: pipeline.DefaultChains(),
 		Access: access.DefaultConfig(), Provider: provider.DefaultConfig(), RBL: rbl.DefaultConfig(), Verify: verify.DefaultConfig(), Greylist: greylist.DefaultConfig(),
 		Headers: headercheck.DefaultConfig(),
 	}
@@ -241,6 +243,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	c.Admin.Validate("admin", fs)
 	c.Store.Validate("store", fs)
 	c.DNS.Validate("dns", fs)
+	c.Names.Validate("names", fs)
 	c.Access.Validate("access", fs)
 	c.Provider.Validate("provider", fs)
 	c.RBL.Validate("rbl", fs)
@@ -267,7 +270,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 		fs.Keyf("verify.max_entries", "%d is not less than store.max_entries (%d): unknown addresses could fill the store, and known ones find no room",
 			c.Verify.MaxEntries, c.Store.MaxEntries)
 	}
-	if len(c.Verify.Routes) > 0 && !c.names("verify") {
+	if len(c.Verify.Routes) > 0 && !c.inSomeChain("verify") {
 		warnings = append(warnings, "verify.route: no chain has the check verify: no recipient is verified")
 	}
 	secrets := c.Verify.Secrets("verify")
@@ -380,7 +383,7 @@ func (c *Config) relays(check string) bool {
 }
 
 // names reports whether a chain has the check.
-func (c *Config) names(check string) bool {
+func (c *Config) inSomeChain(check string) bool {
 	for _, chain := range c.Chains {
 		if slices.Contains(chain.Checks, check) {
 			return true

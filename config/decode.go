@@ -169,10 +169,10 @@ func (d *decoder) step(v reflect.Value, key, name string, p place) (string, refl
 	f, ok := d.field(v, name)
 	if !ok {
 		text := "unknown key"
-		if near := Nearest(name, names(v.Type())); near != "" {
+		if near := Nearest(name, keyNames(v.Type())); near != "" {
 			text += fmt.Sprintf("; did you mean %q?", near)
 		} else {
-			text += fmt.Sprintf(" (one of %s)", strings.Join(names(v.Type()), ", "))
+			text += fmt.Sprintf(" (one of %s)", strings.Join(keyNames(v.Type()), ", "))
 		}
 		d.fault(p, full, "%s", text)
 		return full, reflect.Value{}
@@ -205,7 +205,7 @@ func fields(t reflect.Type) func(yield func(reflect.StructField, string) bool) {
 	}
 }
 
-func names(t reflect.Type) []string {
+func keyNames(t reflect.Type) []string {
 	var out []string
 	for _, tag := range fields(t) {
 		out = append(out, tag)

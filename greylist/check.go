@@ -360,7 +360,9 @@ func (c *Check) explain(req *policy.Request, contact *Contact, out *Outcome, err
 		text += ", would pass in " + out.Wait.Round(time.Second).String()
 	}
 	p.Add("state", text, "store", took)
-	p.Add("passes counted for credit", strconv.Itoa(out.Passes)+" of "+strconv.Itoa(c.rule.KnownAfter), "store", 0)
+	if contact.Earns() && out.State != KnownTriplet {
+		p.Add("passes counted for credit", strconv.Itoa(out.Passes)+" of "+strconv.Itoa(c.rule.KnownAfter), "store", 0)
+	}
 }
 
 // Status is what `postern status` shows of greylisting.

@@ -19,6 +19,7 @@ import (
 	"postern/greylist"
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
+	"postern/names"
 	"postern/policy"
 	"postern/store/mem"
 )
@@ -34,9 +35,19 @@ type world struct {
 	reg   *prometheus.Registry
 }
 
+// judge is the real one, with its built-in list.
+func judge(t testing.TB) *names.Judge {
+	t.Helper()
+	j, err := names.New(names.DefaultConfig(), zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
 func newWorld(t testing.TB, edit func(*greylist.Config)) *world {
 	t.Helper()
-	w := &world{t: t, store: mem.New(100_000), now: time.Now(), reg: prometheus.NewRegistry()}
+	w := &world{t: t, store: mem.New(100_000, 100_000), now: time.Now(), reg: prometheus.NewRegistry()}
 	w.check = w.make(edit, nil)
 	t.Cleanup(func() {
 		w.check.Stop()
@@ -60,7 +71,9 @@ func config(t testing.TB, edit func(*greylist.Config)) greylist.Config {
 
 func (w *world) make(edit func(*greylist.Config), prev *greylist.Check) *greylist.Check {
 	w.t.Helper()
-	c, err := greylist.New(config(w.t, edit), "mx.example.com", w.store, zap.NewNop(), w.reg, prev)
+	c, err := greylist.New(config(w.t, edit), greylist.Options{
+		Hostname: "mx.example.com", Store: w.store, Names: judge(w.t), Log: zap.NewNop(), Metrics: w.reg, Previous: prev,
+	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -227,23 +240,27 @@ func TestSendersAreNormalised(t *testing.T) {
 	w.want("another number", first, w.request("192.0.2.7", "", "54321@example.org", "bob@example.com"))
 }
 
-func TestKnownClients(t *testing.T) {
+func TestCreditOfASide(t *testing.T) {
 	w := newWorld(t, nil)
 	rcpt := "bob@example.com"
-	for i := range 5 {
+	const name = "mail.example.org"
+	from := func(sender, rcpt string) *policy.Request { return w.request("192.0.2.7", name, sender, rcpt) }
+	for i := range 3 {
 		sender := string(rune('a'+i)) + "@example.org"
-		w.want("first contact", first, w.request("192.0.2.7", "", sender, rcpt))
+		w.want("first contact", first, from(sender, rcpt))
 		w.now = w.now.Add(3 * time.Minute)
-		w.want("pass", passes, w.request("192.0.2.7", "", sender, rcpt))
-		again := known // at most one pass is counted in an hour
-		if i == 4 {
-			again = client
-		}
-		w.want("at once again", again, w.request("192.0.2.7", "", sender, rcpt))
+		w.want("pass", passes, from(sender, rcpt))
+		w.want("at once again", known, from(sender, rcpt))
 		w.now = w.now.Add(time.Hour)
 	}
-	w.want("a client that has passed five times", client, w.request("192.0.2.7", "", "new@example.net", "else@example.com"))
-	w.want("another client", first, w.request("198.51.100.7", "", "new@example.net", "else@example.com"))
+	w.want("three passes within hours", first, from("young@example.org", rcpt))
+	w.now = w.now.Add(24 * time.Hour)
+	w.want("and a day later", client, from("new@example.org", "else@example.com"))
+	w.want("from another host of the organisation", client, w.request("198.51.100.7", "mx2.example.org", "new@example.org", rcpt))
+	// What it has earned is for its own mail, and for it alone.
+	w.want("a stranger's mail from the same host", first, from("new@example.net", rcpt))
+	w.want("its mail from elsewhere", first, w.request("198.51.100.7", "mail.example.net", "new2@example.org", rcpt))
+	w.want("a sub-domain", client, from("new@news.example.org", rcpt))
 
 	// Who is known can be asked without a message, and asking changes nothing.
 	for _, tt := range []struct {
@@ -251,11 +268,12 @@ func TestKnownClients(t *testing.T) {
 		later      time.Duration
 		want       bool
 	}{
-		{"192.0.2.7", "", 0, true},
-		{"192.0.2.99", "", 0, true}, // of the same network
-		{"192.0.2.7", "mail.example.org", 0, false},
-		{"198.51.100.7", "", 0, false},
-		{"192.0.2.7", "", 37 * 24 * time.Hour, false},
+		{"192.0.2.7", name, 0, true},
+		{"192.0.2.99", "mx2.example.org", 0, true}, // of the same organisation
+		{"192.0.2.7", "", 0, false},
+		{"192.0.2.7", "mail.example.net", 0, false},
+		{"192.0.2.7", "dsl-17.example.org", 0, false},
+		{"192.0.2.7", name, 37 * 24 * time.Hour, false},
 	} {
 		c := policy.Client{Name: tt.name}
 		c.Addr = netip.MustParseAddr(tt.addr)
@@ -265,18 +283,69 @@ func TestKnownClients(t *testing.T) {
 			}
 		}
 	}
-	if w.check.Known(t.Context(), policy.Client{}, w.now) {
-		t.Error("a client without an address is known")
-	}
 
 	off := newWorld(t, func(c *greylist.Config) { c.KnownAfter = 0 })
-	for range 10 {
-		off.ask(off.request("192.0.2.7", "", "a@example.org", rcpt))
+	for range 40 {
+		off.ask(off.request("192.0.2.7", name, "a@example.org", rcpt))
 		off.now = off.now.Add(2 * time.Hour)
 	}
-	off.want("with known_after = 0", first, off.request("192.0.2.7", "", "new@example.net", rcpt))
-	if off.check.Known(t.Context(), policy.Client{Addr: netip.MustParseAddr("192.0.2.7")}, off.now) {
+	off.want("with known_after = 0", first, off.request("192.0.2.7", name, "new@example.org", rcpt))
+	if off.check.Known(t.Context(), policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Name: name}, off.now) {
 		t.Error("known though known_after is 0")
+	}
+}
+
+// What spam had passed by: a name that a hoster gives to every customer, a
+// neighbour's good record, a provider's network, a domain of a few hours.
+func TestCreditCannotBeBorrowed(t *testing.T) {
+	const week = 7 * 24 * time.Hour
+	earn := func(w *world, req func(sender, rcpt string) *policy.Request) {
+		for i := range 20 {
+			rcpt := fmt.Sprintf("user%d@example.com", i)
+			w.want("earning", first, req(fmt.Sprintf("earner%d@earner.example", i), rcpt))
+			w.now = w.now.Add(time.Hour)
+			if v := w.ask(req(fmt.Sprintf("earner%d@earner.example", i), rcpt)); v.Action == policy.DeferIfPermit {
+				w.t.Fatalf("earning: %+v", v)
+			}
+			if i == 2 {
+				return
+			}
+		}
+	}
+	for _, name := range []string{"vmi123456.contaboserver.net", "srv12345.hstgr.cloud", "vps-1a2b3c4d.vps.ovh.net", "vps12345.vps.ovh.ca"} {
+		w := newWorld(t, nil)
+		earn(w, func(sender, rcpt string) *policy.Request { return w.request("192.0.2.7", name, sender, rcpt) })
+		w.now = w.now.Add(week)
+		other := strings.Replace(name, "1", "7", 1)
+		w.want("another customer: "+name, first, w.request("198.51.100.9", other, "spam@spam.example", "bob@example.com"))
+		w.want("another customer with a forged sender: "+name, first, w.request("198.51.100.9", other, "x@earner.example", "bob@example.com"))
+		w.want("a neighbour: "+name, first, w.request("192.0.2.99", other, "spam@spam.example", "bob@example.com"))
+		w.want("who has earned it: "+name, client, w.request("192.0.2.7", name, "new@earner.example", "bob@example.com"))
+	}
+
+	w := newWorld(t, nil)
+	provider := func(addr, sender, rcpt string) *policy.Request {
+		req := w.request(addr, "", sender, rcpt)
+		req.Facts.Provider = "office365"
+		return req
+	}
+	earn(w, func(sender, rcpt string) *policy.Request { return provider("192.0.2.7", sender, rcpt) })
+	w.now = w.now.Add(week)
+	w.want("another customer of the provider", first, provider("192.0.2.7", "spam@tenant.example", "bob@example.com"))
+	w.want("from elsewhere at the provider", first, provider("198.51.100.7", "spam@tenant.example", "bob2@example.com"))
+
+	// A snowshoe domain that passes from its first minute on.
+	w = newWorld(t, nil)
+	shoe := func(host int, rcpt string) *policy.Request {
+		req := w.request(fmt.Sprintf("192.0.2.%d", host), fmt.Sprintf("mta%d.deal.example", host), "deal@deal.example", rcpt)
+		req.Facts.SPF = policy.SPF{Result: "pass", Domain: "deal.example"}
+		return req
+	}
+	for hour := range 20 {
+		rcpt := fmt.Sprintf("user%d@example.com", hour)
+		w.want("a fresh domain", first, shoe(hour+1, rcpt))
+		w.now = w.now.Add(time.Hour)
+		w.want("its retry", passes, shoe(hour+1, rcpt))
 	}
 }
 
@@ -384,7 +453,7 @@ func TestSuspicious(t *testing.T) {
 	exempt.Facts.Mark("rbl-listed")
 	w.want("with one, to an exception", "greylist-exception", exempt)
 	n, err := w.store.CountGreylist(t.Context(), w.now)
-	if err != nil || n.Triplets != 1 {
+	if err != nil || n.Waiting != 1 {
 		t.Errorf("the store holds %+v %v, want the marked one", n, err)
 	}
 	if _, ok := w.check.Hint(marked); ok {
@@ -570,7 +639,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 	for _, n := range req.Probe.Notes {
 		notes[n.What] = n.Value
 	}
-	if notes["who"] != "net:192.0.2.0/24" || notes["sender"] != "ann@example.org" || !strings.HasPrefix(notes["state"], "first-contact, would pass in 2m0s") {
+	if notes["match"] != "net:192.0.2.0/24" || notes["credit"] != "net:192.0.2.0/24 example.org" || notes["sender"] != "ann@example.org" || !strings.HasPrefix(notes["state"], "first-contact, would pass in 2m0s") {
 		t.Errorf("notes %v", notes)
 	}
 	gathered, err := w.reg.Gather()
@@ -595,7 +664,7 @@ func (broken) TouchGreylist(context.Context, *greylist.Contact) (greylist.Outcom
 }
 
 func TestAStoreThatFailsIsAnError(t *testing.T) {
-	c, err := greylist.New(config(t, nil), "mx", broken{}, zap.NewNop(), prometheus.NewRegistry(), nil)
+	c, err := greylist.New(config(t, nil), greylist.Options{Hostname: "mx", Store: broken{}, Names: judge(t), Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -659,7 +728,7 @@ func TestExplanations(t *testing.T) {
 	w.ask(w.request("192.0.2.7", "", "", "bob@example.com"))
 	w.now = w.now.Add(time.Minute)
 	notes := explain(evaluate, func(*policy.Request) {})
-	if notes["sender"] != "<>" || notes["recipient"] != "bob@example.com" || notes["passes of the client"] != "0 of 5" ||
+	if notes["sender"] != "<>" || notes["recipient"] != "bob@example.com" || notes["credit"] != "none can be earned" ||
 		notes["state"] != "early-retry, first contact 1m0s ago, would pass in 1m0s" {
 		t.Errorf("an early retry: %v", notes)
 	}
@@ -675,7 +744,7 @@ func TestExplanations(t *testing.T) {
 	if notes["passed over"] != "authenticated login ann" {
 		t.Errorf("a login: %v", notes)
 	}
-	c, err := greylist.New(config(t, nil), "mx", broken{}, zap.NewNop(), prometheus.NewRegistry(), nil)
+	c, err := greylist.New(config(t, nil), greylist.Options{Hostname: "mx", Store: broken{}, Names: judge(t), Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}

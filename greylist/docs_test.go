@@ -13,6 +13,7 @@ import (
 	"postern/greylist"
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
+	"postern/names"
 	"postern/policy"
 )
 
@@ -41,7 +42,8 @@ func examples(t *testing.T) []greylist.Config {
 		block, _, _ := strings.Cut(part, "```")
 		doc := struct {
 			Greylist greylist.Config `toml:"greylist"`
-		}{greylist.DefaultConfig()}
+			Names    names.Config    `toml:"names"`
+		}{greylist.DefaultConfig(), names.DefaultConfig()}
 		if err := toml.NewDecoder(strings.NewReader(files.Replace(block))).DisallowUnknownFields().Decode(&doc); err != nil {
 			t.Fatalf("%v in\n%s", err, block)
 		}
@@ -49,7 +51,9 @@ func examples(t *testing.T) []greylist.Config {
 		if doc.Greylist.Validate("greylist", &fs); fs != nil {
 			t.Errorf("%v in\n%s", fs, block)
 		}
-		out = append(out, doc.Greylist)
+		if strings.Contains(block, "[greylist]") {
+			out = append(out, doc.Greylist)
+		}
 	}
 	return out
 }
@@ -132,6 +136,10 @@ func TestManualsNames(t *testing.T) {
 			name += "{" + labels[0].GetName() + "}"
 		}
 		want = append(want, name)
+	}
+	// These are the store's.
+	for _, name := range []string{"waiting", "waiting_life_seconds", "pushed_out_total", "unremembered_total"} {
+		want = append(want, "postern_greylist_"+name)
 	}
 	var got []string
 	for _, m := range regexp.MustCompile("`(greylist-[a-z-]+|postern_greylist_[a-z_{}]+)`").FindAllStringSubmatch(text, -1) {

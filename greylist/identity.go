@@ -55,7 +55,10 @@ func creditIdentity(req *policy.Request, names Names, v4, v6 int) (credit string
 		return "org:" + org, true
 	}
 	network, ok := networkOf(req.Client.Addr, v4, v6)
-	return network + " " + domain, ok
+	if !ok {
+		return "", false
+	}
+	return network + " " + domain, true
 }
 
 // passedSPF returns the domain for which SPF passed, "" for none.

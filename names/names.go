@@ -27,8 +27,8 @@ var BuiltIn string
 
 // Config is the [names] section.
 type Config struct {
-	// BuiltIn uses the built-in list of generic names, which is installed as
-	// generic-names.list to be read. Default true.
+	// BuiltIn uses the built-in list of generic names; generic-names.list among
+	// the documents shows it. Default true.
 	BuiltIn bool `toml:"built_in"`
 	// Files are lists of your own: patterns of names that are generic, and with
 	// "!" in front of such that are not. They go before the built-in list where

@@ -53,7 +53,7 @@ type bench struct {
 }
 
 func memory(t *testing.T) Store {
-	s := mem.New(100_000)
+	s := mem.New(100_000, 100_000)
 	t.Cleanup(func() {
 		if err := s.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -761,7 +761,7 @@ func TestConfigFaults(t *testing.T) {
 }
 
 func BenchmarkCached(b *testing.B) {
-	s := mem.New(100_000)
+	s := mem.New(100_000, 100_000)
 	defer s.Close(context.Background()) //nolint:errcheck // a benchmark
 	cfg := DefaultConfig()
 	cfg.Routes = []Route{{Domains: []string{"example.com"}, NextHop: "[127.0.0.1]:1"}}

@@ -18,14 +18,14 @@ func (c *cli) greylistCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "greylist", Short: "look at and change what greylisting remembers",
-		Long: "Entries are of three kinds: triplet (who, sender, recipient), client (how often a sending side\n" +
-			"has passed) and pair (how long a sender and recipient have waited, whoever delivers).\n" +
+		Long: "Entries are of three kinds: triplet (sending side, sender and recipient that have passed), credit\n" +
+			"(how often a side has passed) and waiting (a side that has not passed yet).\n" +
 			"The filters --who, --sender and --recipient match a part of the field, without regard to case.",
 		Args: cobra.NoArgs,
 	}
 	pf := cmd.PersistentFlags()
-	pf.StringVar(&f.Kind, "kind", "", "only triplet, client or pair")
-	pf.StringVar(&f.Who, "who", "", "part of the sending side: net:192.0.2.0/24, org:example.org, ...")
+	pf.StringVar(&f.Kind, "kind", "", "only triplet, credit or waiting")
+	pf.StringVar(&f.Who, "who", "", "part of the sending side, as it is matched or credited: net:192.0.2.0/24, org:example.org, ...")
 	pf.StringVar(&f.Sender, "sender", "", "part of the sender")
 	pf.StringVar(&f.Recipient, "recipient", "", "part of the recipient")
 
@@ -46,10 +46,10 @@ func (c *cli) greylistCommand() *cobra.Command {
 		now := time.Now()
 		err = cl.GreylistList(cmd.Context(), f, func(e greylist.Entry) bool {
 			if n == 0 {
-				fmt.Fprintln(tw, "KIND\tWHO\tSENDER\tRECIPIENT\tFIRST\tLAST\tDELAYED\tPASSED")
+				fmt.Fprintln(tw, "KIND\tMATCH OR CREDIT\tSENDER\tRECIPIENT\tFIRST\tLAST\tDELAYED\tPASSED")
 			}
 			n++
-			_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", e.Kind, printable(e.Who), senderColumn(e), printable(e.Recipient),
+			_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", e.Kind, printable(e.Match+e.Credit), senderColumn(e), printable(e.Recipient),
 				ago(now, e.First), ago(now, e.Last), e.Attempts, e.Passes)
 			return err == nil
 		})
@@ -113,7 +113,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 				return err
 			}
 			return c.show(cmd.OutOrStdout(), n, func(w io.Writer) {
-				fmt.Fprintf(w, "triplets  %d (%d have passed)\nclients   %d\npairs     %d\n", n.Triplets, n.Passed, n.Clients, n.Pairs)
+				fmt.Fprintf(w, "triplets  %d\ncredit    %d\nwaiting   %d\n", n.Triplets, n.Credits, n.Waiting)
 			})
 		},
 	}
@@ -122,7 +122,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 }
 
 func senderColumn(e greylist.Entry) string {
-	if e.Kind == "client" {
+	if e.Kind == greylist.KindCredit {
 		return "-"
 	}
 	return printable(orNull(e.Sender))

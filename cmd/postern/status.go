@@ -107,6 +107,18 @@ func writeStore(w io.Writer, st *admin.Status, now time.Time) {
 		fmt.Fprintf(w, ", written %s ago in %s", ago(now, s.Flushed), tidy(s.FlushTook))
 	}
 	fmt.Fprintln(w)
+	r := s.Room
+	fmt.Fprintf(w, "          %d first contacts wait, %d fit in", r.Waiting, r.Most)
+	if r.Pressed {
+		fmt.Fprintf(w, "; FULL: at the present rate the oldest lives for %s", tidy(r.Lives))
+	}
+	if r.TooShort {
+		fmt.Fprint(w, ", TOO SHORT for a retry")
+	}
+	fmt.Fprintln(w)
+	if r.PushedOut > 0 || r.Unremembered > 0 {
+		fmt.Fprintf(w, "          %d first contacts made room for others, %d passes could not be remembered\n", r.PushedOut, r.Unremembered)
+	}
 	if s.LastError != "" {
 		fmt.Fprintf(w, "          last error %s ago: %s\n", ago(now, s.ErrorAt), s.LastError)
 	}

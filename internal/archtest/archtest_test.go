@@ -38,6 +38,8 @@ var allowed = map[string]rule{
 	"list":              {module: "internal/conf internal/filestamp internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
 	"resolver":          {module: "internal/conf internal/mailaddr", outside: dns + " " + cache + " " + metrics + " " + zap},
 
+	"names": {module: "internal/conf internal/filestamp internal/mailaddr", outside: zap},
+
 	// The checks.
 	"access":   {module: "internal/conf list policy", outside: metrics + " " + zap},
 	"rbl":      {module: "internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
@@ -60,7 +62,8 @@ var allowed = map[string]rule{
 
 	// State. The greylist's types are the words of its store.
 	"store":         {module: "greylist internal/conf"},
-	"store/overlay": {module: "greylist store"},
+	"store/waiting": {module: "greylist"},
+	"store/overlay": {module: "greylist store store/waiting"},
 	"store/mem":     {module: "greylist store store/overlay"},
 	"store/bolt":    {module: "greylist store store/overlay", outside: "go.etcd.io/bbolt/... " + metrics + " " + zap},
 	"store/redis":   {module: "greylist internal/conf store", outside: "github.com/redis/go-redis/v9/... github.com/sony/gobreaker/v2 " + metrics + " " + zap},
@@ -84,13 +87,13 @@ var allowed = map[string]rule{
 		outside: metrics + " " + zap,
 	},
 	"config": {
-		module: "access admin greylist headercheck internal/conf internal/listen internal/logging lookup milter pipeline policy " +
+		module: "access admin greylist headercheck internal/conf internal/listen internal/logging lookup milter names pipeline policy " +
 			"policyd provider rbl resolver store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
 		module: "access admin config dialog greylist headercheck internal/conf internal/listen internal/mailaddr journal lookup " +
-			"milter pipeline policy policyd provider rbl resolver store store/bolt store/mem store/redis verify",
+			"milter names pipeline policy policyd provider rbl resolver store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
