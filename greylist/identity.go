@@ -114,7 +114,7 @@ func normalise(a policy.Address, delimiters string) string {
 	if form, ok := srs(local); ok {
 		local = form
 	} else {
-		local, _ = mailaddr.SplitExtension(local, delimiters)
+		local, _, _ = mailaddr.SplitExtension(local, delimiters)
 	}
 	local = numbers(local)
 	switch n := len(local); {

@@ -152,7 +152,7 @@ func TestNormalise(t *testing.T) {
 		"ann+x@example.org":   "ann@example.org",
 		"ann+x+y@example.org": "ann@example.org",
 		"+x@example.org":      "+x@example.org",
-		"ann+@example.org":    "ann+@example.org",
+		"ann+@example.org":    "ann@example.org",
 		"ann-x@example.org":   "ann-x@example.org",
 		// BATV
 		"prvs=0123abc=u@d.example":               "u@d.example",

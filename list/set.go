@@ -314,7 +314,7 @@ func (f *finder) local(ix *index, a policy.Address) {
 	whole := strings.ToLower(a.Local)
 	f.offer(ix.addresses[join(a, whole)])
 	f.offer(ix.users[whole])
-	if user, ext := mailaddr.SplitExtension(whole, f.set.opts.Delimiters); ext != "" {
+	if user, _, ok := mailaddr.SplitExtension(whole, f.set.opts.Delimiters); ok {
 		f.offer(ix.addresses[join(a, user)])
 		f.offer(ix.users[user])
 		return

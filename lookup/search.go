@@ -83,15 +83,7 @@ func splitAddress(key string) (local, domain string, ok bool) {
 
 // extension splits a local part: user, and the rest with its delimiter.
 func (s *searcher) extension(local string) (user, extension string) {
-	user, ext := mailaddr.SplitExtension(local, s.delimiters)
-	if ext == "" {
-		// To Postfix "user+" has an extension too, an empty one.
-		i := strings.IndexAny(local, s.delimiters)
-		if i <= 0 || i < len(local)-1 || strings.EqualFold(local, "owner-") {
-			return local, ""
-		}
-		user = local[:i]
-	}
+	user, _, _ = mailaddr.SplitExtension(local, s.delimiters)
 	return user, local[len(user):]
 }
 

@@ -146,7 +146,7 @@ func (t *Table) Address(a policy.Address, delimiters string) (string, *Rule) {
 	if t.kind != Texthash {
 		return t.Lookup(a.Raw)
 	}
-	user, ext := mailaddr.SplitExtension(a.Local, delimiters)
+	user, _, extended := mailaddr.SplitExtension(a.Local, delimiters)
 	if a.Domain == "" {
 		if res, r := t.Lookup(a.Local); r != nil {
 			return res, r
@@ -155,7 +155,7 @@ func (t *Table) Address(a policy.Address, delimiters string) (string, *Rule) {
 		if res, r := t.Lookup(a.Local + "@" + a.Domain); r != nil {
 			return res, r
 		}
-		if ext != "" {
+		if extended {
 			if res, r := t.Lookup(user + "@" + a.Domain); r != nil {
 				return res, r
 			}
@@ -164,7 +164,7 @@ func (t *Table) Address(a policy.Address, delimiters string) (string, *Rule) {
 			return res, r
 		}
 	}
-	if res, r := t.Lookup(a.Local + "@"); r != nil || ext == "" {
+	if res, r := t.Lookup(a.Local + "@"); r != nil || !extended {
 		return res, r
 	}
 	return t.Lookup(user + "@")

@@ -201,7 +201,7 @@ func (f *file) address(a policy.Address, delimiters string) (result, place strin
 	if result, place, found = f.lookup(whole); found {
 		return result, place, true
 	}
-	if user, ext := mailaddr.SplitExtension(local, delimiters); ext != "" {
+	if user, _, ok := mailaddr.SplitExtension(local, delimiters); ok {
 		if result, place, found = f.lookup(user + "@" + a.Domain); found {
 			return result, place, true
 		}
@@ -236,7 +236,7 @@ func (f *file) transport(a policy.Address, delimiters string) (result, place str
 	if r, p, ok := f.lookup(local + "@" + a.Domain); ok {
 		return r, p, true
 	}
-	if user, ext := mailaddr.SplitExtension(local, delimiters); ext != "" {
+	if user, _, ok := mailaddr.SplitExtension(local, delimiters); ok {
 		if r, p, ok := f.lookup(user + "@" + a.Domain); ok {
 			return r, p, true
 		}

@@ -289,8 +289,8 @@ func (c *Check) ask(ctx context.Context, q *question) (Entry, outcome) {
 // Postfix looks up recipients.
 func (c *Check) askDirectory(ctx context.Context, d *directory.Directory, a policy.Address) (dn string, found bool, err error) {
 	dn, found, err = d.Ask(ctx, a)
-	user, ext := mailaddr.SplitExtension(a.Local, c.cfg.Delimiters)
-	if err != nil || found || ext == "" {
+	user, _, extended := mailaddr.SplitExtension(a.Local, c.cfg.Delimiters)
+	if err != nil || found || !extended {
 		return dn, found, err
 	}
 	return d.Ask(ctx, policy.Address{Raw: user + "@" + a.Domain, Local: user, Domain: a.Domain})

@@ -154,23 +154,24 @@ func OrgDomain(name string) string {
 }
 
 // SplitExtension splits a local part at the first of the delimiter
-// characters, as Postfix's recipient_delimiter does: "user", "ext". There is
-// no extension when one of the two would be empty, and never one in
-// postmaster, mailer-daemon and double-bounce.
-func SplitExtension(local, delimiters string) (user, extension string) {
+// characters, as Postfix's recipient_delimiter does: "user", "ext". The
+// extension may be empty ("user+"), the user may not. ok is false when there is
+// none, and user is all of local then; postmaster, mailer-daemon and
+// double-bounce never have one.
+func SplitExtension(local, delimiters string) (user, extension string, ok bool) {
 	i := strings.IndexAny(local, delimiters)
-	if i <= 0 || i == len(local)-1 {
-		return local, ""
+	if i <= 0 {
+		return local, "", false
 	}
 	switch strings.ToLower(local) {
 	case "postmaster", "mailer-daemon", "double-bounce":
-		return local, ""
+		return local, "", false
 	}
 	if local[i] == '-' {
 		lower := strings.ToLower(local)
 		if strings.HasPrefix(lower, "owner-") || strings.HasSuffix(lower, "-request") {
-			return local, ""
+			return local, "", false
 		}
 	}
-	return local[:i], local[i+1:]
+	return local[:i], local[i+1:], true
 }

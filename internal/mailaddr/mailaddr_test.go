@@ -56,13 +56,16 @@ func TestSplitExtension(t *testing.T) {
 		{"user-a+b", "+-", "user", "a+b"},
 		{"user", "+", "user", ""},
 		{"+ext", "+", "+ext", ""},
-		{"user+", "+", "user+", ""},
+		{"user+", "+", "user", ""},
+		{"+", "+", "+", ""},
+		{"postmaster+", "+", "postmaster", ""},
+		{"owner-", "-", "owner-", ""},
 		{"double-bounce", "-", "double-bounce", ""},
 		{"owner-list", "-", "owner-list", ""},
 		{"list-request", "-", "list-request", ""},
 		{"user+ext", "", "user+ext", ""},
 	} {
-		if u, e := SplitExtension(tt.in, tt.delimiters); u != tt.user || e != tt.ext {
+		if u, e, ok := SplitExtension(tt.in, tt.delimiters); u != tt.user || e != tt.ext || ok != (u != tt.in) {
 			t.Errorf("SplitExtension(%q, %q) = %q, %q", tt.in, tt.delimiters, u, e)
 		}
 	}
