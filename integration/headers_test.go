@@ -669,20 +669,25 @@ allow = ["inline:192.0.2.8 a customer"]
 [greylist]
 delay = "1s"
 known_after = 1
+known_age = "0s"
 count_every = "0s"
 `)
 	d.start()
 	p := startPostfix(t, false, append(restrictions("unix:"+d.socket()), d.milters("accept"), boxes)...)
 	// A client that greylisting knows.
 	c := d.dial()
-	known := sample("203.0.113.20", "a@example.org", "box@example.com")
+	known := sample("203.0.113.20", "a@example.org", "box@example.com").With("client_name", "mail.example.org")
 	expect(t, "first contact", c.MustAsk(t, known), "DEFER_IF_PERMIT")
 	time.Sleep(1100 * time.Millisecond)
 	expect(t, "retry", c.MustAsk(t, known.With("instance", "2")), "PREPEND X-Greylist")
 	// Postfix tells the milter of the client again when XCLIENT has named it.
 	pause := func(client string) *session {
 		s := p.dial("", "")
-		if err := s.PrintfLine("XCLIENT ADDR=%s NAME=[UNAVAILABLE]", client); err != nil {
+		name := "[UNAVAILABLE]"
+		if client == "203.0.113.20" {
+			name = "mail.example.org" // whose own mail has earned it
+		}
+		if err := s.PrintfLine("XCLIENT ADDR=%s NAME=%s", client, name); err != nil {
 			t.Fatal(err)
 		}
 		return s

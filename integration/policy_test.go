@@ -73,7 +73,7 @@ func TestKillNineKeepsWhatIsOlderThanASecond(t *testing.T) {
 	}
 	d.stop()
 	d.start()
-	expect(t, "after an orderly stop", d.run("greylist", "stats"), "triplets  50 (50 have passed)")
+	expect(t, "after an orderly stop", d.run("greylist", "stats"), "triplets  50\n")
 }
 
 func TestDNSFaultsStopNoMail(t *testing.T) {

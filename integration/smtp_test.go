@@ -29,6 +29,7 @@ hostname = "mx.example.com"
 [greylist]
 delay = "2s"
 known_after = 2
+known_age = "0s"
 count_every = "0s"
 `)
 	d.start()

@@ -248,6 +248,9 @@ func (c *conn) receive(limit int, now time.Time) (content []byte, n int, err err
 			copy(grown, c.buf)
 			c.buf = grown
 		}
+		if len(c.buf) > 0 {
+			c.Acker.Now() // the rest may wait for that
+		}
 		m, err := c.Read(c.buf[len(c.buf):cap(c.buf)])
 		if m > 0 {
 			c.buf = c.buf[:len(c.buf)+m]

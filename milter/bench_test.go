@@ -225,7 +225,7 @@ func BenchmarkGuard(b *testing.B) {
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
 		f.in = data
-		c := newConn(f, testLimits, func(*conn) {})
+		c := newConn(f, nil, func(*conn) {})
 		for {
 			if _, err := c.Read(buf); err != nil {
 				break

@@ -64,10 +64,7 @@ func startInside(t *testing.T, h Handler, edit func(*Config, *Options)) *inside 
 	if err := in.Configure(cfg, nil); err != nil {
 		t.Fatal(err)
 	}
-	d := &door{Server: in.Server, opened: &listen.Opened{Listener: in.l}}
-	lib := d.library()
-	in.libraries = append(in.libraries, lib)
-	in.wg.Go(func() { _ = lib.Serve(d) }) // it ends when the listener does
+	in.door.Serve(&listen.Opened{Listener: in.l})
 	return in
 }
 
@@ -246,8 +243,12 @@ func TestConnectionLimit(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("a fourth session: %v", err)
 	}
-	if n := testutil.ToFloat64(s.metrics.refused); n != 1 {
-		t.Errorf("%v were counted", n)
+	if err := testutil.GatherAndCompare(s.o.Metrics.(*prometheus.Registry), strings.NewReader(`
+# HELP postern_milter_connections_refused_total Connections closed because there were too many.
+# TYPE postern_milter_connections_refused_total counter
+postern_milter_connections_refused_total 1
+`), "postern_milter_connections_refused_total"); err != nil {
+		t.Error(err)
 	}
 	open[0].write(codeQuit)
 	if _, _, err := open[0].tryRead(); !errors.Is(err, io.EOF) {
@@ -580,11 +581,11 @@ func FuzzSession(f *testing.F) {
 	cfg.Listen, cfg.Envelope = nil, true
 	s := New(cfg, Options{Handler: h, Hostname: "mx.example.com", Dialogs: table, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
 	pl := newPipes()
-	d := &door{Server: s, opened: &listen.Opened{Listener: pl}}
-	lib := d.library()
-	var serving sync.WaitGroup
-	serving.Go(func() { _ = lib.Serve(d) }) // it ends with the fuzzing
-	f.Cleanup(func() { _ = pl.Close(); serving.Wait(); _ = lib.Shutdown(context.Background()); s.cancel() })
+	if err := s.Configure(cfg, nil); err != nil {
+		f.Fatal(err)
+	}
+	s.door.Serve(&listen.Opened{Listener: pl})
+	f.Cleanup(func() { _ = s.Stop(context.Background()) }) // the fuzzing is over
 	f.Fuzz(func(t *testing.T, data []byte) {
 		h.mu.Lock()
 		h.requests = nil
@@ -596,7 +597,9 @@ func FuzzSession(f *testing.F) {
 			_ = client.Close()        // the end of the session
 		}()
 		_, _ = io.Copy(io.Discard, client) // the answers
-		s.wg.Wait()
+		for until := time.Now().Add(time.Minute); s.Status().Sessions > 0 && time.Now().Before(until); {
+			time.Sleep(100 * time.Microsecond)
+		}
 		if n := s.Status().Sessions; n != 0 || table.Len() != 0 {
 			t.Fatalf("%d sessions and %d dialogues are left", n, table.Len())
 		}

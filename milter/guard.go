@@ -10,6 +10,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"postern/internal/door"
+	"postern/internal/quickack"
 )
 
 // The packets of the protocol (libmilter's mfdef.h). A packet is its length as
@@ -117,8 +120,8 @@ const maxHeld = 64 << 10
 // session's.
 type conn struct {
 	net.Conn
-	limits func() limits
-	ended  func(*conn) // called once, when the connection is closed
+	door  *door.Conn  // told what is being done; nil in tests
+	ended func(*conn) // called once, when the connection is closed
 
 	buf          []byte
 	next, ok, in int // buf[next:ok] is checked, buf[ok:in] has arrived
@@ -127,59 +130,36 @@ type conn struct {
 	left int    // bytes that the last packet in out lacks
 	hold bool   // that packet waits for the next one
 
+	acker *quickack.Acker
+	due   bool // something has arrived since the last answer
+
 	last   byte // code of the last packet handed out
 	err    error
 	closed atomic.Bool
 
-	// What the server reads from other goroutines.
-	phase   atomic.Int32
-	since   atomic.Int64 // Unix nanoseconds: when the phase began
-	message atomic.Bool  // a message is under way
-	late    atomic.Bool  // closed by the server, for taking too long
-	told    atomic.Bool  // closed by the server, which stops
+	phase   door.Phase
+	message atomic.Bool // a message is under way
 }
 
-// limits are how long a phase may last.
-type limits struct{ frame, write time.Duration }
-
-// The phases of a connection.
-const (
-	negotiating = iota // nothing has come yet
-	waiting            // for the next packet
-	receiving          // a packet has begun to arrive
-	working            // the session's goroutine has something to do
-	sending
-)
-
-func newConn(c net.Conn, lim func() limits, ended func(*conn)) *conn {
-	g := &conn{Conn: c, limits: lim, ended: ended, buf: make([]byte, startBuffer)}
-	g.enter(negotiating)
-	return g
+func newConn(c net.Conn, d *door.Conn, ended func(*conn)) *conn {
+	return &conn{Conn: c, door: d, ended: ended, buf: make([]byte, startBuffer), acker: quickack.Of(c), phase: door.Opening}
 }
 
-func (c *conn) enter(phase int32) {
-	c.since.Store(time.Now().UnixNano())
-	c.phase.Store(phase)
-}
-
-// expired reports whether the connection has been too long in its phase.
-func (c *conn) expired(now time.Time) bool {
-	l := c.limits()
-	limit := time.Duration(0)
-	switch c.phase.Load() {
-	case negotiating, receiving:
-		limit = l.frame
-	case sending:
-		limit = l.write
+// enter begins a phase: door.Answering is the time in which the session's
+// goroutine has something to do.
+func (c *conn) enter(p door.Phase) {
+	c.phase = p
+	if c.door != nil {
+		c.door.Enter(p, time.Now())
 	}
-	return limit > 0 && now.UnixNano()-c.since.Load() > int64(limit)
 }
 
-// quietSince reports whether no message is under way, and nothing has been
-// asked or answered since t.
-func (c *conn) quietSince(t time.Time) bool {
-	p := c.phase.Load()
-	return (p == waiting || p == negotiating) && !c.message.Load() && c.since.Load() < t.UnixNano()
+// setMessage says whether a message is under way.
+func (c *conn) setMessage(b bool) {
+	c.message.Store(b)
+	if c.door != nil {
+		c.door.SetBusy(b)
+	}
 }
 
 // Read gives bytes of checked packets. Every error is io.EOF for the library,
@@ -216,27 +196,36 @@ func (c *conn) fill() error {
 			}
 		}
 		if c.ok > c.next {
-			if c.phase.Load() != working {
-				c.enter(working)
+			if c.phase != door.Answering {
+				c.enter(door.Answering)
 			}
 			return nil
 		}
 		c.makeRoom()
 		switch {
 		case c.in > c.ok:
-			if c.phase.Load() != receiving {
-				c.enter(receiving)
+			if c.phase != door.Reading {
+				c.enter(door.Reading)
 			}
-		case c.phase.Load() != negotiating:
-			c.enter(waiting)
+		case c.phase != door.Opening:
+			c.enter(door.Waiting)
+		}
+		if c.due && !c.inBody() {
+			c.acker.Now()
 		}
 		n, err := c.Conn.Read(c.buf[c.in:])
 		c.in += n
+		c.due = c.due || n > 0
 		if n == 0 && err != nil {
 			return err
 		}
 	}
 }
+
+// inBody reports whether a part of a packet of the body has arrived. More of it
+// is on its way then; anything else the MTA may keep back until it knows that
+// the packet before, which needs no answer, has been received.
+func (c *conn) inBody() bool { return c.in-c.ok > prefixLength && c.buf[c.ok+prefixLength] == codeBody }
 
 // frame returns the length of the packet at ok, or 0 when it is not whole yet.
 func (c *conn) frame() (int, error) {
@@ -295,9 +284,9 @@ func (c *conn) note(code byte) {
 	c.last = code
 	switch code {
 	case codeMail:
-		c.message.Store(true)
+		c.setMessage(true)
 	case codeAbort, codeQuit, codeQuitNew:
-		c.message.Store(false)
+		c.setMessage(false)
 	}
 }
 
@@ -314,7 +303,7 @@ func (c *conn) Write(p []byte) (int, error) {
 			c.left = prefixLength + int(binary.BigEndian.Uint32(p))
 			c.hold = strings.IndexByte(modifications, p[prefixLength]) >= 0
 			if c.last == codeEOM && !c.hold && p[prefixLength] != codeProgress {
-				c.message.Store(false)
+				c.setMessage(false)
 			}
 		}
 		n := min(c.left, len(p))
@@ -332,9 +321,10 @@ func (c *conn) Write(p []byte) (int, error) {
 }
 
 func (c *conn) flush() error {
-	before := c.phase.Load()
-	c.enter(sending)
+	before := c.phase
+	c.enter(door.Writing)
 	_, err := c.Conn.Write(c.out)
+	c.due = false
 	if c.out = c.out[:0]; cap(c.out) > 4*startBuffer {
 		c.out = nil
 	}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	gomilter "github.com/d--j/go-milter"
 )
@@ -97,7 +96,7 @@ func TestFramesThatEndTheConnection(t *testing.T) {
 	} {
 		// Between packets that are right, whole and byte by byte.
 		for _, step := range []int{1, 1 << 20} {
-			c := newConn(&fakeConn{in: packets(negotiation, tt.b, negotiation), step: step}, testLimits, func(*conn) {})
+			c := newConn(&fakeConn{in: packets(negotiation, tt.b, negotiation), step: step}, nil, func(*conn) {})
 			got, err := io.ReadAll(c)
 			if err != nil || !errors.Is(c.err, tt.want) {
 				t.Errorf("%s: %v, %v", tt.name, err, c.err)
@@ -108,8 +107,6 @@ func TestFramesThatEndTheConnection(t *testing.T) {
 		}
 	}
 }
-
-func testLimits() limits { return limits{time.Minute, time.Minute} }
 
 // fakeConn gives in by pieces of at most step bytes, and keeps what is written.
 type fakeConn struct {
@@ -139,7 +136,7 @@ func TestLargePacketsDoNotKeepTheirMemory(t *testing.T) {
 	large := packet(codeBody, strings.Repeat("x", 65535))
 	in := packets(negotiation, large, large, packet(codeEOM), packet(codeAbort))
 	f := &fakeConn{in: in, step: 3000}
-	c := newConn(f, testLimits, func(*conn) {})
+	c := newConn(f, nil, func(*conn) {})
 	got := make([]byte, len(in))
 	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, in) {
 		t.Fatalf("%v: %d of %d bytes are the same", err, len(got), len(in))
@@ -155,7 +152,7 @@ func TestLargePacketsDoNotKeepTheirMemory(t *testing.T) {
 
 func TestAnswersGoOutWhole(t *testing.T) {
 	f := &fakeConn{}
-	c := newConn(f, testLimits, func(*conn) {})
+	c := newConn(f, nil, func(*conn) {})
 	write := func(p []byte, cut int) { // as the library: length and code, then data
 		t.Helper()
 		for _, part := range [][]byte{p[:cut], p[cut:]} {
@@ -210,7 +207,7 @@ func pipe(t testing.TB, backend gomilter.Milter, options ...gomilter.Option) (cl
 	client, nc := net.Pipe()
 	var wg sync.WaitGroup
 	wg.Add(1)
-	guard = newConn(nc, testLimits, func(*conn) { wg.Done() })
+	guard = newConn(nc, nil, func(*conn) { wg.Done() })
 	l := &oneConn{c: make(chan net.Conn, 1), done: make(chan struct{})}
 	l.c <- guard
 	s := gomilter.NewServer(append(options, gomilter.WithMilter(func() gomilter.Milter { return backend }))...)
@@ -278,8 +275,8 @@ func FuzzFrames(f *testing.F) {
 		_, _ = io.Copy(io.Discard, client) // the answers
 		wait()
 
-		one, _ := io.ReadAll(newConn(&fakeConn{in: data, step: 1}, testLimits, func(*conn) {}))
-		all, _ := io.ReadAll(newConn(&fakeConn{in: data, step: 1 << 20}, testLimits, func(*conn) {}))
+		one, _ := io.ReadAll(newConn(&fakeConn{in: data, step: 1}, nil, func(*conn) {}))
+		all, _ := io.ReadAll(newConn(&fakeConn{in: data, step: 1 << 20}, nil, func(*conn) {}))
 		if !bytes.Equal(one, all) {
 			t.Fatalf("byte by byte %q\nat once %q", one, all)
 		}

@@ -9,19 +9,16 @@ import (
 )
 
 type metrics struct {
-	total        atomic.Uint64 // messages
-	open         prometheus.Gauge
-	refused      prometheus.Counter
-	acceptErrors prometheus.Counter
-	panics       prometheus.Counter
-	cut          prometheus.Counter
-	messages     [policy.Redirect + 1]prometheus.Counter
-	replies      [policy.Redirect + 1]prometheus.Counter
-	edits        [editKinds]prometheus.Counter
-	bad          struct{ tooLong, malformed, slow, broken prometheus.Counter }
-	paused       prometheus.Gauge
-	pauses       struct{ whole, cut, full prometheus.Counter }
-	early        struct{ started, full prometheus.Counter }
+	total    atomic.Uint64 // messages
+	panics   prometheus.Counter
+	cut      prometheus.Counter
+	messages [policy.Redirect + 1]prometheus.Counter
+	replies  [policy.Redirect + 1]prometheus.Counter
+	edits    [editKinds]prometheus.Counter
+	bad      struct{ tooLong, malformed, slow, broken prometheus.Counter }
+	paused   prometheus.Gauge
+	pauses   struct{ whole, cut, full prometheus.Counter }
+	early    struct{ started, full prometheus.Counter }
 }
 
 // The kinds of changes, as they go over the wire.
@@ -57,12 +54,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return g
 	}
 	m := &metrics{
-		open:         gauge("postern_milter_sessions", "Open sessions."),
-		refused:      counter("postern_milter_connections_refused_total", "Connections closed because there were too many."),
-		acceptErrors: counter("postern_milter_accept_errors_total", "Connections that could not be accepted."),
-		panics:       counter("postern_milter_panics_total", "Panics of the door itself; each has cost one message at most."),
-		cut:          counter("postern_milter_sessions_cut_total", "Sessions closed with a message under way, because the door stopped."),
-		paused:       gauge("postern_milter_paused", "Sessions whose greeting is being kept back."),
+		panics: counter("postern_milter_panics_total", "Panics of the door itself; each has cost one message at most."),
+		cut:    counter("postern_milter_sessions_cut_total", "Sessions closed with a message under way, because the door stopped."),
+		paused: gauge("postern_milter_paused", "Sessions whose greeting is being kept back."),
 	}
 	messages := vec("postern_milter_messages_total", "Messages that were received whole, by what became of them.", "action")
 	replies := vec("postern_milter_replies_total", "Answers about the envelope, by action.", "action")

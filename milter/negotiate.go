@@ -21,7 +21,7 @@ var macros = map[gomilter.MacroStage][]gomilter.MacroName{
 }
 
 // library returns the library's server for one address.
-func (d *door) library() *gomilter.Server {
+func (d *entrance) library() *gomilter.Server {
 	options := []gomilter.Option{
 		gomilter.WithWriteTimeout(0), // the guard's business
 		gomilter.WithNegotiationCallback(func(theirs, _ uint32, actions, _ gomilter.OptAction, steps, _ gomilter.OptProtocol, _ gomilter.DataSize) (uint32, gomilter.OptAction, gomilter.OptProtocol, gomilter.DataSize, error) {

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/dialog"
+	"postern/internal/door"
 	"postern/internal/listen"
 	"postern/policy"
 )
@@ -91,19 +92,13 @@ type Server struct {
 	cancel context.CancelFunc
 
 	paused atomic.Int64
+	cut    atomic.Int64  // messages that Stop has ended
 	early  chan struct{} // one element for each look-up under way
 
+	door      *door.Door
 	mu        sync.Mutex
-	listeners listen.Set
-	libraries []*gomilter.Server
-	conns     map[*conn]struct{}
-	stopping  bool
-	over      bool           // the time for what is under way is over
-	wg        sync.WaitGroup // connections, accept loops and early look-ups
-	watching  bool
-	watcher   sync.WaitGroup
-	done      chan struct{} // ends the watcher
-	once      sync.Once
+	entrances map[string]*entrance // by address
+	wg        sync.WaitGroup       // libraries and early look-ups
 }
 
 // Early look-ups: how many at once, and for how long.
@@ -114,10 +109,12 @@ const (
 
 // New returns a door that is not open yet.
 func New(cfg Config, o Options) *Server {
+	log := o.Log.Named("milter")
 	s := &Server{
-		o: o, log: o.Log.Named("milter"), metrics: newMetrics(o.Metrics), conns: make(map[*conn]struct{}), done: make(chan struct{}),
+		o: o, log: log, metrics: newMetrics(o.Metrics), entrances: make(map[string]*entrance),
 		early: make(chan struct{}, maxEarly), started: strconv.FormatInt(time.Now().UnixNano(), 36),
 	}
+	s.door = door.New(door.Options{Name: "milter", Section: "milter", Serve: s.serve, Settled: settled}, log, o.Metrics)
 	s.cfg.Store(&cfg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	warnTo.Store(s.log)
@@ -141,119 +138,91 @@ var warnTo = func() *atomic.Pointer[zap.Logger] {
 // now on; sessions keep what they have negotiated. When an address cannot be
 // opened nothing changes.
 func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopping {
-		return errors.New("milter: stopping")
+	frame := cfg.FrameTimeout.D()
+	err := s.door.Configure(cfg.Listen, door.Limits{
+		Connections: cfg.MaxConnections, Open: frame, Request: frame, Write: cfg.WriteTimeout.D(),
+	}, in)
+	if err == nil {
+		s.cfg.Store(&cfg)
 	}
-	opened, closed, err := s.listeners.Change(cfg.Listen, in)
-	if err != nil {
-		return err
-	}
-	for _, o := range closed {
-		s.log.Info("no longer listening", zap.Stringer("address", o.Address))
-	}
-	s.cfg.Store(&cfg)
-	if !s.watching {
-		s.watching = true
-		s.watcher.Go(s.watch)
-	}
-	for _, o := range opened {
-		d := &door{Server: s, opened: o}
-		lib := d.library()
-		s.libraries = append(s.libraries, lib)
-		s.log.Info("listening", zap.Stringer("address", o.Address))
-		s.wg.Go(func() {
-			_ = lib.Serve(d) // it ends when the listener does, and has said why
-		})
-	}
-	return nil
+	return err
 }
 
 // Addresses returns where the door listens.
-func (s *Server) Addresses() []net.Addr {
+func (s *Server) Addresses() []net.Addr { return s.door.Addresses() }
+
+// entrance is one address. The library accepts from it the guarded connections
+// that the door has let in.
+type entrance struct {
+	*Server
+	address *listen.Address
+	feed    chan *conn
+	lib     *gomilter.Server
+}
+
+// entranceOf returns the one of an address, made when it is first needed.
+func (s *Server) entranceOf(a *listen.Address) *entrance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.listeners.Addrs()
+	e := s.entrances[a.String()]
+	if e == nil {
+		e = &entrance{Server: s, address: a, feed: make(chan *conn)}
+		e.lib = e.library()
+		s.entrances[a.String()] = e
+		s.wg.Go(func() { _ = e.lib.Serve(e) }) // it ends when the feed does
+	}
+	return e
 }
 
-// door is one address. The library accepts from it and gets guarded
-// connections, no more than there may be.
-type door struct {
-	*Server
-	opened *listen.Opened
+// Accept implements [net.Listener] for the library.
+func (e *entrance) Accept() (net.Conn, error) {
+	c, ok := <-e.feed
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
 }
 
-func (d *door) Addr() net.Addr { return d.opened.Addr() }
-func (d *door) Close() error   { return d.opened.Close() }
+// Close implements [net.Listener]; the feed ends when the door has stopped.
+func (e *entrance) Close() error { return nil }
+
+// Addr implements [net.Listener].
+func (e *entrance) Addr() net.Addr { return entranceAddr(e.address.String()) }
+
+type entranceAddr string
+
+func (a entranceAddr) Network() string { return "milter" }
+func (a entranceAddr) String() string  { return string(a) }
 
 // chain is the chain of the sessions that come in here.
-func (d *door) chain(cfg *Config) string {
-	if c := d.opened.Address.Chain; c != "" {
+func (e *entrance) chain(cfg *Config) string {
+	if c := e.address.Chain; c != "" {
 		return c
 	}
 	return cfg.Chain
 }
 
-func (d *door) Accept() (net.Conn, error) {
-	for {
-		nc, err := listen.Accept(d.opened, func(err error) {
-			d.metrics.acceptErrors.Inc()
-			d.log.Warn("cannot accept a connection, trying again", zap.Error(err))
-		})
-		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				d.log.Error("no longer listening", zap.Stringer("address", d.opened.Address), zap.Error(err))
-			}
-			return nil, err
-		}
-		if c := d.admit(nc); c != nil {
-			return c, nil
-		}
-	}
-}
-
-func (s *Server) limits() limits {
-	cfg := s.cfg.Load()
-	return limits{cfg.FrameTimeout.D(), cfg.WriteTimeout.D()}
-}
-
-// admit returns nil when there are too many connections. One that comes just as
-// the listener is closed is served: nobody else would, and Postfix does not ask
-// again.
-func (s *Server) admit(nc net.Conn) *conn {
-	c := newConn(nc, s.limits, s.ended)
-	s.mu.Lock()
-	full := len(s.conns) >= s.cfg.Load().MaxConnections
-	if full || s.over {
-		s.mu.Unlock()
-		_ = nc.Close() // refused
-		if full {
-			s.metrics.refused.Inc()
-			s.log.Warn("too many sessions, closing a new one: raise milter.max_connections", zap.Int("open", s.cfg.Load().MaxConnections))
-		}
-		return nil
-	}
-	s.conns[c] = struct{}{}
-	s.wg.Add(1)
-	s.mu.Unlock()
-	s.metrics.open.Inc()
-	return c
+// serve hands a connection to the library and waits for its end.
+func (s *Server) serve(dc *door.Conn) {
+	ended := make(chan struct{})
+	c := newConn(dc.Conn, dc, func(*conn) { close(ended) })
+	s.entranceOf(dc.Address).feed <- c
+	<-ended
+	s.ended(c)
 }
 
 // ended counts and logs why a session ends. Postfix ends one with QUIT, or by
 // closing it once the session can bring nothing more.
 func (s *Server) ended(c *conn) {
-	s.mu.Lock()
-	delete(s.conns, c)
-	s.mu.Unlock()
-	s.metrics.open.Dec()
-	defer s.wg.Done()
 	bad, err := &s.metrics.bad, c.err
 	switch {
-	case c.told.Load():
+	case c.door.Stopped():
+		if c.message.Load() {
+			s.cut.Add(1)
+			s.metrics.cut.Inc()
+		}
 		return
-	case c.late.Load():
+	case c.door.Late():
 		bad.slow.Inc()
 		err = errors.New("it took too long")
 	case errors.Is(err, errTooLong):
@@ -270,27 +239,6 @@ func (s *Server) ended(c *conn) {
 	s.log.Warn("closing a session", zap.String("peer", c.RemoteAddr().String()), zap.Error(err))
 }
 
-// watch closes the connections that have been too long in their phase. It
-// looks often enough to be at most a quarter of a limit late.
-func (s *Server) watch() {
-	for {
-		l := s.limits()
-		select {
-		case <-s.done:
-			return
-		case now := <-time.After(min(min(l.frame, l.write)/4, time.Second)):
-			s.mu.Lock()
-			for c := range s.conns {
-				if c.expired(now) {
-					c.late.Store(true)
-					_ = c.Conn.Close() // its goroutine ends
-				}
-			}
-			s.mu.Unlock()
-		}
-	}
-}
-
 // settled is how long a session must have been quiet, with no message under
 // way, before Stop closes it: most are about to end by themselves.
 const settled = time.Second
@@ -300,72 +248,25 @@ const settled = time.Second
 // are. Postfix goes by its milter_default_action for the rest of an SMTP
 // session whose milter session was closed. Stop may be called more than once.
 func (s *Server) Stop(ctx context.Context) error {
-	s.mu.Lock()
-	s.stopping = true
-	s.listeners.Close()
-	s.mu.Unlock()
-
-	done := make(chan struct{})
-	go func() {
-		s.wg.Wait()
-		s.once.Do(func() { close(s.done) })
-		s.watcher.Wait()
-		close(done)
-	}()
 	bound, cancel := context.WithTimeout(ctx, s.cfg.Load().Drain.D())
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	cut := 0
-	for wait := true; wait; {
-		s.closeQuiet(time.Now().Add(-settled))
-		select {
-		case <-done:
-			wait = false
-		case <-bound.Done():
-			s.cancel()
-			cut = s.closeAll()
-			<-done
-			wait = false
-		case <-tick.C:
-		}
-	}
+	defer context.AfterFunc(bound, s.cancel)()
+	before := s.cut.Load()
+	_ = s.door.Stop(bound) // what matters of it is what was cut
 	s.cancel()
-	// The library's goroutines have nothing left to do.
-	for _, lib := range s.libraries {
-		_ = lib.Shutdown(context.Background()) // there is nothing to wait for
+	s.mu.Lock()
+	for _, e := range s.entrances {
+		close(e.feed)
+		// The library's goroutines have nothing left to do.
+		_ = e.lib.Shutdown(context.Background()) // there is nothing to wait for
 	}
-	if cut > 0 {
+	clear(s.entrances)
+	s.mu.Unlock()
+	s.wg.Wait()
+	if cut := s.cut.Load() - before; cut > 0 {
 		return fmt.Errorf("milter: stop: %d sessions were cut with a message under way", cut)
 	}
 	return nil
-}
-
-func (s *Server) closeQuiet(before time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
-		if c.quietSince(before) {
-			c.told.Store(true)
-			_ = c.Conn.Close() // its goroutine ends
-		}
-	}
-}
-
-// closeAll closes all connections and returns how many messages it has cost.
-func (s *Server) closeAll() (cut int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.over = true
-	for c := range s.conns {
-		if c.message.Load() {
-			cut++
-			s.metrics.cut.Inc()
-		}
-		c.told.Store(true)
-		_ = c.Conn.Close() // its goroutine ends
-	}
-	return cut
 }
 
 // Status is what `postern status` shows of the door.
@@ -379,13 +280,9 @@ type Status struct {
 
 // Status returns the present state.
 func (s *Server) Status() Status {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	cfg := s.cfg.Load()
-	return Status{
-		Listen: s.listeners.Texts(cfg.Listen), Sessions: len(s.conns), Max: cfg.MaxConnections,
-		Messages: s.metrics.total.Load(), Paused: int(s.paused.Load()),
-	}
+	st := Status{Max: s.cfg.Load().MaxConnections, Messages: s.metrics.total.Load(), Paused: int(s.paused.Load())}
+	st.Listen, st.Sessions = s.door.Status()
+	return st
 }
 
 func index(key string, i int) string { return key + "[" + strconv.Itoa(i) + "]" }

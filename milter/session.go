@@ -20,7 +20,7 @@ import (
 // session is one SMTP session, or as much of it as the library connects with
 // one connection. The library calls its methods one at a time.
 type session struct {
-	door    *door
+	door    *entrance
 	log     *zap.Logger
 	version uint32
 	actions gomilter.OptAction
@@ -76,7 +76,7 @@ func (e *effects) clone() effects {
 	return c
 }
 
-func newSession(d *door, version uint32, actions gomilter.OptAction, steps gomilter.OptProtocol) *session {
+func newSession(d *entrance, version uint32, actions gomilter.OptAction, steps gomilter.OptProtocol) *session {
 	return &session{door: d, log: d.log, version: version, actions: actions, steps: steps}
 }
 
@@ -126,7 +126,7 @@ func (s *session) panicked(event string, cause any) {
 // another SMTP session calls it again.
 func (s *session) NewConnection(gomilter.Modifier) error {
 	s.end()
-	s.req = policy.Request{Door: "milter", Listener: s.door.opened.Address.String(), Chain: s.door.chain(s.door.cfg.Load())}
+	s.req = policy.Request{Door: "milter", Listener: s.door.address.String(), Chain: s.door.chain(s.door.cfg.Load())}
 	s.mta, s.local, s.broken = "", false, false
 	s.connected, s.greeted = effects{}, effects{}
 	return nil
@@ -483,7 +483,7 @@ func number16(s string) uint16 {
 }
 
 // begin has look-ups about a client begun. It does not wait.
-func (d *door) begin(c policy.Client) {
+func (d *entrance) begin(c policy.Client) {
 	if d.o.Early == nil || !c.Addr.IsValid() || !d.o.Handler.Wants(d.chain(d.cfg.Load())).Early {
 		return
 	}

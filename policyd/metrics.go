@@ -9,34 +9,21 @@ import (
 )
 
 type metrics struct {
-	open         prometheus.Gauge
-	refused      prometheus.Counter
-	acceptErrors prometheus.Counter
-	answers      answers
-	bad          struct{ tooLong, malformed, slow, broken, panics prometheus.Counter }
+	answers answers
+	bad     struct{ tooLong, malformed, slow, broken, panics prometheus.Counter }
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	bad := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "postern_policyd_bad_requests_total", Help: "Requests that ended their connection, by kind.",
 	}, []string{"kind"})
-	m := &metrics{
-		open: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "postern_policyd_connections", Help: "Open connections.",
-		}),
-		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "postern_policyd_connections_refused_total", Help: "Connections closed because there were too many.",
-		}),
-		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "postern_policyd_accept_errors_total", Help: "Connections that could not be accepted.",
-		}),
-	}
+	m := &metrics{}
 	m.bad.tooLong = bad.WithLabelValues("too-long")
 	m.bad.malformed = bad.WithLabelValues("malformed")
 	m.bad.slow = bad.WithLabelValues("slow")
 	m.bad.broken = bad.WithLabelValues("broken")
 	m.bad.panics = bad.WithLabelValues("panic")
-	reg.MustRegister(&m.answers, bad, m.open, m.refused, m.acceptErrors)
+	reg.MustRegister(&m.answers, bad)
 	return m
 }
 

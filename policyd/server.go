@@ -12,11 +12,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/dialog"
+	"postern/internal/door"
 	"postern/internal/listen"
 	"postern/policy"
 )
@@ -44,28 +43,15 @@ type Server struct {
 	dialogs  *dialog.Table
 	cfg      atomic.Pointer[Config]
 
-	ctx    context.Context // of decisions; ends when Stop's bound is reached
-	cancel context.CancelFunc
-
-	mu        sync.Mutex
-	listeners listen.Set
-	conns     map[*conn]struct{}
-	stopping  bool
-	wg        sync.WaitGroup // connections and accept loops
-	watching  bool
-	watcher   sync.WaitGroup
-	done      chan struct{} // ends the watcher
-	once      sync.Once
+	door *door.Door
 }
 
 // New returns a door that is not open yet.
 func New(cfg Config, h Handler, log *zap.Logger, reg prometheus.Registerer) *Server {
-	s := &Server{
-		handler: h, log: log.Named("policyd"), metrics: newMetrics(reg),
-		conns: make(map[*conn]struct{}), done: make(chan struct{}),
-	}
+	log = log.Named("policyd")
+	s := &Server{handler: h, log: log, metrics: newMetrics(reg)}
+	s.door = door.New(door.Options{Name: "policyd", Section: "policy", Serve: s.serve}, log, reg)
 	s.cfg.Store(&cfg)
-	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
@@ -78,159 +64,23 @@ func (s *Server) Join(t *dialog.Table) { s.dialogs = t }
 // that are no longer wanted, and applies the limits of cfg to what comes from
 // now on. When an address cannot be opened nothing changes.
 func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopping {
-		return errors.New("policyd: stopping")
+	err := s.door.Configure(cfg.Listen, door.Limits{
+		Connections: cfg.MaxConnections, Idle: cfg.IdleTimeout.D(), Request: cfg.RequestTimeout.D(), Write: cfg.WriteTimeout.D(),
+	}, in)
+	if err == nil {
+		s.cfg.Store(&cfg)
 	}
-	opened, closed, err := s.listeners.Change(cfg.Listen, in)
-	if err != nil {
-		return err
-	}
-	for _, o := range closed {
-		s.log.Info("no longer listening", zap.Stringer("address", o.Address))
-	}
-	s.cfg.Store(&cfg)
-	if !s.watching {
-		s.watching = true
-		s.watcher.Go(s.watch)
-	}
-	for _, o := range opened {
-		s.log.Info("listening", zap.Stringer("address", o.Address))
-		s.wg.Go(func() { s.accept(o) })
-	}
-	return nil
+	return err
 }
 
 // Addresses returns where the door listens.
-func (s *Server) Addresses() []net.Addr {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.listeners.Addrs()
-}
-
-func (s *Server) accept(o *listen.Opened) {
-	for {
-		c, err := listen.Accept(o, func(err error) {
-			s.metrics.acceptErrors.Inc()
-			s.log.Warn("cannot accept a connection, trying again", zap.Error(err))
-		})
-		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				s.log.Error("no longer listening", zap.Stringer("address", o.Address), zap.Error(err))
-			}
-			return
-		}
-		s.admit(o, c)
-	}
-}
-
-func (s *Server) admit(o *listen.Opened, nc net.Conn) {
-	c := &conn{Conn: nc, server: s, listener: o.Address.String(), chain: o.Address.Chain}
-	s.mu.Lock()
-	full := len(s.conns) >= s.cfg.Load().MaxConnections
-	if full || s.stopping {
-		s.mu.Unlock()
-		_ = nc.Close() // refused
-		if full {
-			s.metrics.refused.Inc()
-			s.log.Warn("too many connections, closing a new one: raise policy.max_connections", zap.Int("open", s.cfg.Load().MaxConnections))
-		}
-		return
-	}
-	s.conns[c] = struct{}{}
-	s.wg.Add(1)
-	s.mu.Unlock()
-	s.metrics.open.Inc()
-	go func() {
-		defer s.wg.Done()
-		c.serve()
-		_ = nc.Close() // nobody is left to tell
-		s.mu.Lock()
-		delete(s.conns, c)
-		s.mu.Unlock()
-		s.metrics.open.Dec()
-	}()
-}
-
-// watch closes the connections that have been too long in their phase. It
-// looks often enough to be at most a quarter of a limit late.
-func (s *Server) watch() {
-	for {
-		cfg := s.cfg.Load()
-		every := min(cfg.RequestTimeout.D(), cfg.WriteTimeout.D()) / 4
-		select {
-		case <-s.done:
-			return
-		case now := <-time.After(min(every, time.Second)):
-			s.mu.Lock()
-			for c := range s.conns {
-				if c.expired(cfg, now) {
-					c.late.Store(true)
-					_ = c.Conn.Close() // its goroutine ends
-				}
-			}
-			s.mu.Unlock()
-		}
-	}
-}
-
-// settled is how long a connection must have been quiet before Stop closes
-// it: a transaction under way asks again within this time, and would feel the
-// closing as a pause of one second.
-const settled = 500 * time.Millisecond
+func (s *Server) Addresses() []net.Addr { return s.door.Addresses() }
 
 // Stop closes the listeners, lets requests under way finish, and closes each
-// connection once it has been quiet for half a second; at ctx's end it closes
-// the rest. It may be called more than once.
-func (s *Server) Stop(ctx context.Context) error {
-	s.mu.Lock()
-	s.stopping = true
-	s.listeners.Close()
-	s.mu.Unlock()
-
-	done := make(chan struct{})
-	go func() {
-		s.wg.Wait()
-		s.once.Do(func() { close(s.done) })
-		s.watcher.Wait()
-		close(done)
-	}()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		s.closeQuiet(time.Now().Add(-settled))
-		select {
-		case <-done:
-			s.cancel()
-			return nil
-		case <-ctx.Done():
-			s.cancel()
-			s.closeAll()
-			<-done
-			return fmt.Errorf("policyd: stop: %w", ctx.Err())
-		case <-tick.C:
-		}
-	}
-}
-
-func (s *Server) closeQuiet(before time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
-		if c.quietSince(before) {
-			_ = c.Conn.Close() // its goroutine ends quietly
-		}
-	}
-}
-
-func (s *Server) closeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
-		_ = c.Conn.Close() // as above
-	}
-}
+// connection once it has been quiet for half a second: a transaction under way
+// asks again within this time, and would feel the closing as a pause of one
+// second. At ctx's end it closes the rest. It may be called more than once.
+func (s *Server) Stop(ctx context.Context) error { return s.door.Stop(ctx) }
 
 // Status is what `postern status` shows of the door.
 type Status struct {
@@ -242,10 +92,8 @@ type Status struct {
 
 // Status returns the present state.
 func (s *Server) Status() Status {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := Status{Connections: len(s.conns), Max: s.cfg.Load().MaxConnections, Requests: s.metrics.answers.total()}
-	st.Listen = s.listeners.Texts(s.cfg.Load().Listen)
+	st := Status{Max: s.cfg.Load().MaxConnections, Requests: s.metrics.answers.total()}
+	st.Listen, st.Connections = s.door.Status()
 	return st
 }
 
@@ -256,10 +104,9 @@ const startBuffer = 1 << 10
 
 // conn is one connection of one smtpd process.
 type conn struct {
-	net.Conn
+	*door.Conn
 	server   *Server
 	listener string
-	chain    string
 
 	buf  []byte // received, not yet answered
 	out  []byte
@@ -267,49 +114,10 @@ type conn struct {
 	req  policy.Request
 	d    policy.Decision
 	memory
-
-	// phase and since are what the watcher reads. They take the place of
-	// deadlines on the socket, which cost more than the rest of the door.
-	phase atomic.Int32
-	since atomic.Int64 // Unix nanoseconds; when the phase began
-	late  atomic.Bool  // closed by the watcher
 }
 
-// The phases of a connection.
-const (
-	waiting  = iota // for a request to begin
-	reading         // a request has begun to arrive
-	deciding        // bounded by the handler
-	writing
-)
-
-func (c *conn) enter(phase int32, now time.Time) {
-	c.since.Store(now.UnixNano())
-	c.phase.Store(phase)
-}
-
-// expired reports whether the connection has been too long in its phase.
-func (c *conn) expired(cfg *Config, now time.Time) bool {
-	limit := time.Duration(0)
-	switch c.phase.Load() {
-	case waiting:
-		limit = cfg.IdleTimeout.D()
-	case reading:
-		limit = cfg.RequestTimeout.D()
-	case writing:
-		limit = cfg.WriteTimeout.D()
-	}
-	return limit > 0 && now.UnixNano()-c.since.Load() > int64(limit)
-}
-
-// quietSince reports whether no request is under way and none has been since t.
-func (c *conn) quietSince(t time.Time) bool {
-	return c.phase.Load() == waiting && c.since.Load() < t.UnixNano()
-}
-
-func (c *conn) serve() {
-	s := c.server
-	c.buf = make([]byte, 0, startBuffer)
+func (s *Server) serve(dc *door.Conn) {
+	c := &conn{Conn: dc, server: s, listener: dc.Address.String(), buf: make([]byte, 0, startBuffer)}
 	now := time.Now()
 	for {
 		cfg := s.cfg.Load()
@@ -319,14 +127,14 @@ func (c *conn) serve() {
 			return
 		}
 		arrived := time.Now()
-		c.enter(deciding, arrived)
+		c.Enter(door.Answering, arrived)
 		used, err := c.memory.parse(string(c.buf[:n]), cfg.MaxAttributes, &c.req)
 		c.consume(used)
 		if err != nil {
 			c.ended(err)
 			return
 		}
-		c.req.Time, c.req.Door, c.req.Listener, c.req.Chain = arrived, "policy", c.listener, c.chain
+		c.req.Time, c.req.Door, c.req.Listener, c.req.Chain = arrived, "policy", c.listener, c.Address.Chain
 		c.req.Facts.Reset()
 		c.d.Reset()
 		c.decide()
@@ -339,7 +147,7 @@ func (c *conn) serve() {
 		c.out = appendReply(c.out[:0], &c.d, header)
 		// Reading the clock is not free: the pipeline has just done so.
 		now = arrived.Add(c.d.Took)
-		c.enter(writing, now)
+		c.Enter(door.Writing, now)
 		_, err = c.Write(c.out)
 		s.metrics.answers.add(&c.req, &c.d)
 		if err != nil {
@@ -359,7 +167,7 @@ func (c *conn) decide() {
 			c.d.Reset()
 		}
 	}()
-	c.server.handler.Decide(c.server.ctx, &c.req, &c.d)
+	c.server.handler.Decide(c.Context(), &c.req, &c.d)
 }
 
 // receive reads until there is a whole request in the buffer and returns where
@@ -367,9 +175,9 @@ func (c *conn) decide() {
 func (c *conn) receive(cfg *Config, now time.Time) (int, error) {
 	limits := Limits{Line: cfg.MaxLine, Request: cfg.MaxRequest, Attributes: cfg.MaxAttributes}
 	if len(c.buf) == 0 {
-		c.enter(waiting, now)
+		c.Enter(door.Waiting, now)
 	} else {
-		c.enter(reading, now)
+		c.Enter(door.Reading, now)
 	}
 	for {
 		n, err := c.scan.end(c.buf, limits)
@@ -381,12 +189,15 @@ func (c *conn) receive(cfg *Config, now time.Time) (int, error) {
 			copy(grown, c.buf)
 			c.buf = grown
 		}
+		if len(c.buf) > 0 {
+			c.Acker.Now() // the rest may wait for that
+		}
 		m, err := c.Read(c.buf[len(c.buf):cap(c.buf)])
 		if m > 0 {
 			first := len(c.buf) == 0
 			c.buf = c.buf[:len(c.buf)+m]
 			if first && !bytes.HasSuffix(c.buf, endOfRequest) {
-				c.enter(reading, time.Now()) // it takes another read
+				c.Enter(door.Reading, time.Now()) // it takes another read
 			}
 			continue
 		}
@@ -411,8 +222,8 @@ func (c *conn) consume(n int) {
 func (c *conn) ended(err error) {
 	m, log := &c.server.metrics.bad, c.server.log
 	switch {
-	case c.late.Load():
-		if c.phase.Load() == waiting {
+	case c.Late():
+		if c.Phase() == door.Waiting {
 			return // idle_timeout
 		}
 		m.slow.Inc()

@@ -32,7 +32,8 @@ var allowed = map[string]rule{
 	"internal/conf":     {module: "policy"},
 	"internal/mailaddr": {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":   {outside: "github.com/coreos/go-systemd/v22/activation"},
-	"internal/door":     {module: "internal/listen", outside: metrics + " " + zap},
+	"internal/quickack": {},
+	"internal/door":     {module: "internal/listen internal/quickack", outside: metrics + " " + zap},
 	"internal/logging":  {module: "internal/conf", outside: zap + " golang.org/x/term"},
 	"table":             {module: "internal/conf internal/mailaddr policy", outside: bart + " github.com/dlclark/regexp2/v2"},
 	"list":              {module: "internal/conf internal/filestamp internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
@@ -70,10 +71,10 @@ var allowed = map[string]rule{
 
 	// From a request to its answer.
 	"pipeline": {module: "internal/conf internal/logging policy", outside: metrics + " " + zap},
-	"policyd":  {module: "dialog internal/conf internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
+	"policyd":  {module: "dialog internal/conf internal/door internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"dialog":   {module: "policy"},
 	"milter": {
-		module:  "dialog internal/conf internal/listen internal/mailaddr policy",
+		module:  "dialog internal/conf internal/door internal/listen internal/mailaddr internal/quickack policy",
 		outside: "github.com/d--j/go-milter " + metrics + " " + zap,
 	},
 	"lookup": {
@@ -108,6 +109,7 @@ var allowed = map[string]rule{
 	"internal/redistest":  {testing: true},
 	"internal/smtptest":   {testing: true, module: "internal/certtest"},
 	"internal/certtest":   {testing: true},
+	"internal/netns":      {testing: true},
 	"internal/ldaptest":   {testing: true, module: "internal/certtest"},
 	"store/storetest":     {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/internal/listen"
+	"postern/internal/quickack"
 )
 
 // Phase is what a connection is doing. Each has its limit.
@@ -18,6 +19,7 @@ const (
 	Reading                // a request has begun to arrive
 	Answering              // the request is being worked on
 	Writing                // the answer is being sent
+	Opening                // nothing has come yet, where Limits.Open is set
 )
 
 // Conn is one connection. The code that serves it says what it is doing; a
@@ -27,6 +29,8 @@ type Conn struct {
 	net.Conn
 	// Address is the one that it came in by.
 	Address *listen.Address
+	// Acker acknowledges what has arrived where the peer may wait for that.
+	Acker *quickack.Acker
 
 	door   *Door
 	ctx    context.Context //nolint:containedctx // that of the connection's work, ended by its watcher
@@ -34,6 +38,30 @@ type Conn struct {
 	phase  atomic.Int32
 	since  atomic.Int64 // Unix nanoseconds; when the phase began
 	late   atomic.Bool
+	busy   atomic.Bool
+	told   atomic.Bool
+}
+
+// SetBusy says whether something larger than one request is under way: Stop
+// does not close the connection between two of its requests then.
+func (c *Conn) SetBusy(b bool) { c.busy.Store(b) }
+
+// Busy reports what SetBusy has said.
+func (c *Conn) Busy() bool { return c.busy.Load() }
+
+// Stopped reports whether Stop, or a new connection, has closed this one.
+func (c *Conn) Stopped() bool { return c.told.Load() }
+
+// quietSince reports whether nothing is under way and nothing has been since t.
+func (c *Conn) quietSince(t time.Time) bool {
+	p := Phase(c.phase.Load())
+	return (p == Waiting || p == Opening) && !c.busy.Load() && c.since.Load() <= t.UnixNano()
+}
+
+// end closes the connection, whose goroutine then ends quietly.
+func (c *Conn) end() {
+	c.told.Store(true)
+	_ = c.Conn.Close()
 }
 
 // Enter begins a phase.
@@ -67,6 +95,8 @@ func (c *Conn) enforce(l *Limits, now time.Time) {
 		limit = l.Answer
 	case Writing:
 		limit = l.Write
+	case Opening:
+		limit = l.Open
 	}
 	past := now.UnixNano() - c.since.Load()
 	if limit <= 0 || past <= int64(limit) {

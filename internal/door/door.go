@@ -17,11 +17,13 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/listen"
+	"postern/internal/quickack"
 )
 
 // Limits bound connections. A time of 0 is no limit.
 type Limits struct {
 	Connections int           // open at once
+	Open        time.Duration // until the first request has come
 	Idle        time.Duration // without a request
 	Request     time.Duration // from a request's first byte to its last
 	Answer      time.Duration // from there until there is an answer
@@ -34,6 +36,7 @@ type Door struct {
 	section    string
 	serve      func(*Conn)
 	reconnects bool
+	settled    time.Duration
 	log        *zap.Logger
 
 	open         prometheus.Gauge
@@ -48,8 +51,10 @@ type Door struct {
 	mu        sync.Mutex
 	wanted    []listen.Address
 	listeners listen.Set
+	given     []*listen.Opened // those of Serve
 	conns     map[*Conn]struct{}
 	stopping  bool
+	over      bool           // the time for stopping is over
 	wg        sync.WaitGroup // connections and accept loops
 	watching  bool
 	watcher   sync.WaitGroup
@@ -71,13 +76,17 @@ type Options struct {
 	// Then the connection that has been idle longest makes room for a new one
 	// where there are too many, and Stop closes all that wait for a request.
 	Reconnects bool
+	// Settled is how long a connection must have been quiet before Stop closes
+	// it, where clients do not reconnect: a transaction under way asks again
+	// within this time. Default 500ms.
+	Settled time.Duration
 }
 
 // New returns a door that is not open yet. Its metrics
 // postern_<name>_connections... go to reg.
 func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
 	d := &Door{
-		name: o.Name, section: o.Section, serve: o.Serve, reconnects: o.Reconnects, log: log,
+		name: o.Name, section: o.Section, serve: o.Serve, reconnects: o.Reconnects, settled: o.Settled, log: log,
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "postern_" + o.Name + "_connections", Help: "Open connections.",
 		}),
@@ -95,6 +104,12 @@ func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
 			Name: "postern_" + o.Name + "_connections_evicted_total", Help: "Idle connections closed to make room for new ones.",
 		})
 		reg.MustRegister(d.evicted)
+	}
+	switch {
+	case o.Reconnects:
+		d.settled = 0
+	case d.settled == 0:
+		d.settled = settled
 	}
 	d.limits.Store(&Limits{})
 	d.ctx, d.cancel = context.WithCancel(context.Background())
@@ -128,6 +143,19 @@ func (d *Door) Configure(addresses []listen.Address, limits Limits, in *listen.I
 		d.wg.Go(func() { d.accept(o) })
 	}
 	return nil
+}
+
+// Serve accepts from a listener that somebody else has opened, until it is
+// closed by whoever that was or by Stop.
+func (d *Door) Serve(o *listen.Opened) {
+	d.mu.Lock()
+	d.given = append(d.given, o)
+	if !d.watching {
+		d.watching = true
+		d.watcher.Go(d.watch)
+	}
+	d.mu.Unlock()
+	d.wg.Go(func() { d.accept(o) })
 }
 
 // Addresses returns where the door listens.
@@ -165,10 +193,15 @@ func (d *Door) accept(o *listen.Opened) {
 }
 
 func (d *Door) admit(o *listen.Opened, nc net.Conn) {
-	c := &Conn{Conn: nc, Address: &o.Address, door: d}
-	c.Enter(Waiting, time.Now())
+	c := &Conn{Conn: nc, Address: &o.Address, Acker: quickack.Of(nc), door: d}
+	limits := d.limits.Load()
+	if limits.Open > 0 {
+		c.Enter(Opening, time.Now())
+	} else {
+		c.Enter(Waiting, time.Now())
+	}
 	d.mu.Lock()
-	limit := d.limits.Load().Connections
+	limit := limits.Connections
 	full := len(d.conns) >= limit
 	var old *Conn
 	if full && d.reconnects && !d.stopping {
@@ -177,7 +210,9 @@ func (d *Door) admit(o *listen.Opened, nc net.Conn) {
 			full = false
 		}
 	}
-	if full || d.stopping {
+	// One that comes just as the listener is closed is served: nobody else
+	// would.
+	if full || d.over {
 		d.mu.Unlock()
 		_ = nc.Close() // refused
 		if full {
@@ -192,7 +227,7 @@ func (d *Door) admit(o *listen.Opened, nc net.Conn) {
 	d.mu.Unlock()
 	if old != nil {
 		d.evicted.Inc()
-		_ = old.Conn.Close() // its goroutine ends quietly
+		old.end()
 	}
 	d.open.Inc()
 	go func() {
@@ -230,7 +265,7 @@ func (d *Door) watch() {
 	for {
 		limits := d.limits.Load()
 		every := time.Second
-		for _, one := range []time.Duration{limits.Request, limits.Answer, limits.Write} {
+		for _, one := range []time.Duration{limits.Open, limits.Request, limits.Answer, limits.Write} {
 			if one > 0 {
 				every = min(every, one/4)
 			}
@@ -248,18 +283,20 @@ func (d *Door) watch() {
 	}
 }
 
-// settled is how long a connection must have been quiet before Stop closes
-// it, where clients feel that: a transaction under way asks again within this
-// time.
+// settled is the default of Options.Settled.
 const settled = 500 * time.Millisecond
 
-// Stop closes the listeners, lets requests under way finish, and closes each
-// connection once it has been quiet for half a second, or at once where
-// clients reconnect; at ctx's end it closes the rest. It may be called more than once.
+// Stop closes the listeners, lets what is under way finish, and closes each
+// connection once it has been quiet for Options.Settled, or at once where
+// clients reconnect; at ctx's end it closes the rest. It may be called more than
+// once.
 func (d *Door) Stop(ctx context.Context) error {
 	d.mu.Lock()
 	d.stopping = true
 	d.listeners.Close()
+	for _, o := range d.given {
+		_ = o.Close() // its accept loop ends
+	}
 	d.mu.Unlock()
 
 	done := make(chan struct{})
@@ -269,14 +306,10 @@ func (d *Door) Stop(ctx context.Context) error {
 		d.watcher.Wait()
 		close(done)
 	}()
-	quiet := settled
-	if d.reconnects {
-		quiet = 0
-	}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		d.closeQuiet(time.Now().Add(-quiet))
+		d.closeQuiet(time.Now().Add(-d.settled))
 		select {
 		case <-done:
 			d.cancel()
@@ -295,8 +328,8 @@ func (d *Door) closeQuiet(before time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.conns {
-		if c.phase.Load() == int32(Waiting) && c.since.Load() <= before.UnixNano() {
-			_ = c.Conn.Close() // its goroutine ends quietly
+		if c.quietSince(before) {
+			c.end()
 		}
 	}
 }
@@ -304,7 +337,8 @@ func (d *Door) closeQuiet(before time.Time) {
 func (d *Door) closeAll() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.over = true
 	for c := range d.conns {
-		_ = c.Conn.Close() // as above
+		c.end()
 	}
 }
