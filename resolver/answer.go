@@ -102,7 +102,7 @@ func follow(rrs []dns.RR, k key) (owner string, ttl time.Duration, hops int, ok 
 		if !is {
 			break
 		}
-		owner = textName(cname.Target)
+		owner = ownerName(cname.Target)
 	}
 	return "", 0, hops, false // a circle, or as good as one
 }
@@ -110,12 +110,37 @@ func follow(rrs []dns.RR, k key) (owner string, ttl time.Duration, hops int, ok 
 // matches reports whether rr is a record of this owner and type.
 func matches(rr dns.RR, owner string, rrtype uint16) bool {
 	h := rr.Header()
-	return h.Rrtype == rrtype && h.Class == dns.ClassINET && len(h.Name) >= len(owner) && textName(h.Name) == owner
+	return h.Rrtype == rrtype && h.Class == dns.ClassINET && len(h.Name) >= len(owner) && ownerName(h.Name) == owner
 }
 
-// textName is a name of a message as this package writes names. Octets that
-// are no printable characters stay escaped: "\032".
+// textName is a name in the data of a record as this package writes names.
+// Octets that are no letters, digits or signs of names stay escaped: "\\032".
 func textName(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
+
+// ownerName is the name that a record belongs to, in the form in which it was
+// asked for: printable octets and blanks as they are. A dot or a backslash
+// inside a label, and what is not printable, stay escaped: nobody asks for
+// those.
+func ownerName(name string) string {
+	name = textName(name)
+	if strings.IndexByte(name, '\\') < 0 {
+		return name
+	}
+	var b strings.Builder
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		if c == '\\' && i+1 < len(name) {
+			next := name[i+1]
+			if next == '.' || next == '\\' || digit(next) {
+				b.WriteByte(c)
+			}
+			c = next
+			i++
+		}
+		b.WriteByte(c)
+	}
+	return b.String()
+}
 
 // ttlOf returns the TTL of a record; one with the top bit set counts as 0
 // (RFC 2181 section 8).

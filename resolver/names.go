@@ -30,8 +30,8 @@ func normalize(name string) (string, error) {
 }
 
 // canonical reports whether name is valid and in the form of normalize. Any
-// printable character may stand in a label, since SPF macros put local parts
-// there; not the backslash, which begins an escape in the text of a name.
+// printable character and the blank may stand in a label, since SPF macros put
+// local parts there; not the backslash, which begins an escape in the text of a name.
 func canonical(name string) bool {
 	if len(name) > maxName {
 		return false
@@ -46,7 +46,7 @@ func canonical(name string) bool {
 			label = 0
 			continue
 		}
-		if c <= ' ' || c >= 0x7f || c == '\\' || 'A' <= c && c <= 'Z' {
+		if c < ' ' || c >= 0x7f || c == '\\' || 'A' <= c && c <= 'Z' {
 			return false
 		}
 		if label++; label > maxLabel {

@@ -34,7 +34,7 @@ func TestNormalize(t *testing.T) {
 		{".a", ""},
 		{"a..", ""},
 		{"a..b", ""},
-		{"a b", ""},
+		{"a b", "a b"},
 		{"a\tb", ""},
 		{"a\x00b", ""},
 		{"a\x7fb", ""},

@@ -131,7 +131,7 @@ func TestEveryType(t *testing.T) {
 func TestInvalidNamesAreNotAsked(t *testing.T) {
 	s := dnstest.Start(t)
 	r := start(t, testConfig(s.Addr()))
-	for _, name := range []string{"", ".", "a..b", ".a", "a b", "a\x00b", `a\b`, "\xff.example", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
+	for _, name := range []string{"", ".", "a..b", ".a", "a\x00b", `a\b`, "\xff.example", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
 		_, _, _, err := r.LookupA(t.Context(), name)
 		if !isError(err, ErrInvalidName) || isError(err, ErrTemporary) {
 			t.Errorf("%q: %v", name, err)
@@ -142,6 +142,27 @@ func TestInvalidNamesAreNotAsked(t *testing.T) {
 	}
 	if n := s.Total(); n != 0 {
 		t.Errorf("%d queries", n)
+	}
+}
+
+// SPF macros put local parts into names. An answer's owner comes with escapes
+// that the question did not have.
+func TestOddNamesAreAnswered(t *testing.T) {
+	s := dnstest.Start(t)
+	s.Add(`a\@b.odd.example. 60 IN A 192.0.2.1`, `a\ \(b\)\;\"c\".odd.example. 60 IN A 192.0.2.2`, `alias.example. 60 IN CNAME a\@b.odd.example.`,
+		`a\.b.odd.example. 60 IN A 192.0.2.3`)
+	r := start(t, testConfig(s.Addr()))
+	for name, want := range map[string]string{
+		"a@b.odd.example": "192.0.2.1", `a (b);"c".odd.example`: "192.0.2.2", "alias.example": "192.0.2.1", "A@B.odd.example": "192.0.2.1",
+	} {
+		addrs, _, _, err := r.LookupA(t.Context(), name)
+		if err != nil || len(addrs) != 1 || addrs[0].String() != want {
+			t.Errorf("%q: %v, %v", name, addrs, err)
+		}
+	}
+	// The dot inside a label is not the one between two.
+	if addrs, _, _, err := r.LookupA(t.Context(), "a.b.odd.example"); err != nil || len(addrs) != 0 {
+		t.Errorf("another name's address: %v, %v", addrs, err)
 	}
 }
 
