@@ -135,6 +135,20 @@ const maxName = 253
 // Expand returns the name that it stands for. value is asked for each macro
 // letter, in lower case; false makes Expand fail with [ErrNoValue].
 func (d DomainSpec) Expand(value func(letter byte) (string, bool)) (string, error) {
+	name, err := d.ExpandText(value)
+	name = strings.TrimSuffix(name, ".")
+	for len(name) > maxName {
+		_, rest, more := strings.Cut(name, ".")
+		if !more {
+			break
+		}
+		name = rest
+	}
+	return name, err
+}
+
+// ExpandText is Expand for what is no name: the whole text is returned.
+func (d DomainSpec) ExpandText(value func(letter byte) (string, bool)) (string, error) {
 	var b strings.Builder
 	for _, p := range d.parts {
 		switch p.text {
@@ -154,15 +168,29 @@ func (d DomainSpec) Expand(value func(letter byte) (string, bool)) (string, erro
 			b.WriteString(p.text)
 		}
 	}
-	name := strings.TrimSuffix(b.String(), ".")
-	for len(name) > maxName {
-		_, rest, more := strings.Cut(name, ".")
-		if !more {
-			break
-		}
-		name = rest
+	return b.String(), nil
+}
+
+// ParseExplanation reads the text that exp= leads to (RFC 7208 section 6.2):
+// words with macros, parted by blanks. The error is a [*SyntaxError].
+func ParseExplanation(text string) (DomainSpec, error) {
+	if len(text) > MaxLength {
+		return DomainSpec{}, &SyntaxError{Pos: MaxLength + 1, Text: fmt.Sprintf("more than %d bytes", MaxLength)}
 	}
-	return name, nil
+	var d DomainSpec
+	for at := 0; at <= len(text); {
+		word, _, more := strings.Cut(text[at:], " ")
+		if err := d.parse(word, at, false, true); err != nil {
+			err.Pos++
+			err.Term = shorten(word)
+			return DomainSpec{}, err
+		}
+		if more {
+			d.parts = append(d.parts, part{text: " "})
+		}
+		at += len(word) + 1
+	}
+	return d, nil
 }
 
 // macroLetters are those of every domain-spec, then those of exp= texts only.

@@ -268,3 +268,42 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
+
+func TestParseExplanation(t *testing.T) {
+	values := map[byte]string{'i': "192.0.2.3", 'd': "example.com", 'c': "192.0.2.3", 't': "17", 'r': "mx."}
+	for _, tt := range []struct{ in, want string }{
+		{"", ""},
+		{"go away.", "go away."},
+		{" two  blanks ", " two  blanks "},
+		{"%{i} is not one of %{d}'s: %{d2r} %{c} %{t} %{r}", "192.0.2.3 is not one of example.com's: com.example 192.0.2.3 17 mx."},
+		{"100%% %_ %-", "100%   %20"},
+		{"(a) \"b\" é", "9: \"é\": byte 0xc3"},
+		{"a\nb", "2:"},
+		{"50% off", "3: \"50%\": a single"},
+		{"a b %{x} c", "7: \"%{x}\": 'x' is no macro letter"},
+		{strings.Repeat("x ", MaxLength/2+1), "65536: more than"},
+	} {
+		d, err := ParseExplanation(tt.in)
+		if err == nil {
+			var got string
+			if got, err = d.ExpandText(func(c byte) (string, bool) { v, ok := values[c]; return v, ok }); err != nil || got != tt.want {
+				t.Errorf("%q: %q, %v", tt.in, got, err)
+			}
+			continue
+		}
+		if column, _, _ := strings.Cut(tt.want, ":"); !strings.HasPrefix(err.Error(), "spf record: column "+column+":") {
+			t.Errorf("%q: %v, want %s", tt.in, err, tt.want)
+		}
+	}
+	d, err := ParseExplanation("%{l}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ExpandText(func(byte) (string, bool) { return "", false }); !errors.Is(err, ErrNoValue) {
+		t.Errorf("no value: %v", err)
+	}
+	long := strings.Repeat("abc.", 200)
+	if got, err := d.ExpandText(func(byte) (string, bool) { return long, true }); err != nil || got != long {
+		t.Errorf("a long text became %q, %v", got, err)
+	}
+}
