@@ -193,9 +193,20 @@ type Facts struct {
 // SPF is the outcome of an SPF check (RFC 7208). The zero value means that
 // none was made.
 type SPF struct {
-	Result string // "pass", "fail", "softfail", "neutral", "none", "temperror", "permerror"
-	Domain string // the domain that was checked, lower case
+	// Result is "pass", "fail", "softfail", "neutral", "none", "temperror",
+	// "permerror", or [SPFTooWide].
+	Result string
+	// Domain is the domain that was checked, lower case. It is empty when the
+	// identity names none.
+	Domain string
+	// Identity is whose domain it is: "mailfrom", or "helo" for the null sender.
+	Identity string
 }
+
+// SPFTooWide is the result of a pass that does not count, because the record
+// lets so many clients pass that it says nothing: RFC 8601 section 2.7.2 calls
+// it "policy".
+const SPFTooWide = "policy"
 
 // Listing is one entry found on a DNS list.
 type Listing struct {

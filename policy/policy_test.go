@@ -85,7 +85,7 @@ func TestFactsResetForgetsEverything(t *testing.T) {
 	if len(f.Marks) != 1 || !f.Suspicious() {
 		t.Errorf("marks %v", f.Marks)
 	}
-	f.SPF, f.Provider, f.RBLScore = SPF{"pass", "example.org"}, "p", 3
+	f.SPF, f.Provider, f.RBLScore = SPF{"pass", "example.org", "mailfrom"}, "p", 3
 	f.Listings, f.Missing = []Listing{{}}, []string{"x"}
 	f.Reset()
 	f.Listings, f.Marks, f.Missing = nil, nil, nil // the memory may stay

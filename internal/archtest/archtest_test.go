@@ -42,8 +42,12 @@ var allowed = map[string]rule{
 	"names": {module: "internal/conf internal/filestamp internal/mailaddr", outside: zap},
 
 	// The checks.
-	"access":   {module: "internal/conf list policy", outside: metrics + " " + zap},
-	"rbl":      {module: "internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
+	"access": {module: "internal/conf list policy", outside: metrics + " " + zap},
+	"rbl":    {module: "internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
+	"spf": {
+		module:  "internal/conf internal/mailaddr internal/spfrecord list policy",
+		outside: "blitiri.com.ar/go/spf " + cache + " " + metrics + " " + zap,
+	},
 	"greylist": {module: "internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
 	"verify": {
@@ -150,7 +154,7 @@ func (r rule) allows(imported string) bool {
 
 // tests may use what the shipped packages may, and these.
 var testLibraries = rule{outside: "github.com/google/go-cmp/... github.com/rogpeppe/go-internal/... go.uber.org/goleak pgregory.net/rapid " +
-	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf github.com/d--j/go-milter github.com/emersion/go-msgauth/dkim " + dns + " " + metrics + " " + zap}
+	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf github.com/d--j/go-milter github.com/emersion/go-msgauth/dkim gopkg.in/yaml.v3 " + dns + " " + metrics + " " + zap}
 
 type pkg struct {
 	ImportPath                         string
@@ -238,7 +242,7 @@ func TestImports(t *testing.T) {
 // An import cycle through tests, or a check that tests itself with another
 // check, ties together what should be apart. Real stores are fine.
 func TestImportsOfTests(t *testing.T) {
-	checks := []string{"access", "greylist", "headercheck", "provider", "rbl", "verify"}
+	checks := []string{"access", "greylist", "headercheck", "provider", "rbl", "spf", "verify"}
 	for _, p := range list(t) {
 		if !slices.Contains(checks, p.name()) {
 			continue
@@ -279,7 +283,7 @@ func TestTable(t *testing.T) {
 			t.Errorf("the imports of %s are not sorted", name)
 		}
 	}
-	for _, check := range []string{"access", "greylist", "headercheck", "provider", "rbl", "verify"} {
+	for _, check := range []string{"access", "greylist", "headercheck", "provider", "rbl", "spf", "verify"} {
 		for imported := range strings.FieldsSeq(allowed[check].module) {
 			if slices.Contains([]string{"access", "greylist", "headercheck", "provider", "rbl", "verify", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
 				strings.HasPrefix(imported, "store") {
