@@ -97,7 +97,14 @@ type Backend interface {
 	// Lookup asks a table of the lookup door; the error is lookup.ErrUnknown
 	// when there is none of the name.
 	Lookup(ctx context.Context, table, key string) (lookup.Answer, error)
+	// Calls are what checks offer the administrator, by "METHOD /path". They
+	// do not change while the daemon runs.
+	Calls() map[string]Call
 }
+
+// Call answers a request with a value that is written as JSON. An error is the
+// request's fault.
+type Call func(r *http.Request) (any, error)
 
 // Question is a request as the administrator writes it for `postern explain`.
 type Question struct {
@@ -142,6 +149,16 @@ func NewServer(b Backend, token string, gather prometheus.Gatherer, log *zap.Log
 	mux.HandleFunc("POST /v1/rbl/{list}/reset", h.rblReset)
 	h.verifyRoutes(mux)
 	h.contentRoutes(mux)
+	for pattern, call := range b.Calls() {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			answer, err := call(r)
+			if err != nil {
+				fail(w, http.StatusBadRequest, err)
+				return
+			}
+			reply(w, answer)
+		})
+	}
 	return &Server{log: log, http: &http.Server{
 		Handler:           withToken(token, mux),
 		ReadHeaderTimeout: 5 * time.Second,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"reflect"
@@ -35,6 +36,7 @@ import (
 	"postern/policy"
 	"postern/policyd"
 	"postern/rbl"
+	"postern/spf"
 	"postern/store"
 	"postern/store/bolt"
 	"postern/store/mem"
@@ -373,6 +375,13 @@ func (a *App) TestLists(ctx context.Context, addr netip.Addr) (rbl.TestReport, e
 
 // ResetList implements admin.Backend.
 func (a *App) ResetList(name string) (known, held bool) { return a.current.Load().rbl.Reset(name) }
+
+// Calls implements admin.Backend.
+func (a *App) Calls() map[string]admin.Call {
+	return map[string]admin.Call{
+		http.MethodPost + " " + spf.TestPath: func(r *http.Request) (any, error) { return a.current.Load().spf.ServeTest(r) },
+	}
+}
 
 // Verify implements admin.Backend.
 func (a *App) Verify() admin.Verifier { return a.current.Load().verify }

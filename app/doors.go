@@ -163,10 +163,10 @@ func (a *App) configureLookup(g *generation, in *listen.Inherited) error {
 	return a.lookup.Configure(cfg, in)
 }
 
-// dns is the resolver in the form that the provider lists ask.
+// dns is the resolver in the form that spf and the provider lists ask.
 type dns struct{ *resolver.Resolver }
 
-// LookupMX implements provider.Resolver.
+// LookupMX implements spf.Resolver and provider.Resolver.
 func (d dns) LookupMX(ctx context.Context, name string) (hosts []string, ttl time.Duration, cached bool, err error) {
 	mx, ttl, cached, err := d.Resolver.LookupMX(ctx, name)
 	for i := range mx {
@@ -176,11 +176,15 @@ func (d dns) LookupMX(ctx context.Context, name string) (hosts []string, ttl tim
 }
 
 // inspectors are those who look at the content of messages, in their order:
-// who may relay comes before what the message holds.
+// who may relay comes before who the message is from, and that before what it
+// holds.
 func (g *generation) inspectors() []pipeline.Inspector {
 	var out []pipeline.Inspector
 	if g.provider.Inspects() {
 		out = append(out, pipeline.Inspector{Inspector: g.provider.Inspector(), Step: g.provider.InspectorStep()})
+	}
+	if g.spf.Inspects() && g.cfg.InSomeChain("spf") {
+		out = append(out, pipeline.Inspector{Inspector: g.spf.Inspector(), Step: g.cfg.SPF.Step})
 	}
 	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {
 		out = append(out, pipeline.Inspector{Inspector: g.headers, Step: g.cfg.Headers.Step()})

@@ -24,6 +24,7 @@ import (
 	"postern/provider"
 	"postern/rbl"
 	"postern/resolver"
+	"postern/spf"
 	"postern/store"
 	"postern/verify"
 )
@@ -37,6 +38,7 @@ type generation struct {
 	access   *access.Check
 	provider *provider.Set
 	rbl      *rbl.Check
+	spf      *spf.Check
 	verify   *verify.Check
 	greylist *greylist.Check
 	names    *names.Judge
@@ -66,12 +68,14 @@ func (g *generation) start() {
 	g.tables.Start(g.cfg.Lookup.ReloadInterval.D())
 	g.verify.Start()
 	g.greylist.Start()
+	g.spf.Start()
 	g.rbl.Start(context.Background())
 }
 
 // stop undoes start and waits for it.
 func (g *generation) stop() {
 	g.rbl.Stop()
+	g.spf.Stop()
 	g.verify.Stop()
 	g.greylist.Stop()
 	g.tables.Stop()
@@ -183,6 +187,11 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 	if g.rbl, err = rbl.New(cfg.RBL, g.resolver, p.log, p.reg, prev.rbl); err != nil {
 		return nil, err
 	}
+	if g.spf, err = spf.New(cfg.SPF, spf.Options{
+		Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Log: p.log, Registry: p.reg,
+	}, prev.spf); err != nil {
+		return nil, err
+	}
 	if g.verify, err = p.verify(cfg, g, prev); err != nil {
 		return nil, err
 	}
@@ -202,6 +211,7 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 			"access":   {Check: g.access, Step: cfg.Access.Step},
 			"provider": {Check: g.provider, Step: cfg.Provider.Step},
 			"rbl":      {Check: g.rbl, Step: cfg.RBL.Step},
+			"spf":      {Check: g.spf, Step: cfg.SPF.Step},
 			"verify":   {Check: g.verify, Step: cfg.Verify.Step},
 			"greylist": {Check: g.greylist, Step: cfg.Greylist.Step},
 		},

@@ -38,6 +38,7 @@ import (
 	"postern/provider"
 	"postern/rbl"
 	"postern/resolver"
+	"postern/spf"
 	"postern/store"
 	"postern/verify"
 )
@@ -69,6 +70,7 @@ type Config struct {
 	Access   access.Config                   `toml:"access"`
 	Provider provider.Config                 `toml:"provider"`
 	RBL      rbl.Config                      `toml:"rbl"`
+	SPF      spf.Config                      `toml:"spf"`
 	Verify   verify.Config                   `toml:"verify"`
 	Greylist greylist.Config                 `toml:"greylist"`
 	Headers  headercheck.Config              `toml:"headers"`
@@ -86,7 +88,7 @@ func Default() *Config {
 		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
 		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(),
 		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Names: names.DefaultConfig(), Chains: pipeline.DefaultChains(),
-		Access: access.DefaultConfig(), Provider: provider.DefaultConfig(), RBL: rbl.DefaultConfig(), Verify: verify.DefaultConfig(), Greylist: greylist.DefaultConfig(),
+		Access: access.DefaultConfig(), Provider: provider.DefaultConfig(), RBL: rbl.DefaultConfig(), SPF: spf.DefaultConfig(), Verify: verify.DefaultConfig(), Greylist: greylist.DefaultConfig(),
 		Headers: headercheck.DefaultConfig(),
 	}
 }
@@ -97,6 +99,7 @@ var checks = pipeline.Describe{
 	"access":   access.Traits,
 	"provider": provider.Traits,
 	"rbl":      rbl.Traits,
+	"spf":      spf.Traits,
 	"verify":   verify.Traits,
 	"greylist": greylist.Traits,
 }
@@ -247,6 +250,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	c.Access.Validate("access", fs)
 	c.Provider.Validate("provider", fs)
 	c.RBL.Validate("rbl", fs)
+	c.SPF.Validate("spf", fs)
 	c.Verify.Validate("verify", fs)
 	c.Greylist.Validate("greylist", fs)
 	c.Headers.Validate("headers", fs)
@@ -270,9 +274,10 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 		fs.Keyf("verify.max_entries", "%d is not less than store.max_entries (%d): unknown addresses could fill the store, and known ones find no room",
 			c.Verify.MaxEntries, c.Store.MaxEntries)
 	}
-	if len(c.Verify.Routes) > 0 && !c.inSomeChain("verify") {
+	if len(c.Verify.Routes) > 0 && !c.InSomeChain("verify") {
 		warnings = append(warnings, "verify.route: no chain has the check verify: no recipient is verified")
 	}
+	warnings = append(warnings, c.spfWarnings()...)
 	secrets := c.Verify.Secrets("verify")
 	secrets["admin.token_file"], secrets["store.redis.password_file"] = c.Admin.TokenFile, c.Store.Redis.PasswordFile
 	for key, path := range secrets {
@@ -382,8 +387,19 @@ func (c *Config) relays(check string) bool {
 	return false
 }
 
-// names reports whether a chain has the check.
-func (c *Config) inSomeChain(check string) bool {
+// spfWarnings are about settings of spf that do nothing.
+func (c *Config) spfWarnings() (warnings []string) {
+	if c.SPF.Asks() && !c.InSomeChain("spf") {
+		return []string{"spf: no chain has the check spf: nothing is asked"}
+	}
+	if len(c.SPF.Relays) > 0 && len(c.Milter.Listen) == 0 {
+		warnings = append(warnings, "spf.relays: milter.listen is empty: who is behind a relay cannot be seen, its mail is not asked about")
+	}
+	return warnings
+}
+
+// InSomeChain reports whether a chain has the check.
+func (c *Config) InSomeChain(check string) bool {
 	for _, chain := range c.Chains {
 		if slices.Contains(chain.Checks, check) {
 			return true

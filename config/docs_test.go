@@ -98,6 +98,9 @@ func writeManual(t *testing.T) []byte {
 		{"rbl", "The check's manual: [rbl](checks/rbl.md).", reflect.ValueOf(c.RBL)},
 		{"rbl.volume", "", reflect.ValueOf(c.RBL.Volume)},
 		{"[rbl.zone]", "Options of one list; the section can stand many times.", reflect.ValueOf(rbl.ZoneConfig{})},
+		{"spf", "The check's manual: [spf](checks/spf.md).", reflect.ValueOf(c.SPF)},
+		{"spf.mail_from", "What each result for the sender's domain does: \"reject\", \"defer\", \"mark\" (a suspicion for later checks) or \"off\".", reflect.ValueOf(c.SPF.MailFrom)},
+		{"spf.helo", "The same for the HELO name.", reflect.ValueOf(c.SPF.Helo)},
 		{"verify", "The check's manual: [verify](checks/verify.md).", reflect.ValueOf(c.Verify)},
 		{"verify.callout", "How next hops are asked.", reflect.ValueOf(c.Verify.Callout)},
 		{"[verify.route]", "Domains, and who knows their addresses; the section can stand many times. What it leaves out is as in `[verify]` and `[verify.callout]`.", reflect.ValueOf(verify.Route{})},
@@ -212,7 +215,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"headercheck", "lookup", "milter", "provider",
+		"headercheck", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

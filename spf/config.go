@@ -46,8 +46,8 @@ type Config struct {
 	// field that they have put on it. That is seen at the milter door only;
 	// the policy door does not ask. Default none.
 	Relays []string `toml:"relays"`
-	// RelayRefuse lets what came through a relay be refused too. The relay has
-	// to bounce it then. Default false: it is marked.
+	// RelayRefuse lets what came through a relay be refused too, which the relay
+	// has to bounce then; otherwise it is marked. Default false.
 	RelayRefuse bool `toml:"relay_refuse"`
 	// WidestIPv4 is the length of the largest IPv4 network that a record may
 	// let pass, all its networks together; beyond it a pass does not count. A
@@ -75,8 +75,9 @@ type Config struct {
 	// {result}, {explanation}. Default "550 5.7.23 SPF: {client} may not send
 	// mail for {domain} ({identity}, {result}){explanation}".
 	Reply string `toml:"reply"`
-	// DeferReply is what a deferred client reads. Default "450 4.7.23" and
-	// the same text.
+	// DeferReply is what a deferred client reads, with the same placeholders.
+	// Default "450 4.7.23 SPF: {client} may not send mail for {domain}
+	// ({identity}, {result}){explanation}".
 	DeferReply string `toml:"defer_reply"`
 	// ErrorReply is what a client reads that is rejected because the record
 	// cannot be used (permerror); {problem} says why. Default "550 5.7.24
@@ -98,21 +99,22 @@ type Config struct {
 // Actions is [spf.mail_from] or [spf.helo]: what each result does, "reject",
 // "defer", "mark" (a suspicion for later checks) or "off".
 type Actions struct {
-	// Fail: the domain says that the client may not send. Default "reject".
+	// Fail is for a domain that says that the client may not send. Default
+	// "reject".
 	Fail Action `toml:"fail"`
-	// SoftFail: it probably may not. Default "mark".
+	// SoftFail is for one that says: probably not. Default "mark".
 	SoftFail Action `toml:"softfail"`
-	// Neutral: the domain does not want to say. Default "mark".
+	// Neutral is for one that does not want to say. Default "mark".
 	Neutral Action `toml:"neutral"`
-	// None: there is no record. Default "off".
+	// None is for one without a record, or for no domain at all. Default "off".
 	None Action `toml:"none"`
-	// PermError: the record cannot be used. Default "mark".
+	// PermError is for a record that cannot be used. Default "mark".
 	PermError Action `toml:"permerror"`
-	// TempError: the DNS could not be asked; it cannot be "reject". Default
-	// "mark".
+	// TempError is for a DNS that could not be asked; it cannot be "reject".
+	// Default "mark".
 	TempError Action `toml:"temperror"`
-	// TooWide: the client passes by a record that lets more than widest_ipv4
-	// or widest_ipv6 pass. Default "mark".
+	// TooWide is for a pass by a record that lets more than widest_ipv4 or
+	// widest_ipv6 pass. Default "mark".
 	TooWide Action `toml:"too_wide"`
 }
 
@@ -179,6 +181,9 @@ func DefaultConfig() Config {
 		ReloadInterval: conf.Duration(2 * time.Second),
 	}
 }
+
+// Asks reports whether there are settings that need the check to be run.
+func (c *Config) Asks() bool { return len(c.MustPass)+len(c.AllowDomains)+len(c.Relays) > 0 }
 
 var (
 	rejectReply = policy.Reply{Code: 550, Enhanced: "5.7.23"} // RFC 7372 section 3.2

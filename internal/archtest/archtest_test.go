@@ -93,17 +93,17 @@ var allowed = map[string]rule{
 	},
 	"config": {
 		module: "access admin greylist headercheck internal/conf internal/listen internal/logging lookup milter names pipeline policy " +
-			"policyd provider rbl resolver store verify",
+			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
 		module: "access admin config dialog greylist headercheck internal/conf internal/listen internal/mailaddr journal lookup " +
-			"milter names pipeline policy policyd provider rbl resolver store store/bolt store/mem store/redis verify",
+			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
 		module: "access admin app config greylist headercheck internal/conf internal/listen internal/logging internal/mailaddr " +
-			"journal list policy provider rbl store store/bolt verify",
+			"journal list policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 
