@@ -63,6 +63,7 @@ check: vet lint ## gofmt, vet and lint
 bench: ## benchmarks of the packages, then the whole daemon beside a floor (minutes)
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	@if [ -d bench ]; then echo $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; fi
+	$(GO) test -run '^TestFiguresThroughPostfix$$' -v -timeout 20m ./integration -figures
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (30s)
@@ -81,7 +82,7 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	@[ -x bin/postern ] || { echo 'first: make build'; exit 1; }
 	install -D -m 755 bin/postern $(DESTDIR)$(PREFIX)/bin/postern
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/postern $(DESTDIR)$(SYSCONFDIR)/postern/conf.d
-	for unit in postern.service postern.socket; do \
+	for unit in postern.service postern.socket postern-milter.socket postern-lookup.socket; do \
 		sed 's|/usr/local/|$(PREFIX)/|g' systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit && \
 		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
 	done
@@ -101,6 +102,7 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 .PHONY: uninstall
 uninstall: ## take away what install has put there; /etc/postern and the state stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/postern $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.service $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.socket \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system/postern-milter.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/postern-lookup.socket \
 		$(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/postern.conf
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/postern
 

@@ -1,0 +1,271 @@
+package integration
+
+import (
+	"flag"
+	"fmt"
+	"net"
+	"net/textproto"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// hold opens sockets as systemd does for a service, and hands them to the
+// daemon at each start.
+func (d *daemon) hold(names ...string) {
+	d.t.Helper()
+	for _, name := range names {
+		path := filepath.Join(d.dir, name)
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if err := os.Chmod(path, 0o666); err != nil {
+			d.t.Fatal(err)
+		}
+		f, err := l.File()
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		d.t.Cleanup(func() { _ = f.Close(); _ = l.Close() }) // the end
+		d.extra = append(d.extra, f)
+	}
+}
+
+// mails sends messages in sessions of three until stop is called, which returns
+// how many were accepted and the replies that no rule gave.
+func mails(p *postfix, clients int) (stop func() (accepted int64, strange []string)) {
+	var done atomic.Bool
+	var accepted atomic.Int64
+	var mu sync.Mutex
+	var strange []string
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() {
+			for n := 0; !done.Load(); n++ {
+				sent, err := session3(p.addr(), fmt.Sprintf("s%d.%d@example.org", i, n))
+				accepted.Add(int64(sent))
+				if err != nil {
+					mu.Lock()
+					strange = append(strange, err.Error())
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	return func() (int64, []string) {
+		done.Store(true)
+		wg.Wait()
+		return accepted.Load(), strange
+	}
+}
+
+// session3 sends three messages in one session and returns how many were
+// accepted. The error is the first reply that is not as it should be.
+func session3(addr, from string) (accepted int, err error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close() //nolint:errcheck // the end
+	_ = c.SetDeadline(time.Now().Add(patience))
+	s := newText(c)
+	if err := s.expect("", 220); err != nil {
+		return 0, err
+	}
+	if err := s.expect("EHLO mail.example.org", 250); err != nil {
+		return 0, err
+	}
+	for range 3 {
+		for _, step := range []struct {
+			say  string
+			code int
+		}{
+			{"MAIL FROM:<" + from + ">", 250}, {"RCPT TO:<alias@example.com>", 250}, {"DATA", 354},
+			{"From: <" + from + ">\r\nSubject: test\r\n\r\nhello\r\n.", 250},
+		} {
+			if err := s.expect(step.say, step.code); err != nil {
+				return accepted, err
+			}
+		}
+		accepted++
+	}
+	return accepted, s.expect("QUIT", 221)
+}
+
+// While the daemon restarts ten times under mail, its sockets are held: nobody
+// reads a 451, and no message is taken that its rules have not seen.
+func TestTenRestartsCostNothing(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, `
+hostname = "mx.example.com"
+[milter]
+listen = ["unix:{dir}/milter.sock"]
+[lookup]
+listen = ["unix:{dir}/lookup.sock"]
+[tables.aliases]
+source = "texthash:{dir}/aliases"
+search = "virtual"
+[tables.transport]
+source = "texthash:{dir}/transport"
+search = "transport"
+[[headers.checks]]
+table = "regexp:{dir}/header_checks"
+[chains.inbound]
+checks = ["access"]
+`)
+	d.put("aliases", "alias@example.com box@example.com\n")
+	d.put("transport", "other.example.com smtp:[127.0.0.1]:1\n")
+	d.put("header_checks", "/^Subject:/ PREPEND X-Seen: yes\n")
+	d.hold("policy.sock", "milter.sock", "lookup.sock")
+	d.start()
+	socketmap := fmt.Sprintf("socketmap:unix:%s/lookup.sock:", d.dir)
+	p := startPostfix(t, false, d.milters("tempfail"), "virtual_alias_maps = "+socketmap+"aliases", "transport_maps = "+socketmap+"transport",
+		"smtpd_recipient_restrictions = reject_unauth_destination, reject_unlisted_recipient, check_policy_service unix:"+d.socket(),
+		"virtual_mailbox_maps = inline:{box@example.com=box/}")
+	stop := mails(p, 4)
+	for range 10 {
+		before := len(p.accepted())
+		d.stop()
+		d.start()
+		d.eventually("mail after the restart", func() bool { return len(p.accepted()) > before+5 })
+	}
+	accepted, strange := stop()
+	if len(strange) > 0 || accepted < 50 {
+		t.Errorf("%d messages, %d strange replies: %.10q", accepted, len(strange), strange)
+	}
+	got := p.messages(int(accepted))
+	if len(got) != int(accepted) {
+		t.Errorf("%d messages were accepted, %d delivered", accepted, len(got))
+	}
+	for _, m := range got {
+		if strings.Count(m, "\nX-Seen: yes\n") != 1 {
+			t.Fatalf("a message that the rules have not seen:\n%s", m)
+		}
+	}
+}
+
+// accepted returns the queue ids of what cleanup has taken.
+func (p *postfix) accepted() []string {
+	var ids []string
+	for line := range strings.Lines(p.log()) {
+		if _, rest, ok := strings.Cut(line, "/cleanup["); ok && strings.Contains(rest, "message-id=") {
+			ids = append(ids, rest)
+		}
+	}
+	return ids
+}
+
+var figures = flag.Bool("figures", false, "measure mail through a real Postfix and print the figures (takes minutes)")
+
+// TestFiguresThroughPostfix prints what a message costs from a client through
+// smtpd, with each door in its way and without.
+func TestFiguresThroughPostfix(t *testing.T) {
+	if !*figures {
+		t.Skip("measures for minutes; make bench asks for it")
+	}
+	require(t, "smtp-source", "postconf")
+	source, err := exec.LookPath("smtp-source")
+	if err != nil {
+		source = "/usr/sbin/smtp-source"
+	}
+	policyAddr, milterAddr := freeAddress(t), freeAddress(t)
+	d := newDaemon(t, `
+hostname = "mx.example.com"
+[policy]
+listen = ["unix:{dir}/policy.sock", "tcp:`+policyAddr+`"]
+[milter]
+listen = ["unix:{dir}/milter.sock", "tcp:`+milterAddr+`"]
+[[headers.checks]]
+table = "regexp:{dir}/header_checks"
+[[headers.checks]]
+table = "regexp:{dir}/body_checks"
+kind = "body"
+[chains.inbound]
+checks = ["access"]
+`)
+	d.put("header_checks", "/^X-Nothing:/ REJECT no\n")
+	d.put("body_checks", "/nothing of the kind/ REJECT no\n")
+	d.start()
+	setups := []struct{ name, setting string }{
+		{"no filter", ""},
+		{"policy door, unix", "smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service unix:" + d.socket()},
+		{"policy door, tcp", "smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service inet:" + policyAddr},
+		{"milter door, unix", "smtpd_milters = unix:" + d.dir + "/milter.sock"},
+		{"milter door, tcp", "smtpd_milters = inet:" + milterAddr},
+	}
+	loads := []struct {
+		name string
+		args []string
+		n    int
+	}{
+		{"1 session", []string{"-s", "1", "-l", "1000"}, 300},
+		{"20 sessions", []string{"-s", "20", "-l", "1000"}, 1000},
+		{"1 session, 50 recipients", []string{"-s", "1", "-r", "50", "-l", "1000"}, 100},
+		{"1 session, 1 MB", []string{"-s", "1", "-l", "1000000"}, 50},
+	}
+	var header strings.Builder
+	for _, l := range loads {
+		fmt.Fprintf(&header, " %26s", l.name)
+	}
+	t.Logf("%-20s%s   (ms a message, median of 3)", "", header.String())
+	for _, setup := range setups {
+		settings := []string{"message_size_limit = 20000000", "default_transport = discard", "virtual_transport = discard", "local_transport = discard", "virtual_mailbox_maps = static:x/"}
+		if setup.setting != "" {
+			settings = append(settings, setup.setting)
+		}
+		p := startPostfix(t, false, settings...)
+		var line strings.Builder
+		for _, l := range loads {
+			var each []float64
+			for range 3 {
+				args := append([]string{"-m", fmt.Sprint(l.n), "-f", "a@example.org", "-t", "b@example.com"}, l.args...)
+				began := time.Now()
+				if out, err := exec.Command(source, append(args, fmt.Sprintf("inet:127.0.0.1:%d", p.port))...).CombinedOutput(); err != nil {
+					t.Fatalf("%s, %s: %v\n%s\n%s", setup.name, l.name, err, out, p.log())
+				}
+				each = append(each, time.Since(began).Seconds()*1000/float64(l.n))
+			}
+			slices.Sort(each)
+			fmt.Fprintf(&line, " %26.1f", each[1])
+		}
+		t.Logf("%-20s%s", setup.name, line.String())
+		p.stop()
+	}
+}
+
+// text speaks SMTP without a test: what goes wrong is returned.
+type text struct{ *textproto.Conn }
+
+func newText(c net.Conn) text { return text{textproto.NewConn(c)} }
+
+// expect says something, unless it is empty, and reads a reply.
+func (s text) expect(say string, code int) error {
+	if say != "" {
+		if err := s.PrintfLine("%s", say); err != nil {
+			return err
+		}
+	}
+	got, words, err := s.ReadResponse(code)
+	if err != nil {
+		return fmt.Errorf("%.40q: %d %s: %w", say, got, words, err)
+	}
+	return nil
+}
+
+// freeAddress returns an address of loopback that was free a moment ago.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // somebody else will listen
+	return l.Addr().String()
+}
