@@ -63,7 +63,6 @@ check: vet lint ## gofmt, vet and lint
 bench: ## benchmarks of the packages, then the whole daemon beside a floor (minutes)
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	@if [ -d bench ]; then echo $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; fi
-	$(GO) test -run '^TestFiguresThroughPostfix$$' -v -timeout 20m ./integration -figures
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (30s)

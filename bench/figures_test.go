@@ -57,7 +57,23 @@ func TestFigures(t *testing.T) {
 	// Each in a process of its own, as in life.
 	fl := filepath.Join(dir, "floor.sock")
 	start(t, "floor", fl)
-	p := writeConfig(t, dir, "embedded", dns.Addr(), fmt.Sprintf("[store]\npath = %q\n", filepath.Join(dir, "state.db")))
+	t.Run("embedded", func(t *testing.T) { embedded(t, dir, dns.Addr(), fl) })
+	if os.Getenv(profileEnv) != "" {
+		return
+	}
+	t.Run("allocations", func(t *testing.T) { together(t, dir, dns.Addr()) })
+	t.Run("redis", func(t *testing.T) { redisFigures(t, dir, dns.Addr(), fl) })
+	t.Run("million", func(t *testing.T) { million(t, dir, dns.Addr(), fl) })
+	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
+	t.Run("verify", verifyFigures)
+	t.Run("milter", func(t *testing.T) { milterFigures(t, dir, dns.Addr()) })
+	t.Run("lookup", lookupFigures)
+	t.Run("postfix", postfixFigures)
+}
+
+// embedded measures the whole chain with the embedded store.
+func embedded(t *testing.T, dir, dns, fl string) {
+	p := writeConfig(t, dir, "embedded", dns, fmt.Sprintf("[store]\npath = %q\n", filepath.Join(dir, "state.db")))
 	d := start(t, "daemon", p.config)
 	warm(t, p.socket)
 	profiled := os.Getenv(profileEnv)
@@ -68,17 +84,6 @@ func TestFigures(t *testing.T) {
 		compare(t, "embedded store, unique triplets", fl, p.socket, d, unique)
 	}
 	d.stop()
-	if profiled != "" {
-		return
-	}
-
-	t.Run("allocations", func(t *testing.T) { together(t, dir, dns.Addr()) })
-	t.Run("redis", func(t *testing.T) { redisFigures(t, dir, dns.Addr(), fl) })
-	t.Run("million", func(t *testing.T) { million(t, dir, dns.Addr(), fl) })
-	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
-	t.Run("verify", verifyFigures)
-	t.Run("milter", func(t *testing.T) { milterFigures(t, dir, dns.Addr()) })
-	t.Run("lookup", lookupFigures)
 }
 
 // together has floor, daemon and client in one process, whose allocations can

@@ -21,14 +21,21 @@ import (
 )
 
 // milterFloor is a milter on the same library that answers every step and
-// does nothing. It serves until standard input ends.
-func milterFloor(path string) error {
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return err
-	}
+// does nothing. It serves on unix sockets and, where an address has no slash,
+// over tcp, until standard input ends.
+func milterFloor(addresses string) error {
 	s := gomilter.NewServer(gomilter.WithMilter(func() gomilter.Milter { return nothing{} }))
-	go s.Serve(l)                          //nolint:errcheck // it ends with the process
+	for address := range strings.FieldsSeq(addresses) {
+		network := "unix"
+		if !strings.Contains(address, "/") {
+			network = "tcp"
+		}
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return err
+		}
+		go s.Serve(l) //nolint:errcheck // it ends with the process
+	}
 	defer s.Shutdown(context.Background()) //nolint:errcheck // as above
 	return untilEnd()
 }

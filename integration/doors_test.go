@@ -1,14 +1,11 @@
 package integration
 
 import (
-	"flag"
 	"fmt"
 	"net"
 	"net/textproto"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -162,84 +159,6 @@ func (p *postfix) accepted() []string {
 	return ids
 }
 
-var figures = flag.Bool("figures", false, "measure mail through a real Postfix and print the figures (takes minutes)")
-
-// TestFiguresThroughPostfix prints what a message costs from a client through
-// smtpd, with each door in its way and without.
-func TestFiguresThroughPostfix(t *testing.T) {
-	if !*figures {
-		t.Skip("measures for minutes; make bench asks for it")
-	}
-	require(t, "smtp-source", "postconf")
-	source, err := exec.LookPath("smtp-source")
-	if err != nil {
-		source = "/usr/sbin/smtp-source"
-	}
-	policyAddr, milterAddr := freeAddress(t), freeAddress(t)
-	d := newDaemon(t, `
-hostname = "mx.example.com"
-[policy]
-listen = ["unix:{dir}/policy.sock", "tcp:`+policyAddr+`"]
-[milter]
-listen = ["unix:{dir}/milter.sock", "tcp:`+milterAddr+`"]
-[[headers.checks]]
-table = "regexp:{dir}/header_checks"
-[[headers.checks]]
-table = "regexp:{dir}/body_checks"
-kind = "body"
-[chains.inbound]
-checks = ["access"]
-`)
-	d.put("header_checks", "/^X-Nothing:/ REJECT no\n")
-	d.put("body_checks", "/nothing of the kind/ REJECT no\n")
-	d.start()
-	setups := []struct{ name, setting string }{
-		{"no filter", ""},
-		{"policy door, unix", "smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service unix:" + d.socket()},
-		{"policy door, tcp", "smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service inet:" + policyAddr},
-		{"milter door, unix", "smtpd_milters = unix:" + d.dir + "/milter.sock"},
-		{"milter door, tcp", "smtpd_milters = inet:" + milterAddr},
-	}
-	loads := []struct {
-		name string
-		args []string
-		n    int
-	}{
-		{"1 session", []string{"-s", "1", "-l", "1000"}, 300},
-		{"20 sessions", []string{"-s", "20", "-l", "1000"}, 1000},
-		{"1 session, 50 recipients", []string{"-s", "1", "-r", "50", "-l", "1000"}, 100},
-		{"1 session, 1 MB", []string{"-s", "1", "-l", "1000000"}, 50},
-	}
-	var header strings.Builder
-	for _, l := range loads {
-		fmt.Fprintf(&header, " %26s", l.name)
-	}
-	t.Logf("%-20s%s   (ms a message, median of 3)", "", header.String())
-	for _, setup := range setups {
-		settings := []string{"message_size_limit = 20000000", "default_transport = discard", "virtual_transport = discard", "local_transport = discard", "virtual_mailbox_maps = static:x/"}
-		if setup.setting != "" {
-			settings = append(settings, setup.setting)
-		}
-		p := startPostfix(t, false, settings...)
-		var line strings.Builder
-		for _, l := range loads {
-			var each []float64
-			for range 3 {
-				args := append([]string{"-m", fmt.Sprint(l.n), "-f", "a@example.org", "-t", "b@example.com"}, l.args...)
-				began := time.Now()
-				if out, err := exec.Command(source, append(args, fmt.Sprintf("inet:127.0.0.1:%d", p.port))...).CombinedOutput(); err != nil {
-					t.Fatalf("%s, %s: %v\n%s\n%s", setup.name, l.name, err, out, p.log())
-				}
-				each = append(each, time.Since(began).Seconds()*1000/float64(l.n))
-			}
-			slices.Sort(each)
-			fmt.Fprintf(&line, " %26.1f", each[1])
-		}
-		t.Logf("%-20s%s", setup.name, line.String())
-		p.stop()
-	}
-}
-
 // text speaks SMTP without a test: what goes wrong is returned.
 type text struct{ *textproto.Conn }
 
@@ -257,15 +176,4 @@ func (s text) expect(say string, code int) error {
 		return fmt.Errorf("%.40q: %d %s: %w", say, got, words, err)
 	}
 	return nil
-}
-
-// freeAddress returns an address of loopback that was free a moment ago.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() //nolint:errcheck // somebody else will listen
-	return l.Addr().String()
 }

@@ -27,6 +27,7 @@ import (
 
 	"postern/internal/certtest"
 	"postern/internal/dnstest"
+	"postern/internal/postfixtest"
 	"postern/internal/redistest"
 )
 
@@ -308,7 +309,7 @@ result = "permit"
 	})
 	first, st := inode(t, path)
 	sys := st.Sys().(*syscall.Stat_t)
-	if gid := idOf(t, "-g"); st.Mode() != 0o640 || sys.Uid != 0 || fmt.Sprint(sys.Gid) != gid {
+	if gid := postfixtest.ID(t, "-g"); st.Mode() != 0o640 || sys.Uid != 0 || fmt.Sprint(sys.Gid) != gid {
 		t.Errorf("mode %v, owner %d:%d", st.Mode(), sys.Uid, sys.Gid)
 	}
 	text, err := os.ReadFile(path)

@@ -108,14 +108,15 @@ var allowed = map[string]rule{
 	},
 
 	// Peers for tests; nothing that is shipped imports them.
-	"internal/dnstest":    {testing: true, outside: dns},
-	"internal/policytest": {testing: true},
-	"internal/redistest":  {testing: true},
-	"internal/smtptest":   {testing: true, module: "internal/certtest"},
-	"internal/certtest":   {testing: true},
-	"internal/netns":      {testing: true},
-	"internal/ldaptest":   {testing: true, module: "internal/certtest"},
-	"store/storetest":     {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
+	"internal/dnstest":     {testing: true, outside: dns},
+	"internal/policytest":  {testing: true},
+	"internal/redistest":   {testing: true},
+	"internal/smtptest":    {testing: true, module: "internal/certtest"},
+	"internal/certtest":    {testing: true},
+	"internal/netns":       {testing: true},
+	"internal/postfixtest": {testing: true},
+	"internal/ldaptest":    {testing: true, module: "internal/certtest"},
+	"store/storetest":      {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
 
 	// Tests only.
 	"bench":             {testing: true, outside: "github.com/d--j/go-milter"}, // the milter that does nothing
