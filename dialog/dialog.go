@@ -128,17 +128,17 @@ func (s *Session) SeesContent() {
 }
 
 // Watched reports whether the milter door has a session open for a client, whom
-// the SMTP server at that address talks to, and is shown the content of its
-// messages. A session that was opened while nobody was interested is not, and
-// never will be.
-func (t *Table) Watched(client *policy.Client, server netip.Addr) bool {
+// the SMTP server at that address talks to, and whether it is shown the content
+// of its messages. A session that was opened while nobody was interested is not,
+// and never will be.
+func (t *Table) Watched(client *policy.Client, server netip.Addr) (open, content bool) {
 	if t == nil || t.open.Load() == 0 || !client.Addr.IsValid() || client.Port == 0 {
-		return false
+		return false, false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.find(client, server)
-	return s != nil && s.content
+	return s != nil, s != nil && s.content
 }
 
 // find returns the session of a client. The table is locked.

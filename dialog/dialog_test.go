@@ -78,22 +78,35 @@ func TestWhoHandsOutAHeader(t *testing.T) {
 func TestWatched(t *testing.T) {
 	var none *Table
 	table := New(10)
-	if none.Watched(&client, server) || table.Watched(&client, server) {
+	type state struct{ open, content bool }
+	watched := func(table *Table, c policy.Client, server netip.Addr) state {
+		open, content := table.Watched(&c, server)
+		return state{open, content}
+	}
+	if watched(none, client, server) != (state{}) || watched(table, client, server) != (state{}) {
 		t.Error("watched without a session")
 	}
 	s := table.Open(client, server)
-	if table.Watched(&client, server) {
-		t.Error("a session that is not shown the content counts")
+	if got := watched(table, client, server); got != (state{open: true}) {
+		t.Errorf("a session that is not shown the content: %+v", got)
 	}
 	s.SeesContent()
 	(*Session)(nil).SeesContent()
 	other, unknown := client, client
 	other.Port++
 	unknown.Port = 0
-	if !table.Watched(&client, server) || !table.Watched(&client, netip.Addr{}) || table.Watched(&client, client.Addr) || table.Watched(&other, server) || table.Watched(&unknown, server) {
-		t.Error("not the session of that client and server")
+	for _, tt := range []struct {
+		client policy.Client
+		server netip.Addr
+		want   bool
+	}{
+		{client, server, true}, {client, netip.Addr{}, true}, {client, client.Addr, false}, {other, server, false}, {unknown, server, false},
+	} {
+		if got := watched(table, tt.client, tt.server); got != (state{tt.want, tt.want}) {
+			t.Errorf("%+v at %v: %+v", tt.client, tt.server, got)
+		}
 	}
-	if again := table.Open(client, server); again == nil || table.Watched(&client, server) {
+	if again := table.Open(client, server); again == nil || watched(table, client, server) != (state{open: true}) {
 		t.Error("the next session of the same address and port is shown what the last one was")
 	}
 }

@@ -54,15 +54,30 @@ func (s *Set) Evaluate(_ context.Context, req *policy.Request) (policy.Verdict, 
 		v.Action, v.Reason = policy.Allow, "provider-allowed"
 	}
 	if len(relays) > 0 {
-		r, why := s.permits(relays, req)
-		if r == nil {
+		switch r, why := s.permits(relays, req); {
+		case why == unseen:
+			v = policy.Verdict{
+				Action: policy.Defer, Reason: "provider-relay-undecided", Detail: v.Detail + "; " + why,
+				Reply: s.deferReply.Expand(func(name string) string {
+					if name == "client" {
+						return addr.String()
+					}
+					return req.Sender.Raw
+				}),
+			}
+		case r == nil:
 			v.Detail += "; not relayed: " + why
-		} else {
+		default:
 			v.Action, v.Reason, v.Detail = policy.Permit, "provider-relay", r.name+" "+v.Detail
 		}
 	}
 	return v, nil
 }
+
+// unseen is why nothing can be said yet: the client's session with the milter
+// was opened before the first condition on content came into force, and is not
+// shown any. That passes with the session.
+const unseen = "the milter's session with this client is older than the first condition on content"
 
 // permits returns the rule by which a recipient is permitted, nil if there is
 // none, and then why. The client is in all of the lists.
@@ -101,16 +116,28 @@ func (s *Set) permits(lists []*list, req *policy.Request) (*rule, string) {
 	case len(content) == 0:
 		count(lists[0].rules[0], relayDenied, req)
 		return nil, strings.Join(whys, ", ")
-	case s.cfg.RequireMilter && (s.milter == nil || !req.DryRun && !s.milter(&req.Client, req.ServerAddr)):
-		// Of a dry run nobody has a session; it asks what would be.
-		count(content[0], relayNoMilter, req)
-		return nil, "the milter has no session with this client, and " + content[0].name + " looks at the message"
+	case s.cfg.RequireMilter && s.milter == nil:
+		return noSession(content[0], req)
+	case s.cfg.RequireMilter && !req.DryRun: // of a dry run nobody has a session; it asks what would be
+		switch open, sees := s.milter(&req.Client, req.ServerAddr); {
+		case !open:
+			return noSession(content[0], req)
+		case !sees:
+			count(content[0], relayUnseen, req)
+			return nil, unseen
+		}
 	}
 	if !req.DryRun && s.cfg.Mode == policy.Enforce {
 		s.memory.permit(req, content)
 	}
 	count(content[0], relayPermitted, req)
 	return content[0], ""
+}
+
+// noSession says that a rule cannot be applied for want of the milter.
+func noSession(r *rule, req *policy.Request) (*rule, string) {
+	count(r, relayNoMilter, req)
+	return nil, "the milter has no session with this client, and " + r.name + " looks at the message"
 }
 
 func count(r *rule, what relayResult, req *policy.Request) {

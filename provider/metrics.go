@@ -29,11 +29,12 @@ type relayResult uint8
 const (
 	relayPermitted relayResult = iota
 	relayDenied                // the conditions on the envelope do not hold
-	relayNoMilter              // they do, but the milter does not see this session
+	relayNoMilter              // they do, but the milter has no session with the client
+	relayUnseen                // they do, but its session is not shown the content
 	relayResults
 )
 
-var relayNames = [relayResults]string{"permitted", "denied", "no-milter"}
+var relayNames = [relayResults]string{"permitted", "denied", "no-milter", "deferred"}
 
 type messageResult uint8
 

@@ -39,7 +39,7 @@ type Set struct {
 	lists   []*list // in the order of the configuration
 	byName  map[string]*list
 	own     []domainName
-	milter  func(*policy.Client, netip.Addr) bool
+	milter  func(*policy.Client, netip.Addr) (open, content bool)
 	memory  *memory
 	looks   bool // at messages; so does every set after it
 	bodies  bool // likewise
@@ -65,11 +65,11 @@ type Options struct {
 	// without one.
 	Shared Shared
 	// Milter reports whether the milter door of this daemon has a session open
-	// with the client, whom the SMTP server at this address talks to, in which
-	// it is shown the content of messages. It is
-	// asked before a permit that depends on the message; nil means that there
-	// is no milter door. It must not block.
-	Milter   func(client *policy.Client, server netip.Addr) bool
+	// with the client, whom the SMTP server at this address talks to, and
+	// whether it is shown the content of messages in it. It is asked before a
+	// permit that depends on the message; nil means that there is no milter
+	// door. It must not block.
+	Milter   func(client *policy.Client, server netip.Addr) (open, content bool)
 	Log      *zap.Logger
 	Registry prometheus.Registerer
 	// Previous is the set that this one takes the place of after a reload:

@@ -50,7 +50,7 @@ func relaySet(t testing.TB, edit func(*Config), relay ...RelayConfig) (*Set, *zo
 	if edit != nil {
 		edit(&cfg)
 	}
-	s, _ := newSet(t, cfg, Options{Resolver: z, Milter: func(*policy.Client, netip.Addr) bool { return true }})
+	s, _ := newSet(t, cfg, Options{Resolver: z, Milter: func(*policy.Client, netip.Addr) (open, content bool) { return true, true }})
 	if rep, err := s.Refresh(context.Background(), "p", false); err != nil || rep.Result != resultChanged {
 		t.Fatalf("%+v %v", rep, err)
 	}
@@ -160,17 +160,16 @@ func TestNoPermitWithoutTheMilter(t *testing.T) {
 	z := newZone(map[string]string{"p.example": good})
 	cfg := testConfig(t)
 	cfg.Lists[0].Relay = []RelayConfig{{SenderDomains: []string{"example.org"}, TenantIDs: []string{tenantA}}}
-	var open bool
 	var asked *policy.Client
 	for _, tt := range []struct {
 		name    string
-		milter  func(*policy.Client, netip.Addr) bool
+		milter  func(*policy.Client, netip.Addr) (open, content bool)
 		require bool
 		want    bool
 	}{
 		{"no milter door", nil, true, false},
-		{"no session", func(*policy.Client, netip.Addr) bool { return false }, true, false},
-		{"a session", func(c *policy.Client, _ netip.Addr) bool { asked, open = c, true; return open }, true, true},
+		{"no session", func(*policy.Client, netip.Addr) (open, content bool) { return false, false }, true, false},
+		{"a session", func(c *policy.Client, _ netip.Addr) (open, content bool) { asked = c; return true, true }, true, true},
 		{"not required", nil, false, true},
 	} {
 		cfg.RequireMilter = tt.require
@@ -191,6 +190,39 @@ func TestNoPermitWithoutTheMilter(t *testing.T) {
 	}
 	if keys := cfg.NeedsMilter("provider"); len(keys) != 1 || keys[0] != "provider.list[0].relay[0].tenant_ids" {
 		t.Errorf("%v", keys)
+	}
+}
+
+// A session from before the first condition on content is not shown any: its
+// recipients are told to come back, not that they are refused.
+func TestNoRefusalForASessionThatIsTooOld(t *testing.T) {
+	sees := false
+	z := newZone(map[string]string{"p.example": good})
+	cfg := testConfig(t)
+	cfg.OwnDomains = []string{"ours.example"}
+	cfg.Lists[0].Relay = []RelayConfig{{SenderDomains: []string{"example.org"}, TenantIDs: []string{tenantA}}}
+	s, _ := newSet(t, cfg, Options{Resolver: z, Milter: func(*policy.Client, netip.Addr) (open, content bool) { return true, sees }})
+	if _, err := s.Refresh(t.Context(), "p", false); err != nil {
+		t.Fatal(err)
+	}
+	req := request("a@example.org", "b@example.com")
+	v := evaluate(t, s, req)
+	if v.Action != policy.Defer || v.Reply.Code != 451 || v.Reply.Enhanced != "4.7.1" || v.Reason != "provider-relay-undecided" || len(v.Skip) > 0 {
+		t.Errorf("%+v", v)
+	}
+	if n := testutil.ToFloat64(s.metrics.relay.WithLabelValues("p", "deferred")); n != 1 {
+		t.Errorf("%v counted", n)
+	}
+	for name, req := range map[string]*policy.Request{
+		"our own recipient": request("a@example.org", "b@ours.example"), "the envelope does not match": request("a@example.net", "b@example.com"),
+	} {
+		if v := evaluate(t, s, req); v.Action.Refuses() || v.Action == policy.Permit {
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+	sees = true
+	if v := evaluate(t, s, req); v.Action != policy.Permit {
+		t.Errorf("a session that is shown the content: %+v", v)
 	}
 }
 
