@@ -810,7 +810,7 @@ exists_in = "people"
 	p := startPostfix(t, true, "relay_domains = relay.example", "relay_recipient_maps = "+d.inet("people"),
 		"transport_maps = "+d.inet("transport"), "smtp_tls_policy_maps = "+d.inet("tls-policy"), "virtual_alias_maps = "+d.inet("domains"),
 		"smtpd_recipient_restrictions = reject_unauth_destination", "smtp_connection_cache_on_demand = no",
-		"minimal_backoff_time = 1s", "maximal_backoff_time = 1s", "queue_run_delay = 1s")
+		"minimal_backoff_time = 300s", "queue_run_delay = 300s")
 	s := p.dial("192.0.2.7", "")
 	send := func(to, want string) {
 		t.Helper()
@@ -839,11 +839,15 @@ exists_in = "people"
 	edit(t, policy, hop+" secure match=other.example\n")
 	answers("tls-policy", hop, "secure match=other.example")
 	send("bob@relay.example", `^250 .* 250 `)
-	p.logged("Server certificate not (trusted|verified)")
+	p.logged("status=deferred \\(Server certificate not (trusted|verified)")
 	edit(t, policy, hop+"\n") // broken: what was there stays
 	d.eventually("the broken edit", func() bool { return strings.Contains(d.run("status"), "EDIT NOT TAKEN") })
 	answers("tls-policy", hop, "secure match=other.example")
 	edit(t, policy, hop+" may\n")
+	answers("tls-policy", hop, "may")
+	// Not by a short backoff time: a message that qmgr takes up before smtp
+	// has closed it is "skipped, still being delivered", until qmgr restarts.
+	p.command("flush")
 	next.take()
 	edit(t, transport, "relay.example error:5.7.1 closed today\n")
 	answers("transport", "bob@relay.example", "error:5.7.1 closed today")

@@ -118,11 +118,11 @@ func TestKeysExpireAndAreSpread(t *testing.T) {
 // Keys of version 1: who has passed is known, and the rest is not looked at.
 func TestKeysOfVersion1(t *testing.T) {
 	server := redistest.Start(t)
-	s := open(t, config(server.Addr()), "")
+	writer := open(t, config(server.Addr()), "")
 	old := func(kind byte, value string, names ...string) {
 		t.Helper()
 		key := string(store.AppendKey([]byte("postern:1:{g}:"), kind, names...))
-		if err := s.client.Set(t.Context(), key, value, time.Hour).Err(); err != nil {
+		if err := writer.client.Set(t.Context(), key, value, time.Hour).Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -132,6 +132,7 @@ func TestKeysOfVersion1(t *testing.T) {
 	old(store.TripletKey, fmt.Sprintf("%d:%d:2:7", ms, ms), known.Match, known.Sender, known.Recipient)
 	old(store.TripletKey, fmt.Sprintf("%d:%d:1:0", ms, ms), waits.Match, waits.Sender, waits.Recipient)
 	old(store.OldClientKey, fmt.Sprintf("%d:%d:9", ms, ms), known.Match)
+	s := open(t, config(server.Addr()), "") // it looks for them when it is opened
 	for _, dry := range []bool{true, false, false} {
 		known.Time, known.DryRun = now, dry
 		out, err := s.TouchGreylist(t.Context(), known)
