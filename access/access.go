@@ -46,12 +46,12 @@ func (c *Config) parts(prefix string) []part {
 	skip := map[string]func(string) error{"skip": func(v string) error {
 		for name := range strings.SplitSeq(v, ",") {
 			if !slices.Contains(skippable, name) {
-				return fmt.Errorf("there is no check %q that could be passed over (one of %s)", name, strings.Join(skippable, ", "))
+				return fmt.Errorf("there is no check %q that could be skipped (one of %s)", name, strings.Join(skippable, ", "))
 			}
 		}
 		return nil
 	}}
-	opts := list.Options{Vars: replyVars, Reject: defaultReject, Defer: defaultDefer, Delimiters: c.Delimiters}
+	opts := list.Options{Vars: replyVars, Reject: defaultReject, Defer: defaultDefer, Delimiters: c.Delimiters, Lenient: c.Lenient}
 	allow, deny, tables := opts, opts, opts
 	allow.Key, allow.Default, allow.Params = prefix+".allow", policy.Allow, skip
 	allow.Actions = []policy.Action{policy.Allow, policy.Permit}

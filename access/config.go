@@ -36,6 +36,10 @@ type Config struct {
 	// Delimiters are the characters that part an extension from the user in
 	// an address; an entry for the address without it matches too. Default "+".
 	Delimiters string `toml:"delimiters"`
+	// Lenient reads regexp and pcre tables as Postfix does: what it warns of and
+	// skips is skipped, with a warning. Otherwise it is a fault.
+	// Default false.
+	Lenient bool `toml:"lenient"`
 	// ReloadInterval is how often the files are looked at. Default "2s".
 	ReloadInterval conf.Duration `toml:"reload_interval"`
 }
@@ -70,7 +74,7 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	}
 	for i, name := range c.Skip {
 		if !slices.Contains(skippable, name) {
-			fs.Keyf(fmt.Sprintf("%s.skip[%d]", prefix, i), "there is no check %q that could be passed over (one of %v)", name, skippable)
+			fs.Keyf(fmt.Sprintf("%s.skip[%d]", prefix, i), "there is no check %q that could be skipped (one of %v)", name, skippable)
 		}
 	}
 	if _, err := policy.ParseTemplate(c.Reply, defaultReject, replyVars...); err != nil {
@@ -80,4 +84,15 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 		_, faults := list.Load(part.sources, part.opts)
 		*fs = append(*fs, faults...)
 	}
+}
+
+// Warnings returns what the administrator should know of the tables and can
+// live with.
+func (c *Config) Warnings(prefix string) (warnings conf.Faults) {
+	for _, part := range c.parts(prefix) {
+		if set, _ := list.Load(part.sources, part.opts); set != nil {
+			warnings = append(warnings, set.Warnings()...)
+		}
+	}
+	return warnings
 }

@@ -242,7 +242,9 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	c.Policy.Validate("policy", fs)
 	c.Milter.Validate("milter", fs)
 	c.Lookup.Validate("lookup", fs)
-	lookup.ValidateTables("tables", c.Tables, fs)
+	for _, w := range slices.Concat(lookup.ValidateTables("tables", c.Tables, fs), c.Access.Warnings("access")) {
+		warnings = append(warnings, w.Error())
+	}
 	c.Admin.Validate("admin", fs)
 	c.Store.Validate("store", fs)
 	c.DNS.Validate("dns", fs)

@@ -41,7 +41,7 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*
 		return nil, err
 	}
 	for _, w := range warnings {
-		c.log.Warn("a header rule is passed over", zap.String("fault", w.Error()))
+		c.log.Warn("a header rule is skipped", zap.String("fault", w.Error()))
 	}
 	if prev != nil {
 		c.metrics = prev.metrics
@@ -153,7 +153,7 @@ func (c *Check) reread(f *file, now time.Time) (*set, conf.Faults) {
 		return nil, faults
 	}
 	for _, w := range warnings {
-		c.log.Warn("a header rule is passed over", zap.String("fault", w.Error()))
+		c.log.Warn("a header rule is skipped", zap.String("fault", w.Error()))
 	}
 	f.loaded, f.fault, f.faultAt = now, "", time.Time{}
 	c.metrics.reloads[1].Inc()

@@ -80,9 +80,8 @@ type Config struct {
 	Checks []TableConfig `toml:"checks"`
 	// Rules need several headers. Default none.
 	Rules []RuleConfig `toml:"rules"`
-	// Lenient reads tables as Postfix does: what Postfix warns of and passes
-	// over is passed over, and reported as a warning. Default false: it is a
-	// fault.
+	// Lenient reads tables as Postfix does: what it warns of and skips is
+	// skipped, with a warning. Otherwise it is a fault. Default false.
 	Lenient bool `toml:"lenient"`
 	// MIMEDefault lets the tables of kind "header" look at MIME headers too
 	// while no table is of kind "mime", as mime_header_checks does. Default true.
@@ -146,7 +145,7 @@ type TableConfig struct {
 	// stands for all sub-domains. Default none: all mail.
 	Domains []string `toml:"domains"`
 	// DomainsMatch is "any" (default): one recipient in the domains is enough;
-	// or "all": the table is passed over if there is another recipient.
+	// or "all": the table is skipped if there is another recipient.
 	DomainsMatch string `toml:"domains_match"`
 	// Mode is "enforce" (default), "shadow" or "off". A single rule is in
 	// shadow mode when the word SHADOW stands before its action.
@@ -236,7 +235,7 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 }
 
 // Warnings returns what Postfix would warn of in the tables of a lenient
-// section, one for each rule that is passed over.
+// section, one for each rule that is skipped.
 func (c *Config) Warnings(prefix string) conf.Faults {
 	_, warnings, _ := load(c, prefix)
 	return warnings

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -56,6 +57,7 @@ func TestFaultsOfTables(t *testing.T) {
 			var fs conf.Faults
 			c.Validate("headers", &fs)
 			warnings := c.Warnings("headers")
+			fs = slices.DeleteFunc(fs, func(f *conf.Fault) bool { return strings.HasSuffix(f.Text, "with lenient = true so does postern") })
 			want, other := fs, warnings
 			if tt.when == strict && lenient {
 				want, other = warnings, fs
@@ -389,7 +391,9 @@ func TestAllFaultsOfATable(t *testing.T) {
 	c.Validate("headers", &fs)
 	var lines []int
 	for _, f := range fs {
-		lines = append(lines, f.Line)
+		if f.Line > 0 { // the last says how to go on
+			lines = append(lines, f.Line)
+		}
 	}
 	if diff := cmp.Diff([]int{1, 2, 4, 5}, lines); diff != "" {
 		t.Errorf("%v\n%s", fs, diff)

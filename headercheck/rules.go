@@ -162,11 +162,7 @@ func loadSet(c *Config, i int, prefix string) (_ *set, warnings, faults conf.Fau
 		return nil, nil, faults
 	}
 	var fs conf.Faults
-	if c.Lenient {
-		s.table, warnings, fs = table.LoadLenient(src.kind, src.path)
-	} else {
-		s.table, fs = table.Load(src.kind, src.path)
-	}
+	s.table, warnings, fs = table.Read(src.kind, src.path, c.Lenient)
 	if s.table != nil {
 		w, f := s.actions(c, src.path)
 		warnings, fs = append(warnings, w...), append(fs, f...)

@@ -68,6 +68,8 @@ type Options struct {
 	// Delimiters are the characters that part an address extension from the
 	// user ("+"); empty: addresses have none.
 	Delimiters string
+	// Lenient reads regexp and pcre tables as Postfix does, see [table.Read].
+	Lenient bool
 	// Now is when the list is read; zero: time.Now(). Only the number of
 	// expired entries in a report depends on it.
 	Now time.Time

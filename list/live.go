@@ -179,6 +179,9 @@ func (l *Live) reread(s *liveSource, now time.Time) conf.Faults {
 	adopt(c.entries, s.content.entries)
 	was := len(s.content.entries)
 	s.content, s.loaded, s.fault, s.faultAt = c, now, "", time.Time{}
+	for _, w := range c.warnings {
+		l.log.Warn("in a list", zap.String("list", s.text), zap.Error(w))
+	}
 	l.metrics.taken()
 	l.log.Info("list reloaded", zap.String("list", s.text), zap.Int("entries", len(c.entries)), zap.Int("before", was))
 	return nil

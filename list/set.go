@@ -16,11 +16,12 @@ import (
 // Set is what a list of sources was made into. It is immutable but for its
 // hit counts, and safe for concurrent use.
 type Set struct {
-	opts    *Options
-	entries []*Entry
-	fields  [fieldCount]index
-	nets    bart.Table[*Entry]
-	tables  []tableSource
+	opts     *Options
+	entries  []*Entry
+	fields   [fieldCount]index
+	nets     bart.Table[*Entry]
+	tables   []tableSource
+	warnings conf.Faults
 }
 
 // index finds the entries of one field. Entries with the same key form a
@@ -72,12 +73,17 @@ func Load(sources []string, opts Options) (*Set, conf.Faults) {
 	return build(&opts, parsed, contents), nil
 }
 
+// Warnings returns what the administrator should know of the tables that the
+// set was read from.
+func (s *Set) Warnings() conf.Faults { return s.warnings }
+
 // build makes a set of what was read; the entries are taken over.
 func build(opts *Options, sources []*source, contents []*content) *Set {
 	s := &Set{opts: opts}
 	n := 0
 	for _, c := range contents {
 		n += len(c.entries)
+		s.warnings = append(s.warnings, c.warnings...)
 	}
 	s.entries = make([]*Entry, 0, n)
 	for i, c := range contents {

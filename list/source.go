@@ -51,6 +51,7 @@ type content struct {
 	entries  []*Entry
 	patterns []pattern    // of each entry; nil for a table
 	table    *table.Table // its rules go with entries by Rule.Index
+	warnings conf.Faults
 }
 
 var fieldWords = map[string]Field{
@@ -223,7 +224,8 @@ func (s *source) readTable(o *Options, c *content, faults *conf.Faults) {
 		s.unreadable(faults, err)
 		return
 	}
-	t, fs := table.Load(s.kind, s.file)
+	t, warnings, fs := table.Read(s.kind, s.file, o.Lenient)
+	c.warnings = warnings
 	if len(fs) > 0 {
 		if len(fs) > maxFaults {
 			fs = fs[:maxFaults]

@@ -32,6 +32,10 @@ type TableConfig struct {
 	// Sources are several of them, asked in this order, as a list of tables in
 	// main.cf. Default none.
 	Sources []string `toml:"sources"`
+	// Lenient reads regexp and pcre tables as Postfix does: what it warns of and
+	// skips is skipped, with a warning. Otherwise it is a fault.
+	// Default false.
+	Lenient bool `toml:"lenient"`
 	// Search says by which keys beside the whole one a texthash is asked:
 	// "exact" (none), "access" (access(5)), "transport" (transport(5)),
 	// "virtual" (virtual(5), canonical(5)), "mailbox" (tables that list
@@ -74,9 +78,17 @@ const maxFaults = 20
 
 // ValidateTables reports what is wrong with the sections and with every line
 // of their files; prefix is the key they stand under.
-func ValidateTables(prefix string, cfgs map[string]TableConfig, faults *conf.Faults) {
-	_, fs := newTables(prefix, cfgs, zap.NewNop(), nil)
+func ValidateTables(prefix string, cfgs map[string]TableConfig, faults *conf.Faults) (warnings conf.Faults) {
+	t, fs := newTables(prefix, cfgs, zap.NewNop(), nil)
 	*faults = append(*faults, fs...)
+	if t != nil {
+		for _, n := range t.files {
+			for _, s := range n.sources {
+				warnings = append(warnings, s.warnings...)
+			}
+		}
+	}
+	return warnings
 }
 
 // Tables are the named tables. Their methods are safe for concurrent use.
@@ -191,6 +203,8 @@ type named struct {
 type source struct {
 	text, key, path string
 	kind            table.Kind
+	lenient         bool
+	warnings        conf.Faults  // of the last reading
 	table           *table.Table // the last good one
 	stamp           filestamp.Stamp
 	loaded          time.Time
@@ -226,7 +240,7 @@ func newNamed(name, key string, cfg *TableConfig, faults *conf.Faults) *named {
 			indexed = true
 			faults.Keyf(key+".search", `it must be set for a texthash, since Postfix leaves the search to postern: "access" for check_*_access, "transport" for transport_maps, "virtual" for virtual_alias_maps and canonical_maps, "mailbox" for tables that list addresses, "domain" for lists of domains, "exact" for smtp_tls_policy_maps and all else`)
 		}
-		s.stamp, s.loaded = filestamp.Of(s.path), time.Now()
+		s.stamp, s.loaded, s.lenient = filestamp.Of(s.path), time.Now(), cfg.Lenient
 		var fs conf.Faults
 		s.table, fs = s.read()
 		*faults = append(*faults, fs...)
@@ -319,7 +333,8 @@ func (s *source) read() (*table.Table, conf.Faults) {
 		faults.Keyf(s.key, "%s cannot be read: %v", s.path, err)
 		return nil, faults
 	}
-	t, faults := table.Load(s.kind, s.path)
+	t, warnings, faults := table.Read(s.kind, s.path, s.lenient)
+	s.warnings = warnings
 	if t != nil {
 		for _, r := range t.Rules() {
 			if !utf8.ValidString(r.Result) {
@@ -484,6 +499,9 @@ func (t *Tables) reread(n *named, s *source, now time.Time) conf.Faults {
 		t.log.Error("a table was not taken, its last good version stays in force",
 			zap.String("map", n.name), zap.String("source", s.text), zap.Error(faults))
 		return faults
+	}
+	for _, w := range s.warnings {
+		t.log.Warn("in a table", zap.String("map", n.name), zap.Error(w))
 	}
 	was := len(s.table.Rules())
 	s.table, s.loaded, s.fault, s.faultAt = fresh, now, "", time.Time{}

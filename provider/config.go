@@ -336,7 +336,7 @@ func (g *GuardConfig) validate(prefix string, fs *conf.Faults) {
 func validateSkip(key string, skip []string, fs *conf.Faults) {
 	for i, name := range skip {
 		if !slices.Contains(skippable, name) {
-			fs.Keyf(index(key, i), "there is no check %q that could be passed over (one of %v)", name, skippable)
+			fs.Keyf(index(key, i), "there is no check %q that could be skipped (one of %v)", name, skippable)
 		}
 	}
 }

@@ -273,7 +273,7 @@ func (c *Config) validateDomains(prefix string, fs *conf.Faults) {
 	}
 	for i, name := range c.AllowSkip {
 		if !slices.Contains(skippable, name) {
-			fs.Keyf(index(prefix+".allow_skip", i), "there is no check %q that could be passed over (one of %s)", name, strings.Join(skippable, ", "))
+			fs.Keyf(index(prefix+".allow_skip", i), "there is no check %q that could be skipped (one of %s)", name, strings.Join(skippable, ", "))
 		}
 	}
 }

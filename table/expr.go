@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ type expr struct {
 	tree   *node
 	groups int
 	posix  bool
+	odd    []errAt         // escapes that are hardly meant
 	re     *regexp.Regexp  // or
 	back   *regexp2.Regexp // when it needs backtracking
 }
@@ -112,14 +114,17 @@ func (p *parser) onePattern(at int) (re *expr, not bool, end int, ok bool) {
 		report(start+offset, "%v", err)
 		return nil, false, end, false
 	}
-	return re, not, end, true
+	for _, o := range re.odd {
+		p.warnf(start+o.at, "%s", o.text)
+	}
+	return re, not, end, len(re.odd) == 0 || p.lenient
 }
 
 func compile(kind Kind, pattern string, flags map[byte]bool) (*expr, error) {
 	re := &expr{posix: kind == Regexp}
 	var err error
 	if re.posix {
-		re.tree, re.groups, err = parsePOSIX(pattern, flags['x'], flags['i'], flags['m'])
+		re.tree, re.groups, re.odd, err = parsePOSIX(pattern, flags['x'], flags['i'], flags['m'])
 	} else {
 		re.tree, re.groups, err = parsePCRE(pattern, flags)
 	}
@@ -142,87 +147,167 @@ func compile(kind Kind, pattern string, flags map[byte]bool) (*expr, error) {
 }
 
 // needGroups prepares the expression to tell what groups up to n hold. It
-// refuses patterns whose groups Postfix's engine and ours may fill differently.
-func (re *expr) needGroups(n int) error {
+// refuses patterns whose groups Postfix's engine fills by other rules, and says
+// in doubt where the two may differ.
+func (re *expr) needGroups(n int) (doubt string, err error) {
 	if re.posix {
 		if re.back != nil {
-			return errors.New("$ in the result of a pattern with back-references or \\< \\>: the engines choose groups differently; a pcre table can say this")
-		}
-		if err := posixGroups(re.tree, n); err != nil {
-			return err
+			return "", errors.New("$ in the result of a pattern with back-references or \\< \\>: the engines choose groups differently; a pcre table can say this")
 		}
 		re.re.Longest()
-		return nil
+		return groupsInDoubt(re.tree, n), nil
 	}
-	return pcreGroups(re.tree, n)
+	return "", pcreGroups(re.tree, n)
 }
 
-// posixGroups: glibc takes the longest match and in it the longest first
-// group and so on; Go takes the longest match and in it what backtracking
-// finds first. They agree when alternatives cannot begin alike and a group is
-// not repeated.
-func posixGroups(n *node, used int) error {
-	var err error
+// groupsInDoubt says of a POSIX expression why groups up to used may hold
+// something else in glibc, "" when they hold the same. Both take the leftmost,
+// longest match and in it the longest first group and so on. They have been
+// seen to differ where a repeated part that holds a group can match nothing
+// (what it held last is then the empty end for one of them), where an empty
+// alternative comes before others, and where glibc
+// errs: groups repeated {n,m} times, which it writes out, parts repeated {0}
+// times, and anchors in repeated parts or in the middle.
+func groupsInDoubt(n *node, used int) (why string) {
 	n.walk(func(m *node) {
 		switch {
-		case m.kind == nRepeat && (m.max < 0 || m.max > 1) && m.subs[0].hasGroup(used):
-			err = errors.New("$ in the result, but a group in the pattern is repeated: engines differ in what it holds then; a pcre table can say this")
 		case m.kind == nAlt:
-			for i, a := range m.subs {
-				if a.nullable() && i < len(m.subs)-1 {
-					err = errors.New("$ in the result, but an alternative that is not the last can be empty: engines differ in what groups hold then; a pcre table can say this")
-				}
-				for _, b := range m.subs[i+1:] {
-					if !apart(a, b) {
-						err = errors.New("$ in the result, but two alternatives can begin alike: engines differ in what groups hold then; a pcre table can say this")
-					}
+			for _, a := range m.subs[:len(m.subs)-1] {
+				if a.nullable() && !a.hasAnchor() {
+					why = "an alternative that is not the last can match nothing: /(|b?)b/ on \"bb\" gives $1 as \"b\" in Postfix and as nothing here"
 				}
 			}
+		case m.kind != nRepeat:
+		case m.max == 0:
+			why = "something is repeated {0} times: /c{0}(|b?)b/ on \"bb\" gives $1 as \"b\" in Postfix and as nothing here"
+		case m.subs[0].hasAnchor():
+			why = "^, $ or \\b is in a repeated part: /((|^c){2})b?a/ on \"cca\" does not match in Postfix, and does here"
+		case m.max > 1 && m.subs[0].hasGroup(used) && !m.subs[0].fixed():
+			why = "a group whose length varies is repeated {n,m} times: /(b.?|c){0,2}/ on \"bb\" gives $1 as \"b\" in Postfix and as \"bb\" here"
+		case (m.max < 0 || m.max > 1) && m.subs[0].hasGroup(used) && m.subs[0].canBeEmpty():
+			why = "a repeated part that can match nothing holds a group: /(a|b?)*/ on \"b\" gives $1 as \"b\" in Postfix and as nothing here"
 		}
 	})
-	return err
+	if why == "" && n.repeatsGroup(used) && n.hasWordEdge() {
+		why = "a group is repeated in a pattern with \\b: /(.{1,2})+c?\\b.*/ on \"b cac a\" may give another $1 in Postfix than here"
+	}
+	if why == "" && n.anchoredInside(true, true) {
+		why = "^ or $ is in the middle: /$./ matches a line feed in Postfix, and nothing here"
+	}
+	return why
 }
 
-// apart reports whether no text can begin with a match of a and with one of b.
-func apart(a, b *node) bool {
-	for i := 0; ; i++ {
-		x, y := a.nth(i), b.nth(i)
-		if x == nil || y == nil {
-			return i == 0 && (a.nullable() || b.nullable()) || i == 0 && !a.first().meets(b.first())
-		}
-		if !x.meets(*y) {
-			return true
-		}
-	}
+// fixed reports whether all that a node matches has the same length.
+func (n *node) fixed() bool {
+	lo, hi := n.lengths()
+	return lo == hi
 }
 
-// nth returns the bytes that can stand at offset i of a match, nil when that
-// cannot be told.
-func (n *node) nth(i int) *set {
-	for n.kind == nGroup {
-		n = n.subs[0]
-	}
-	switch {
-	case n.single() && i == 0:
-		s := n.bytes()
-		return &s
-	case n.kind == nCat && i < len(n.subs):
-		for j := 0; j <= i; j++ {
-			if !n.subs[j].single() {
-				if j == i && !n.subs[j].nullable() {
-					s := n.subs[j].first()
-					return &s
-				}
-				return nil
+// lengths returns those of the shortest and the longest match, -1 for a
+// longest that has no end or is not known.
+func (n *node) lengths() (lo, hi int) {
+	switch n.kind {
+	case nLit, nSet:
+		return 1, 1
+	case nCat:
+		for _, m := range n.subs {
+			a, b := m.lengths()
+			lo += a
+			if hi >= 0 {
+				hi += b
+			}
+			if b < 0 {
+				hi = -1
 			}
 		}
-		s := n.subs[i].bytes()
-		return &s
-	case n.kind != nCat && i == 0 && !n.nullable():
-		s := n.first()
-		return &s
+		return lo, hi
+	case nAlt:
+		lo, hi = n.subs[0].lengths()
+		for _, m := range n.subs[1:] {
+			a, b := m.lengths()
+			lo = min(lo, a)
+			if hi < 0 || b < 0 {
+				hi = -1
+			} else {
+				hi = max(hi, b)
+			}
+		}
+		return lo, hi
+	case nRepeat:
+		a, b := n.subs[0].lengths()
+		if n.max < 0 || b < 0 {
+			return a * n.min, -1
+		}
+		return a * n.min, b * n.max
+	case nGroup, nAtomic:
+		return n.subs[0].lengths()
+	case nBackref:
+		return 0, -1
+	default:
+		return 0, 0
 	}
-	return nil
+}
+
+// repeatsGroup reports whether a group up to used is in a repeated part.
+func (n *node) repeatsGroup(used int) (found bool) {
+	n.walk(func(m *node) {
+		found = found || m.kind == nRepeat && (m.max < 0 || m.max > 1) && m.subs[0].hasGroup(used)
+	})
+	return found
+}
+
+func (n *node) hasWordEdge() (found bool) {
+	n.walk(func(m *node) {
+		found = found || m.kind == nWord || m.kind == nNotWord || m.kind == nWordStart || m.kind == nWordEnd
+	})
+	return found
+}
+
+// hasAnchor reports whether something in a node matches a place, not a text.
+func (n *node) hasAnchor() (found bool) {
+	n.walk(func(m *node) {
+		switch m.kind {
+		case nBegin, nEnd, nLineBegin, nLineEnd, nWord, nNotWord, nWordStart, nWordEnd:
+			found = true
+		default:
+		}
+	})
+	return found
+}
+
+// anchoredInside reports whether ^ is anywhere but first, or $ but last: first
+// says that nothing comes before the node, last that nothing comes after.
+func (n *node) anchoredInside(first, last bool) bool {
+	switch n.kind {
+	case nBegin, nLineBegin:
+		return !first
+	case nEnd, nLineEnd:
+		return !last
+	case nCat:
+		for i, m := range n.subs {
+			if m.anchoredInside(first && i == 0, last && i == len(n.subs)-1) {
+				return true
+			}
+		}
+	case nAlt, nGroup:
+		return slices.ContainsFunc(n.subs, func(m *node) bool { return m.anchoredInside(first, last) })
+	default:
+		return slices.ContainsFunc(n.subs, func(m *node) bool { return m.anchoredInside(false, false) })
+	}
+	return false
+}
+
+// canBeEmpty reports whether a node can match nothing, or a repeated part in it
+// can.
+func (n *node) canBeEmpty() bool {
+	if n.nullable() {
+		return true
+	}
+	found := false
+	n.walk(func(m *node) {
+		found = found || m.kind == nRepeat && m.subs[0].nullable()
+	})
+	return found
 }
 
 // pcreGroups: the engines differ in what a group holds after a loop whose body

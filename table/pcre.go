@@ -474,6 +474,12 @@ func (p *pcreParser) escape(at int) (*node, error) {
 		return p.set(s), nil
 	}
 	switch c {
+	case 'p', 'P':
+		s, err := p.property(at)
+		if err != nil {
+			return nil, err
+		}
+		return p.set(s), nil
 	case 'N':
 		p.i++
 		if p.has("{") {
@@ -669,7 +675,7 @@ func (p *pcreParser) char(at int) (byte, error) {
 
 // class reads a character class; p.i is behind the bracket.
 func (p *pcreParser) class(at int) (*node, error) {
-	var s set
+	var s, classes set // what is named by a class keeps its case
 	negated := false
 	if p.has("^") {
 		negated = true
@@ -693,7 +699,7 @@ func (p *pcreParser) class(at int) (*node, error) {
 			if ranged {
 				return nil, p.errorf(start, "a - after a class: write it first or last, or as \\-")
 			}
-			s.union(*class)
+			classes.union(*class)
 			continue
 		}
 		hi := lo
@@ -714,6 +720,7 @@ func (p *pcreParser) class(at int) (*node, error) {
 	if p.f.fold {
 		s = s.folded()
 	}
+	s.union(classes)
 	if negated {
 		s = s.negate()
 	}
@@ -768,6 +775,9 @@ func (p *pcreParser) member(at int) (byte, *set, error) {
 		return 0, &s, nil
 	}
 	switch {
+	case c == 'p' || c == 'P':
+		s, err := p.property(start)
+		return 0, &s, err
 	case c == 'b':
 		p.i++
 		return '\b', nil, nil

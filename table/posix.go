@@ -21,15 +21,16 @@ type posixParser struct {
 	lines    bool // REG_NEWLINE
 	groups   int
 	closed   map[int]bool
+	odd      []errAt // escapes that are hardly meant
 }
 
-func parsePOSIX(s string, extended, fold, lines bool) (*node, int, error) {
+func parsePOSIX(s string, extended, fold, lines bool) (n *node, groups int, odd []errAt, err error) {
 	p := &posixParser{s: s, extended: extended, fold: fold, lines: lines, closed: map[int]bool{}}
-	n, err := p.alternatives(0)
+	n, err = p.alternatives(0)
 	if err == nil && p.i < len(s) {
 		err = p.errorf(p.i, "unmatched closing parenthesis (a literal one is written \\))")
 	}
-	return n, p.groups, err
+	return n, p.groups, p.odd, err
 }
 
 func (p *posixParser) errorf(at int, format string, args ...any) error {
@@ -182,7 +183,15 @@ func (p *posixParser) escape(at int) (*node, error) {
 		}
 		return &node{kind: nBackref, n: n, fold: p.fold}, nil
 	case isAlnum(c):
-		return nil, p.errorf(at, "\\%c means nothing in a POSIX expression (\\d is [0-9], a tab is [[:blank:]]); a pcre table knows it", c)
+		// glibc compares in upper case without regard to case, but leaves what
+		// is escaped as it is: a small letter is then never met.
+		means := fmt.Sprintf("is %c itself", c)
+		n := p.lit(c)
+		if p.fold && 'a' <= c && c <= 'z' {
+			means, n = "matches nothing", &node{kind: nSet}
+		}
+		p.odd = append(p.odd, errAt{at: at, text: fmt.Sprintf("\\%c %s in a POSIX expression (\\d is written [0-9], a tab [[:blank:]]; a pcre table knows such escapes)", c, means)})
+		return n, nil
 	case !p.extended && strings.IndexByte("{}+?", c) >= 0:
 		return nil, p.refusef(at, "\\%c has nothing before it to repeat", c)
 	}

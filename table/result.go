@@ -69,9 +69,13 @@ func (p *parser) substitution(r *Rule, in *instr, at int) bool {
 	for _, x := range r.result {
 		used = max(used, x.group)
 	}
-	if err := in.re.needGroups(used); err != nil {
+	doubt, err := in.re.needGroups(used)
+	if err != nil {
 		p.faultf(at, "%v", err)
 		return false
+	}
+	if doubt != "" {
+		p.t.notes.Filef(p.t.name, p.l.line, p.l.column(at), "$ in the result may hold something else than in Postfix: %s", doubt)
 	}
 	return true
 }

@@ -80,6 +80,7 @@ type Table struct {
 	top      *block         // regexp and pcre
 	keys     map[string]int // texthash, folded
 	failures atomic.Uint64
+	notes    conf.Faults // what the administrator should know
 }
 
 // Kind returns the type of the table.
@@ -141,6 +142,23 @@ func Parse(kind Kind, name string, data []byte) (*Table, conf.Faults) {
 func ParseLenient(kind Kind, name string, data []byte) (t *Table, warnings, faults conf.Faults) {
 	lenient := kind == Regexp || kind == PCRE
 	t = parse(&parser{t: &Table{kind: kind, name: name}, fs: &faults, warnings: &warnings, lenient: lenient}, data)
+	return t, warnings, faults
+}
+
+// Read is Load, or LoadLenient, for the administrator: warnings are what he
+// should know of the table, taken or not, and where a table is refused that
+// Postfix reads, the faults say how to go on.
+func Read(kind Kind, path string, lenient bool) (t *Table, warnings, faults conf.Faults) {
+	if lenient {
+		t, warnings, faults = LoadLenient(kind, path)
+	} else if t, faults = Load(kind, path); t == nil && (kind == Regexp || kind == PCRE) {
+		if other, _, _ := LoadLenient(kind, path); other != nil {
+			faults.Filef(path, 0, 0, "Postfix reads this table and skips what is wrong in it; with lenient = true so does postern")
+		}
+	}
+	if t != nil {
+		warnings = append(warnings, t.notes...)
+	}
 	return t, warnings, faults
 }
 

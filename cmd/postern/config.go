@@ -32,7 +32,7 @@ func (c *cli) checkCommand() *cobra.Command {
 			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, c.config, "is good") })
 		},
 	}
-	cmd.Flags().BoolVar(&lenient, "lenient", false, "warn of bad rules in header tables that Postfix would pass over, as with headers.lenient = true")
+	cmd.Flags().BoolVar(&lenient, "lenient", false, "warn of bad rules in header tables that Postfix would skip, as with headers.lenient = true")
 	return cmd
 }
 

@@ -104,7 +104,7 @@ func (c *cli) headersTest() *cobra.Command {
 	f := cmd.Flags()
 	f.StringArrayVar(&tables, "table", nil, "a table instead of those of the configuration, as pcre:/path or regexp:/path; can be given again")
 	f.StringVar(&kind, "kind", "header", "what --table looks at: header, mime, nested or body")
-	f.BoolVar(&lenient, "lenient", false, "pass over bad rules as Postfix does")
+	f.BoolVar(&lenient, "lenient", false, "skip bad rules as Postfix does")
 	f.BoolVar(&message, "message", true, "show the message as it would leave")
 	f.StringArrayVar(&to, "to", nil, "a recipient, for rules of some domains; can be given again")
 	f.StringVar(&from, "from", "", "the envelope sender")
@@ -192,7 +192,7 @@ func (c *cli) headersQuery() *cobra.Command {
 	}
 	cmd.Flags().StringArrayVar(&tables, "table", nil, "a table instead of those of the configuration, as pcre:/path or regexp:/path; can be given again")
 	cmd.Flags().StringVar(&kind, "kind", "header", "tables of which kind: header, mime, nested or body")
-	cmd.Flags().BoolVar(&lenient, "lenient", false, "pass over bad rules as Postfix does")
+	cmd.Flags().BoolVar(&lenient, "lenient", false, "skip bad rules as Postfix does")
 	return cmd
 }
 
