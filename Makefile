@@ -7,6 +7,8 @@ DESTDIR =
 PREFIX  = /usr/local
 SYSCONFDIR = /etc
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# How often make flake runs the tests.
+N = 20
 # How long each fuzz test runs.
 FUZZTIME = 30s
 # How long the tests of one package may take.
@@ -45,6 +47,10 @@ test: deps vet race ## everything that must be green, real Postfix and real Redi
 .PHONY: race
 race: ## the tests, with the race detector and in random order
 	$(GO) test -race -shuffle=on -parallel 4 -timeout $(TIMEOUT) ./...
+
+.PHONY: flake
+flake: deps ## the tests N times (20) beside a load: a table of what fails now and then
+	@N=$(N) scripts/flake.sh
 
 .PHONY: vet
 vet: ## gofmt and go vet

@@ -58,7 +58,9 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*
 		if err != nil {
 			return nil, fmt.Errorf("headers: checks[%d]: %w", i, err) // load has taken it
 		}
-		c.files = append(c.files, &file{index: i, path: src.path, stamp: filestamp.Of(src.path), loaded: now})
+		f := &file{index: i, path: src.path, loaded: now}
+		f.track.Begin(src.path)
+		c.files = append(c.files, f)
 	}
 	c.rules.Store(rs)
 	return c, nil
@@ -80,7 +82,7 @@ func (c *Check) Inspect(req *policy.Request, to []policy.Address) policy.Inspect
 type file struct {
 	index   int // in Config.Checks
 	path    string
-	stamp   filestamp.Stamp
+	track   filestamp.Tracker
 	loaded  time.Time
 	fault   string
 	faultAt time.Time
@@ -105,14 +107,10 @@ func (c *Check) poll(now time.Time) {
 	defer c.mu.Unlock()
 	fresh := map[int]*set{}
 	for _, f := range c.files {
-		st := filestamp.Of(f.path)
-		if st.Same(f.stamp) {
+		if !f.track.Due(f.path, now) {
 			continue
 		}
-		if !st.Settled(now) {
-			continue
-		}
-		if s, _ := c.reread(f, now); s != nil {
+		if s, _ := c.reread(f, now, false); s != nil {
 			fresh[f.index] = s
 		}
 	}
@@ -127,7 +125,7 @@ func (c *Check) Reload() conf.Faults {
 	var faults conf.Faults
 	fresh := map[int]*set{}
 	for _, f := range c.files {
-		s, fs := c.reread(f, time.Now())
+		s, fs := c.reread(f, time.Now(), true)
 		faults = append(faults, fs...)
 		if s != nil {
 			fresh[f.index] = s
@@ -137,14 +135,16 @@ func (c *Check) Reload() conf.Faults {
 	return faults
 }
 
-// reread reads one table; nil: its last good rules stay.
-func (c *Check) reread(f *file, now time.Time) (*set, conf.Faults) {
-	f.stamp = filestamp.Of(f.path)
+// reread reads one table; nil: its last good rules stay. asked is set when the
+// administrator wants to know at once.
+func (c *Check) reread(f *file, now time.Time, asked bool) (*set, conf.Faults) {
+	f.track.Begin(f.path)
 	s, warnings, faults := loadSet(&c.cfg, f.index, "headers")
-	if len(faults) == 0 && !f.stamp.Same(filestamp.Of(f.path)) {
-		// It changed under our eyes: the next look reads all of it.
-		f.stamp = filestamp.Stamp{}
+	if len(faults) == 0 && f.track.Torn(f.path) {
 		return nil, conf.Faults{{File: f.path, Text: "changed while it was read"}}
+	}
+	if len(faults) > 0 && !f.track.Bad() && !asked {
+		return nil, faults // it may be half written
 	}
 	if len(faults) > 0 {
 		f.fault, f.faultAt = faults.Error(), now
@@ -152,6 +152,7 @@ func (c *Check) reread(f *file, now time.Time) (*set, conf.Faults) {
 		c.log.Error("a table was not taken, its last good rules stay in force", zap.String("table", f.path), zap.Error(faults))
 		return nil, faults
 	}
+	f.track.Good()
 	for _, w := range warnings {
 		c.log.Warn("a header rule is skipped", zap.String("fault", w.Error()))
 	}

@@ -30,8 +30,8 @@ type Live struct {
 // liveSource is a source and what is known of its file.
 type liveSource struct {
 	*source
-	content *content        // the last good one
-	stamp   filestamp.Stamp // of the file when it was last read
+	content *content // the last good one
+	track   filestamp.Tracker
 	loaded  time.Time
 	fault   string
 	faultAt time.Time
@@ -50,7 +50,7 @@ func NewLive(sources []string, opts Options, log *zap.Logger, metrics *Metrics) 
 		}
 		ls := &liveSource{source: s, loaded: now}
 		if s.file != "" {
-			ls.stamp = filestamp.Of(s.file)
+			ls.track.Begin(s.file)
 		}
 		var fs conf.Faults
 		ls.content, fs = s.read(&opts)
@@ -147,11 +147,7 @@ func (l *Live) poll(now time.Time) {
 		if s.file == "" {
 			continue
 		}
-		st := filestamp.Of(s.file)
-		if st.Same(s.stamp) || !st.Settled(now) {
-			continue
-		}
-		if l.reread(s, now) == nil {
+		if s.track.Due(s.file, now) && l.reread(s, now, false) == nil {
 			changed = true
 		}
 	}
@@ -161,14 +157,16 @@ func (l *Live) poll(now time.Time) {
 	l.publish(l.metrics)
 }
 
-// reread reads one file; on faults its last good entries stay.
-func (l *Live) reread(s *liveSource, now time.Time) conf.Faults {
-	s.stamp = filestamp.Of(s.file)
+// reread reads one file; on faults its last good entries stay. asked is set
+// when the administrator wants to know at once.
+func (l *Live) reread(s *liveSource, now time.Time, asked bool) conf.Faults {
+	s.track.Begin(s.file)
 	c, faults := s.read(l.opts)
-	if len(faults) == 0 && !s.stamp.Same(filestamp.Of(s.file)) {
-		// It changed under our eyes: the next look reads all of it.
-		s.stamp = filestamp.Stamp{}
+	if len(faults) == 0 && s.track.Torn(s.file) {
 		return conf.Faults{{File: s.file, Text: "changed while it was read"}}
+	}
+	if len(faults) > 0 && !s.track.Bad() && !asked {
+		return faults // it may be half written
 	}
 	if len(faults) > 0 {
 		s.fault, s.faultAt = faults.Error(), now
@@ -176,6 +174,7 @@ func (l *Live) reread(s *liveSource, now time.Time) conf.Faults {
 		l.log.Error("a list was not taken, its last good entries stay in force", zap.String("list", s.text), zap.Error(faults))
 		return faults
 	}
+	s.track.Good()
 	adopt(c.entries, s.content.entries)
 	was := len(s.content.entries)
 	s.content, s.loaded, s.fault, s.faultAt = c, now, "", time.Time{}
@@ -196,7 +195,7 @@ func (l *Live) Reload() conf.Faults {
 	var faults conf.Faults
 	for _, s := range l.sources {
 		if s.file != "" {
-			faults = append(faults, l.reread(s, now)...)
+			faults = append(faults, l.reread(s, now, true)...)
 		}
 	}
 	l.rebuild()

@@ -206,7 +206,7 @@ type source struct {
 	lenient         bool
 	warnings        conf.Faults  // of the last reading
 	table           *table.Table // the last good one
-	stamp           filestamp.Stamp
+	track           filestamp.Tracker
 	loaded          time.Time
 	fault           string
 	faultAt         time.Time
@@ -240,7 +240,8 @@ func newNamed(name, key string, cfg *TableConfig, faults *conf.Faults) *named {
 			indexed = true
 			faults.Keyf(key+".search", `it must be set for a texthash, since Postfix leaves the search to postern: "access" for check_*_access, "transport" for transport_maps, "virtual" for virtual_alias_maps and canonical_maps, "mailbox" for tables that list addresses, "domain" for lists of domains, "exact" for smtp_tls_policy_maps and all else`)
 		}
-		s.stamp, s.loaded, s.lenient = filestamp.Of(s.path), time.Now(), cfg.Lenient
+		s.loaded, s.lenient = time.Now(), cfg.Lenient
+		s.track.Begin(s.path)
 		var fs conf.Faults
 		s.table, fs = s.read()
 		*faults = append(*faults, fs...)
@@ -462,8 +463,8 @@ func (t *Tables) poll(now time.Time) {
 	defer t.mu.Unlock()
 	for _, n := range t.files {
 		for _, s := range n.sources {
-			if st := filestamp.Of(s.path); !st.Same(s.stamp) && st.Settled(now) {
-				_ = t.reread(n, s, now) // logged
+			if s.track.Due(s.path, now) {
+				_ = t.reread(n, s, now, false) // logged
 			}
 		}
 	}
@@ -478,20 +479,22 @@ func (t *Tables) Reload() conf.Faults {
 	now := time.Now()
 	for _, n := range t.files {
 		for _, s := range n.sources {
-			faults = append(faults, t.reread(n, s, now)...)
+			faults = append(faults, t.reread(n, s, now, true)...)
 		}
 	}
 	return faults
 }
 
-// reread reads one file; with faults the last good table stays. t.mu is held.
-func (t *Tables) reread(n *named, s *source, now time.Time) conf.Faults {
-	s.stamp = filestamp.Of(s.path)
+// reread reads one file; with faults the last good table stays. asked is set
+// when the administrator wants to know at once. t.mu is held.
+func (t *Tables) reread(n *named, s *source, now time.Time, asked bool) conf.Faults {
+	s.track.Begin(s.path)
 	fresh, faults := s.read()
-	if len(faults) == 0 && !s.stamp.Same(filestamp.Of(s.path)) {
-		// It changed under our eyes: the next look reads all of it.
-		s.stamp = filestamp.Stamp{}
+	if len(faults) == 0 && s.track.Torn(s.path) {
 		return conf.Faults{{Key: s.key, File: s.path, Text: "changed while it was read"}}
+	}
+	if len(faults) > 0 && !s.track.Bad() && !asked {
+		return faults // it may be half written
 	}
 	if len(faults) > 0 {
 		s.fault, s.faultAt = faults.Error(), now
@@ -500,6 +503,7 @@ func (t *Tables) reread(n *named, s *source, now time.Time) conf.Faults {
 			zap.String("map", n.name), zap.String("source", s.text), zap.Error(faults))
 		return faults
 	}
+	s.track.Good()
 	for _, w := range s.warnings {
 		t.log.Warn("in a table", zap.String("map", n.name), zap.Error(w))
 	}

@@ -196,7 +196,7 @@ func glob(pattern, s string) bool {
 // file is a list of the operator's.
 type file struct {
 	path  string
-	stamp filestamp.Stamp
+	track filestamp.Tracker
 	rules []rule
 }
 
@@ -215,16 +215,19 @@ func readFile(path string) ([]rule, conf.Faults) {
 func (j *Judge) poll(now time.Time) {
 	changed := false
 	for _, f := range j.files {
-		st := filestamp.Of(f.path)
-		if st.Same(f.stamp) || !st.Settled(now) {
+		if !f.track.Due(f.path, now) {
 			continue
 		}
-		f.stamp = st
+		f.track.Begin(f.path)
 		rules, faults := readFile(f.path)
+		if len(faults) == 0 && f.track.Torn(f.path) || len(faults) > 0 && !f.track.Bad() {
+			continue // it is being written, or may be half written
+		}
 		if err := faults.Err(); err != nil {
 			j.log.Error("a list of generic names was not taken, its last good entries stay in force", zap.String("file", f.path), zap.Error(err))
 			continue
 		}
+		f.track.Good()
 		j.log.Info("generic names reloaded", zap.String("file", f.path), zap.Int("entries", len(rules)), zap.Int("before", len(f.rules)))
 		f.rules, changed = rules, true
 	}

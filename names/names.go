@@ -69,7 +69,8 @@ func New(cfg Config, log *zap.Logger) (*Judge, error) {
 	j := &Judge{cfg: cfg, log: log.Named("names")}
 	var faults conf.Faults
 	for _, path := range cfg.Files {
-		f := &file{path: path, stamp: filestamp.Of(path)}
+		f := &file{path: path}
+		f.track.Begin(path)
 		var fs conf.Faults
 		f.rules, fs = readFile(path)
 		faults = append(faults, fs...)

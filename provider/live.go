@@ -45,7 +45,7 @@ type list struct {
 	mu        sync.Mutex // guards what follows; not held across I/O
 	doc       document   // what was learned from DNS; Serial 0: nothing yet
 	files     []Entry    // from files
-	stamps    []filestamp.Stamp
+	tracks    []filestamp.Tracker
 	fileFault string
 	faultAt   time.Time
 	next      time.Time // when the records are read again
@@ -93,15 +93,13 @@ func (l *list) load(now time.Time) conf.Faults {
 }
 
 func (l *list) readFiles() ([]Entry, conf.Faults) {
-	stamps := make([]filestamp.Stamp, len(l.cfg.Files))
-	for i, path := range l.cfg.Files {
-		stamps[i] = filestamp.Of(path)
-	}
-	entries, faults := readFiles(l.cfg.Files)
 	l.mu.Lock()
-	l.stamps = stamps
+	l.tracks = slices.Grow(l.tracks, len(l.cfg.Files))[:len(l.cfg.Files)]
+	for i, path := range l.cfg.Files {
+		l.tracks[i].Begin(path)
+	}
 	l.mu.Unlock()
-	return entries, faults
+	return readFiles(l.cfg.Files)
 }
 
 func (l *list) loadState(now time.Time) {
@@ -269,24 +267,19 @@ const startSpread = 30 * time.Second
 // poll looks at the files and reads them again when they have changed.
 func (l *list) poll(ctx context.Context, now time.Time) {
 	l.mu.Lock()
-	stamps := slices.Clone(l.stamps)
-	l.mu.Unlock()
-	changed := false
+	due := false
 	for i, path := range l.cfg.Files {
-		if st := filestamp.Of(path); !st.Same(stamps[i]) {
-			if !st.Settled(now) {
-				return
-			}
-			changed = true
-		}
+		due = due || l.tracks[i].Due(path, now)
 	}
-	if changed {
-		_ = l.reload(ctx) // it logs and counts
+	l.mu.Unlock()
+	if due {
+		_ = l.reload(ctx, false) // it logs and counts
 	}
 }
 
-// reload reads the files. With any fault, the last good ones stay.
-func (l *list) reload(ctx context.Context) error {
+// reload reads the files. With any fault, the last good ones stay. asked is set
+// when the administrator wants to know at once.
+func (l *list) reload(ctx context.Context, asked bool) error {
 	if err := l.take(ctx); err != nil {
 		return err
 	}
@@ -302,6 +295,18 @@ func (l *list) reload(ctx context.Context) error {
 		why = strings.Join(l.guard.absolute(prefixesOf(entries), l.cfg.AllowReserved), "; ")
 	}
 	l.mu.Lock()
+	tell := asked
+	for i := range l.tracks {
+		if why == "" {
+			l.tracks[i].Good()
+		} else if l.tracks[i].Bad() {
+			tell = true
+		}
+	}
+	if why != "" && !tell {
+		l.mu.Unlock()
+		return errors.New(why) // a file may be half written
+	}
 	l.fileFault, l.faultAt = why, time.Now()
 	was := len(l.files)
 	if why == "" {

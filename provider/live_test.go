@@ -528,6 +528,10 @@ func TestFiles(t *testing.T) {
 		write(bad)
 		loud(logs)
 		l.poll(t.Context(), later)
+		if loud(logs) != "" {
+			t.Errorf("%q is told before it can have been written whole", bad)
+		}
+		l.poll(t.Context(), later)
 		if got := listed(t, s); got != "192.0.2.0/24 198.51.100.0/24 2001:db8::/32" {
 			t.Errorf("after %q: %s", bad, got)
 		}
@@ -572,6 +576,7 @@ func TestFiles(t *testing.T) {
 	}
 	l = s.lists[0]
 	write("# nothing\n")
+	l.poll(t.Context(), later)
 	l.poll(t.Context(), later)
 	if got := listed(t, s); got != "198.51.100.9/32" || s.Status()[0].FileFault != "it is empty" {
 		t.Errorf("emptied: %s", got)

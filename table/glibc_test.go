@@ -47,7 +47,7 @@ static void answer(char *line) {
 	char *flags = strtok(line, " "), *p = unhex(strtok(NULL, " ") + 1);
 	regex_t re;
 	int cflags = (strchr(flags, 'x') ? REG_EXTENDED : 0) | (strchr(flags, 'i') ? REG_ICASE : 0) | (strchr(flags, 'm') ? REG_NEWLINE : 0);
-	struct itimerval some = {{0, 0}, {0, 300000}}, none = {{0, 0}, {0, 0}};
+	struct itimerval some = {{0, 0}, {0, 50000}}, none = {{0, 0}, {0, 0}};
 	setitimer(ITIMER_VIRTUAL, &some, NULL);
 	int bad = regcomp(&re, p, cflags);
 	setitimer(ITIMER_VIRTUAL, &none, NULL);

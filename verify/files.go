@@ -27,7 +27,7 @@ type file struct {
 	kind    string // "list" or a Postfix table's
 	path    string
 	content atomic.Pointer[content]
-	stamp   filestamp.Stamp // used by one goroutine
+	track   filestamp.Tracker // used by one goroutine
 	fault   atomic.Pointer[string]
 }
 
@@ -58,7 +58,7 @@ func parseFile(text string) (*file, error) {
 
 // load reads the file; on faults the last good content stays.
 func (f *file) load() conf.Faults {
-	f.stamp = filestamp.Of(f.path)
+	f.track.Begin(f.path)
 	var fs conf.Faults
 	c := &content{}
 	if f.kind == listKind {
@@ -79,6 +79,7 @@ func (f *file) load() conf.Faults {
 		f.fault.Store(&text)
 		return fs
 	}
+	f.track.Good()
 	f.fault.Store(nil)
 	f.content.Store(c)
 	return nil
@@ -86,11 +87,15 @@ func (f *file) load() conf.Faults {
 
 // poll reads the file again if it has changed.
 func (f *file) poll(now time.Time, log *zap.Logger) {
-	st := filestamp.Of(f.path)
-	if st.Same(f.stamp) || !st.Settled(now) {
+	if !f.track.Due(f.path, now) {
 		return
 	}
+	before := f.fault.Load()
 	if fs := f.load(); fs != nil {
+		if !f.track.Bad() {
+			f.fault.Store(before) // it may be half written
+			return
+		}
 		log.Error("a file was not taken, its last good content stays in force", zap.String("file", f.text), zap.Error(fs))
 		return
 	}

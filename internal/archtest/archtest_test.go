@@ -110,12 +110,13 @@ var allowed = map[string]rule{
 	// Peers for tests; nothing that is shipped imports them.
 	"internal/dnstest":     {testing: true, outside: dns},
 	"internal/policytest":  {testing: true},
-	"internal/redistest":   {testing: true},
+	"internal/proctest":    {testing: true},
+	"internal/redistest":   {testing: true, module: "internal/proctest"},
 	"internal/smtptest":    {testing: true, module: "internal/certtest"},
 	"internal/certtest":    {testing: true},
 	"internal/netns":       {testing: true},
 	"internal/postfixtest": {testing: true},
-	"internal/ldaptest":    {testing: true, module: "internal/certtest"},
+	"internal/ldaptest":    {testing: true, module: "internal/certtest internal/proctest"},
 	"store/storetest":      {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
 
 	// Tests only.

@@ -43,6 +43,50 @@ func (s Stamp) Settled(now time.Time) bool {
 	return s.missing || age < 0 || age >= Settle
 }
 
+// Tracker decides when a file is read again, and when what is wrong with it is
+// told. A file that is being written in place is no fault: one whose new content
+// is bad is in doubt first, and read once more at the next look. Only if it is
+// bad then too, somebody is told. The zero Tracker has read nothing. It is used
+// by one goroutine at a time.
+type Tracker struct {
+	read  Stamp
+	doubt bool // the last reading was bad, and nobody was told
+}
+
+// Begin notes that the file at path is about to be read.
+func (t *Tracker) Begin(path string) { t.read = Of(path) }
+
+// Due reports whether the file is to be read, seen at time now: it has changed
+// and been left alone since, or it is in doubt.
+func (t *Tracker) Due(path string, now time.Time) bool {
+	st := Of(path)
+	if st.Same(t.read) {
+		return t.doubt
+	}
+	return st.Settled(now)
+}
+
+// Torn reports whether the file has changed since Begin: what was read may be of
+// two versions, and the next look reads all of it.
+func (t *Tracker) Torn(path string) bool {
+	if Of(path).Same(t.read) {
+		return false
+	}
+	t.read = Stamp{}
+	return true
+}
+
+// Good notes that what was read is in force.
+func (t *Tracker) Good() { t.doubt = false }
+
+// Bad notes that what was read is of no use. It reports whether that is to be
+// told: not the first time, since the file may be half written.
+func (t *Tracker) Bad() (tell bool) {
+	tell = t.doubt
+	t.doubt = !tell
+	return tell
+}
+
 // Watcher calls a function now and then, in a goroutine of its own. The zero
 // Watcher is ready. Its methods are safe for concurrent use.
 type Watcher struct {

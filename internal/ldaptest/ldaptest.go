@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"postern/internal/certtest"
+	"postern/internal/proctest"
 )
 
 // What every server has.
@@ -152,17 +153,10 @@ func (s *Server) Stop() {
 func (s *Server) Restart() { s.run() }
 
 // Hang stops the process without closing anything, until Continue.
-func (s *Server) Hang() { s.signal(syscall.SIGSTOP) }
+func (s *Server) Hang() { s.t.Helper(); proctest.Freeze(s.t, s.cmd.Process.Pid) }
 
 // Continue undoes Hang.
-func (s *Server) Continue() { s.signal(syscall.SIGCONT) }
-
-func (s *Server) signal(sig syscall.Signal) {
-	s.t.Helper()
-	if err := s.cmd.Process.Signal(sig); err != nil {
-		s.t.Fatal(err)
-	}
-}
+func (s *Server) Continue() { s.t.Helper(); proctest.Thaw(s.t, s.cmd.Process.Pid) }
 
 // Person writes one entry with its addresses; the first is mail, all are
 // proxyAddresses as Active Directory has them.

@@ -9,9 +9,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"postern/internal/proctest"
 )
 
 // Server is one redis-server on loopback. Its methods are for one goroutine.
@@ -88,19 +89,12 @@ func (s *Server) answers() bool {
 	return err == nil && (strings.HasPrefix(line, "+PONG") || strings.HasPrefix(line, "-NOAUTH"))
 }
 
-func (s *Server) signal(sig syscall.Signal) {
-	s.t.Helper()
-	if err := s.cmd.Process.Signal(sig); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
 // Hang stops the process without closing anything: it takes requests and
 // answers none.
-func (s *Server) Hang() { s.t.Helper(); s.signal(syscall.SIGSTOP) }
+func (s *Server) Hang() { s.t.Helper(); proctest.Freeze(s.t, s.cmd.Process.Pid) }
 
 // Continue ends Hang.
-func (s *Server) Continue() { s.t.Helper(); s.signal(syscall.SIGCONT) }
+func (s *Server) Continue() { s.t.Helper(); proctest.Thaw(s.t, s.cmd.Process.Pid) }
 
 // Stop ends the server: connections are refused.
 func (s *Server) Stop() {
