@@ -300,7 +300,7 @@ func TestTablesAreReadAgain(t *testing.T) {
 		rules := "# HELP postern_lookup_table_rules Rules of the table in force.\n# TYPE postern_lookup_table_rules gauge\n"
 		look := func(key, want string) {
 			t.Helper()
-			time.Sleep(3 * time.Second)
+			time.Sleep(5 * time.Second)
 			if got := answers(t, tables, "tls", key); got != want {
 				t.Errorf("%q: %q, want %q", key, got, want)
 			}
