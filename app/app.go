@@ -51,6 +51,11 @@ type Options struct {
 	Load func() (*config.Config, error)
 	// Inherited are the sockets that systemd handed over; nil: none.
 	Inherited *listen.Inherited
+	// Keep gives files to the service manager under a name, which hands them to
+	// the next process as Inherited.Kept; Forget has it close them. nil: there
+	// is none that does.
+	Keep   func(name string, files []*os.File) error
+	Forget func(name string) error
 	// Reloaded is called with each configuration that has come into force by
 	// a reload; nil: nobody wants to know.
 	Reloaded func(*config.Config)
@@ -102,10 +107,11 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	roomMetrics(st, a.registry)
 	a.current.Store(g)
 	a.state.Store(&admin.ConfigStatus{Path: cfg.Path, Loaded: a.started})
-	a.door = policyd.New(cfg.Policy, a, o.Log, a.registry)
+	a.door = policyd.New(cfg.Policy, a, a.keeper(policyConnections), o.Log, a.registry)
 	a.door.Join(a.parts.dialogs)
 	a.milter = milter.New(cfg.Milter, milter.Options{
-		Handler: a, Hostname: cfg.Hostname, Dialogs: a.parts.dialogs, Early: a.early, Known: a.known, Log: o.Log, Metrics: a.registry,
+		Handler: a, Hostname: cfg.Hostname, Dialogs: a.parts.dialogs, Early: a.early, Known: a.known, Keep: a.keeper(milterSessions),
+		Log: o.Log, Metrics: a.registry,
 	})
 	a.lookup = lookup.New(cfg.Lookup, o.Log, a.registry)
 	return a, nil
@@ -147,9 +153,11 @@ func (a *App) Start() (err error) {
 	if err := a.milter.Configure(g.cfg.Milter, a.o.Inherited); err != nil {
 		return err
 	}
+	a.resumeSessions()
 	if err := a.door.Configure(g.cfg.Policy, a.o.Inherited); err != nil {
 		return err
 	}
+	a.resumePolicy()
 	for _, s := range a.o.Inherited.Unused() {
 		a.log.Warn("a socket from systemd is for no address of the configuration", zap.String("socket", s))
 	}

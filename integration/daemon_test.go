@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,7 +49,9 @@ type daemon struct {
 	t      *testing.T
 	dir    string
 	config string
-	extra  []*os.File // sockets to inherit
+	extra  []*os.File        // sockets to inherit
+	kept   func() []*os.File // files that it has given to systemd; nil: none
+	env    []string
 	cmd    *exec.Cmd
 	done   chan error
 	log    *logBuffer
@@ -128,8 +131,15 @@ func (d *daemon) start() {
 	// LISTEN_PID must be the daemon's own: the shell knows it and goes.
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, path, "-c", d.config, "serve")
 	cmd.Stdout, cmd.Stderr = d.log, d.log
-	cmd.Env = append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(d.extra)), "LISTEN_FDNAMES="+strings.TrimSuffix(strings.Repeat("policy:", len(d.extra)), ":"))
-	cmd.ExtraFiles = d.extra
+	files, names := slices.Clone(d.extra), strings.Repeat("policy:", len(d.extra))
+	if d.kept != nil {
+		for _, f := range d.kept() {
+			files, names = append(files, f), names+f.Name()+":"
+			defer f.Close() //nolint:errcheck // the daemon has it
+		}
+	}
+	cmd.Env = append(append(os.Environ(), d.env...), fmt.Sprintf("LISTEN_FDS=%d", len(files)), "LISTEN_FDNAMES="+strings.TrimSuffix(names, ":"))
+	cmd.ExtraFiles = files
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}

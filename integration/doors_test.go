@@ -1,14 +1,17 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/textproto"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -176,4 +179,224 @@ func (s text) expect(say string, code int) error {
 		return fmt.Errorf("%.40q: %d %s: %w", say, got, words, err)
 	}
 	return nil
+}
+
+// systemd is as much of it as a restart needs: it keeps files that the daemon
+// gives it (sd_notify(3): FDSTORE, FDSTOREREMOVE, BARRIER).
+type systemd struct {
+	socket string
+	mu     sync.Mutex
+	kept   []*os.File // each named as it was given
+	errs   []error
+}
+
+// underSystemd has the daemon's files kept over its restarts.
+func (d *daemon) underSystemd() *systemd {
+	d.t.Helper()
+	s := &systemd{socket: filepath.Join(d.dir, "notify")}
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.socket, Net: "unixgram"})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = l.Close() }) // the end
+	go s.serve(l)
+	d.env = append(d.env, "NOTIFY_SOCKET="+s.socket, "FDSTORE=1000")
+	d.kept = s.copies
+	return s
+}
+
+// copies returns copies of the files for a process that starts.
+func (s *systemd) copies() []*os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*os.File
+	for _, f := range s.kept {
+		fd, err := syscall.Dup(int(f.Fd()))
+		if err != nil {
+			s.errs = append(s.errs, err)
+			continue
+		}
+		syscall.CloseOnExec(fd)
+		out = append(out, os.NewFile(uintptr(fd), f.Name()))
+	}
+	return out
+}
+
+// holds returns how many files are kept under a name, or under any if it is
+// empty.
+func (s *systemd) holds(name string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.kept {
+		if name == "" || f.Name() == name {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *systemd) serve(l *net.UnixConn) {
+	text, oob := make([]byte, 4096), make([]byte, 4096)
+	for {
+		n, m, _, _, err := l.ReadMsgUnix(text, oob)
+		if err != nil {
+			return
+		}
+		var files []*os.File
+		messages, err := syscall.ParseSocketControlMessage(oob[:m])
+		for _, message := range messages {
+			fds, bad := syscall.ParseUnixRights(&message)
+			err = errors.Join(err, bad)
+			for _, fd := range fds {
+				syscall.CloseOnExec(fd)
+				files = append(files, os.NewFile(uintptr(fd), field(string(text[:n]), "FDNAME")))
+			}
+		}
+		s.take(string(text[:n]), files, err)
+	}
+}
+
+func (s *systemd) take(state string, files []*os.File, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.errs = append(s.errs, err)
+	}
+	switch {
+	case field(state, "FDSTORE") == "1":
+		s.kept = append(s.kept, files...)
+	case field(state, "FDSTOREREMOVE") == "1":
+		s.kept = slices.DeleteFunc(s.kept, func(f *os.File) bool {
+			gone := f.Name() == field(state, "FDNAME")
+			if gone {
+				_ = f.Close() // the daemon has a copy
+			}
+			return gone
+		})
+	default: // READY and the like; a barrier's file is closed
+		for _, f := range files {
+			_ = f.Close() // so it is told
+		}
+	}
+}
+
+func field(state, name string) string {
+	for line := range strings.Lines(state) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// SMTP sessions that stay open over a restart keep their milter: between
+// messages nobody notices, and a message under way is deferred, once.
+func TestSessionsGoOnOverARestart(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			d := newDaemon(t, `
+hostname = "mx.example.com"
+[milter]
+listen = ["unix:{dir}/milter.sock", "tcp:127.0.0.1:{port}"]
+drain = "1s"
+[[headers.checks]]
+table = "regexp:{dir}/header_checks"
+[chains.inbound]
+checks = ["access"]
+`)
+			d.put("header_checks", "/^Subject:/ PREPEND X-Seen: yes\n")
+			d.hold("policy.sock", "milter.sock")
+			port := d.holdTCP()
+			d.configure(strings.ReplaceAll(readFile(t, d.config), "{port}", port))
+			s := d.underSystemd()
+			d.start()
+			address := "unix:" + d.dir + "/milter.sock"
+			if network == "tcp" {
+				address = "inet:127.0.0.1:" + port
+			}
+			p := startPostfix(t, false, "smtpd_milters = "+address, "milter_default_action = accept",
+				"smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service unix:"+d.socket())
+			sent := 0
+			ok := func(s *session) {
+				t.Helper()
+				_, reply := s.mail("a@example.org", "box@example.com")
+				matches(t, "a message", reply, "^250 ")
+				sent++
+			}
+			greeted := p.dial("", "")
+			used := p.dial("192.0.2.7", "mail.example.org")
+			ok(used)
+			middle := p.dial("", "")
+			middle.cmd(250, "MAIL FROM:<a@example.org>")
+			middle.cmd(250, "RCPT TO:<box@example.com>")
+			atData := p.dial("", "")
+			atData.cmd(250, "MAIL FROM:<a@example.org>")
+			atData.cmd(250, "RCPT TO:<box@example.com>")
+			atData.cmd(354, "DATA")
+			for range 3 {
+				d.stop()
+				if n := s.holds("milter-sessions"); n != 5 {
+					t.Errorf("%d files are kept, want those of four sessions and one", n)
+				}
+				if n := s.holds("policy-connections"); n == 0 {
+					t.Error("no connection of the policy door is kept")
+				}
+				d.start()
+				d.eventually("nothing is kept any more", func() bool { return s.holds("") == 0 })
+				ok(greeted)
+				ok(used)
+			}
+			// Nothing can be said any more of messages that were under way.
+			matches(t, "a message under way", atData.say("Subject: test\r\n\r\nhello\r\n."), `^451 4\.7\.1 `)
+			middle.cmd(354, "DATA")
+			matches(t, "a message under way", middle.say("Subject: test\r\n\r\nhello\r\n."), `^451 4\.7\.1 `)
+			ok(middle)
+			ok(atData)
+			// A session that has ended meanwhile is no harm.
+			d.stop()
+			greeted.cmd(221, "QUIT")
+			d.start()
+			ok(used)
+			ok(p.dial("", ""))
+			for _, m := range p.messages(sent) {
+				if strings.Count(m, "\nX-Seen: yes\n") != 1 {
+					t.Fatalf("a message that the rules have not seen:\n%s", m)
+				}
+			}
+			if len(s.errs) > 0 {
+				t.Error(s.errs)
+			}
+		})
+	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// holdTCP is hold for a port of loopback, which it returns.
+func (d *daemon) holdTCP() (port string) {
+	d.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = f.Close(); _ = l.Close() }) // the end
+	d.extra = append(d.extra, f)
+	_, port, err = net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return port
 }

@@ -578,7 +578,7 @@ func TestMilterJoinedWithPolicy(t *testing.T) {
 		if req.Recipient.Local == "held" {
 			d.Verdict.Action, d.Verdict.Reason = policy.Hold, "odd"
 		}
-	}), zap.NewNop(), prometheus.NewRegistry())
+	}), nil, zap.NewNop(), prometheus.NewRegistry())
 	door.Join(table)
 	cfg := policyd.DefaultConfig()
 	cfg.Listen = cfg.Listen[:1]

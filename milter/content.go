@@ -13,7 +13,7 @@ import (
 // look begins to look at the content of the message, once.
 func (s *session) look(m gomilter.Modifier) {
 	msg := &s.msg
-	if msg.looking || msg.over || msg.failed || s.steps&gomilter.OptNoHeaders != 0 {
+	if msg.looking || msg.over || msg.failed || msg.lost || s.steps&gomilter.OptNoHeaders != 0 {
 		return
 	}
 	msg.looking = true
@@ -91,6 +91,8 @@ func (s *session) EndOfMessage(m gomilter.Modifier) (resp *gomilter.Response, _ 
 		return resp, nil
 	}
 	switch {
+	case msg.lost:
+		return done(policy.Defer, gomilter.RespTempFail)
 	case msg.failed && cfg.OnPanic == policy.ErrorDefer:
 		return done(policy.Defer, gomilter.RespTempFail)
 	case msg.full:

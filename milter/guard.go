@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	gomilter "github.com/d--j/go-milter"
 
 	"postern/internal/door"
 	"postern/internal/quickack"
@@ -139,6 +142,16 @@ type conn struct {
 
 	phase   door.Phase
 	message atomic.Bool // a message is under way
+
+	// For a session that goes on in the next process, or comes from another.
+	said          saying
+	givenUp       func(*conn) error // notes it; nil: it does not go on
+	giveUp        atomic.Bool
+	giveUpMessage atomic.Bool // even with a message under way
+	past          []byte      // what is told first, as if the MTA said it
+	telling       bool        // that is being done: nothing is answered
+	lost          bool        // a message was under way in that past
+	hasTold       func()      // called when that is over
 }
 
 func newConn(c net.Conn, d *door.Conn, ended func(*conn)) *conn {
@@ -189,7 +202,7 @@ func (c *conn) fill() error {
 			if n == 0 || err != nil {
 				break // what is right goes first
 			}
-			c.note(c.buf[c.ok+prefixLength])
+			c.note(c.buf[c.ok : c.ok+n])
 			c.ok += n
 			if c.last == codeMail || c.last == codeEOM || c.last == codeAbort {
 				break // what follows is noted when its turn comes
@@ -200,6 +213,19 @@ func (c *conn) fill() error {
 				c.enter(door.Answering)
 			}
 			return nil
+		}
+		if c.telling = len(c.past) > 0; c.telling {
+			c.buf, c.past = c.past, nil
+			c.next, c.ok, c.in = 0, 0, len(c.buf)
+			continue
+		}
+		if c.lost {
+			c.lost = false
+			c.setMessage(true)
+		}
+		if c.hasTold != nil {
+			c.hasTold()
+			c.hasTold = nil
 		}
 		c.makeRoom()
 		switch {
@@ -216,8 +242,19 @@ func (c *conn) fill() error {
 		n, err := c.Conn.Read(c.buf[c.in:])
 		c.in += n
 		c.due = c.due || n > 0
-		if n == 0 && err != nil {
+		switch {
+		case n > 0 || err == nil:
+		case !c.giveUp.Load() || !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
+		case c.in == 0 && (!c.message.Load() || c.giveUpMessage.Load()):
+			if err := c.givenUp(c); err != nil {
+				return err
+			}
+			return door.ErrGivenUp
+		default: // not now
+			if err := c.door.Resume(); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -279,10 +316,13 @@ func (c *conn) makeRoom() {
 	c.next, c.ok, c.in = 0, 0, len(b)
 }
 
-// note keeps track of whether a message is under way.
-func (c *conn) note(code byte) {
-	c.last = code
-	switch code {
+// note keeps track of what has been said, and of whether a message is under way.
+func (c *conn) note(packet []byte) {
+	if c.givenUp != nil {
+		c.said.note(packet)
+	}
+	c.last = packet[prefixLength]
+	switch c.last {
 	case codeMail:
 		c.setMessage(true)
 	case codeAbort, codeQuit, codeQuitNew:
@@ -321,6 +361,14 @@ func (c *conn) Write(p []byte) (int, error) {
 }
 
 func (c *conn) flush() error {
+	if out := c.out; c.givenUp != nil && len(out) >= prefixLength+13 && out[prefixLength] == codeOptions {
+		word := func(i int) uint32 { return binary.BigEndian.Uint32(out[prefixLength+1+4*i:]) }
+		c.said.agreed = agreement{word(0), gomilter.OptAction(word(1)), gomilter.OptProtocol(word(2))}
+	}
+	if c.telling {
+		c.out = c.out[:0] // the MTA has had its answers
+		return nil
+	}
 	before := c.phase
 	c.enter(door.Writing)
 	_, err := c.Conn.Write(c.out)

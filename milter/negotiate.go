@@ -28,6 +28,9 @@ func (d *entrance) library() *gomilter.Server {
 			if theirs < 2 {
 				return 0, 0, 0, 0, fmt.Errorf("protocol version %d", theirs)
 			}
+			if a := d.agreed; a != (agreement{}) {
+				return a.Version, a.Actions, a.Steps, gomilter.DataSize64K, nil
+			}
 			cfg := d.cfg.Load()
 			wantActions, wantSteps := wanted(cfg, d.o.Handler.Wants(d.chain(cfg)), d.o.Dialogs != nil)
 			// What an older version does not offer is done without.

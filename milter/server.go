@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,10 @@ type Options struct {
 	// Known reports whether a client is known good and need not wait for its
 	// greeting; nil: none is. ctx ends soon.
 	Known func(ctx context.Context, c policy.Client) bool
+	// Keep is given, when the door stops, what the next process needs to go on
+	// with the open sessions (Resume); it keeps copies. nil: sessions end with
+	// the process.
+	Keep func([]*os.File) error
 
 	Log     *zap.Logger
 	Metrics prometheus.Registerer
@@ -97,8 +102,11 @@ type Server struct {
 
 	door      *door.Door
 	mu        sync.Mutex
-	entrances map[string]*entrance // by address
-	wg        sync.WaitGroup       // libraries and early look-ups
+	entrances map[entranceKey]*entrance
+	conns     map[*door.Conn]*conn      // where sessions are kept
+	keeping   []keptSession             // given up
+	resuming  map[net.Conn]*keptSession // not begun yet
+	wg        sync.WaitGroup            // libraries and early look-ups
 }
 
 // Early look-ups: how many at once, and for how long.
@@ -111,10 +119,15 @@ const (
 func New(cfg Config, o Options) *Server {
 	log := o.Log.Named("milter")
 	s := &Server{
-		o: o, log: log, metrics: newMetrics(o.Metrics), entrances: make(map[string]*entrance),
+		o: o, log: log, metrics: newMetrics(o.Metrics), entrances: make(map[entranceKey]*entrance),
+		conns: make(map[*door.Conn]*conn), resuming: make(map[net.Conn]*keptSession),
 		early: make(chan struct{}, maxEarly), started: strconv.FormatInt(time.Now().UnixNano(), 36),
 	}
-	s.door = door.New(door.Options{Name: "milter", Section: "milter", Serve: s.serve, Settled: settled}, log, o.Metrics)
+	kind := door.Options{Name: "milter", Section: "milter", Serve: s.serve, Settled: settled}
+	if o.Keep != nil {
+		kind.Release = s.release
+	}
+	s.door = door.New(kind, log, o.Metrics)
 	s.cfg.Store(&cfg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	warnTo.Store(s.log)
@@ -151,24 +164,33 @@ func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
 // Addresses returns where the door listens.
 func (s *Server) Addresses() []net.Addr { return s.door.Addresses() }
 
+// entranceKey tells entrances apart: by the address, and by what was agreed on
+// in an earlier process, where sessions go on.
+type entranceKey struct {
+	address string
+	agreed  agreement
+}
+
 // entrance is one address. The library accepts from it the guarded connections
 // that the door has let in.
 type entrance struct {
 	*Server
 	address *listen.Address
+	agreed  agreement // zero: sessions begin here
 	feed    chan *conn
 	lib     *gomilter.Server
 }
 
-// entranceOf returns the one of an address, made when it is first needed.
-func (s *Server) entranceOf(a *listen.Address) *entrance {
+// entranceOf returns an entrance, made when it is first needed.
+func (s *Server) entranceOf(a *listen.Address, agreed agreement) *entrance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entrances[a.String()]
+	key := entranceKey{a.String(), agreed}
+	e := s.entrances[key]
 	if e == nil {
-		e = &entrance{Server: s, address: a, feed: make(chan *conn)}
+		e = &entrance{Server: s, address: a, agreed: agreed, feed: make(chan *conn)}
 		e.lib = e.library()
-		s.entrances[a.String()] = e
+		s.entrances[key] = e
 		s.wg.Go(func() { _ = e.lib.Serve(e) }) // it ends when the feed does
 	}
 	return e
@@ -206,8 +228,28 @@ func (e *entrance) chain(cfg *Config) string {
 func (s *Server) serve(dc *door.Conn) {
 	ended := make(chan struct{})
 	c := newConn(dc.Conn, dc, func(*conn) { close(ended) })
-	s.entranceOf(dc.Address).feed <- c
+	var agreed agreement
+	if s.o.Keep != nil {
+		c.givenUp = s.givenUp
+	}
+	s.mu.Lock()
+	if k := s.resuming[dc.Conn]; k != nil {
+		delete(s.resuming, dc.Conn)
+		if len(k.Said) > 0 {
+			agreed, c.past, c.lost, c.phase = k.Agreed, k.past(), k.Message, door.Waiting
+		}
+		c.hasTold = k.told
+		defer k.told()
+	}
+	if s.o.Keep != nil {
+		s.conns[dc] = c
+	}
+	s.mu.Unlock()
+	s.entranceOf(dc.Address, agreed).feed <- c
 	<-ended
+	s.mu.Lock()
+	delete(s.conns, dc)
+	s.mu.Unlock()
 	s.ended(c)
 }
 
@@ -216,6 +258,8 @@ func (s *Server) serve(dc *door.Conn) {
 func (s *Server) ended(c *conn) {
 	bad, err := &s.metrics.bad, c.err
 	switch {
+	case errors.Is(err, door.ErrGivenUp):
+		return
 	case c.door.Stopped():
 		if c.message.Load() {
 			s.cut.Add(1)
@@ -243,16 +287,21 @@ func (s *Server) ended(c *conn) {
 // way, before Stop closes it: most are about to end by themselves.
 const settled = time.Second
 
-// Stop closes the listeners and lets messages under way finish. A session is
-// closed once it has been quiet for a second; when Drain is over, or ctx, all
-// are. Postfix goes by its milter_default_action for the rest of an SMTP
-// session whose milter session was closed. Stop may be called more than once.
+// Stop closes the listeners and lets messages under way finish. Sessions are
+// kept for the next process (Options.Keep): those without a message at once, the
+// others when Drain is over, or ctx; the message is deferred then. Where they
+// are not kept, a session is closed once it has been quiet for a second, and all
+// are in the end: Postfix goes by its milter_default_action for the rest of
+// such an SMTP session. Stop may be called more than once.
 func (s *Server) Stop(ctx context.Context) error {
 	bound, cancel := context.WithTimeout(ctx, s.cfg.Load().Drain.D())
 	defer cancel()
 	defer context.AfterFunc(bound, s.cancel)()
 	before := s.cut.Load()
 	_ = s.door.Stop(bound) // what matters of it is what was cut
+	if err := s.keep(); err != nil {
+		s.log.Error("sessions could not be kept", zap.Error(err))
+	}
 	s.cancel()
 	s.mu.Lock()
 	for _, e := range s.entrances {

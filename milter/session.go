@@ -32,6 +32,7 @@ type session struct {
 	mta    string // the MTA's name of its host, in the compared form
 	local  bool   // no SMTP: cleanup(8) plays the part of smtpd(8)
 	broken bool   // what is known is incomplete, by a fault of ours
+	told   bool   // what is heard was said to an earlier process, and is answered
 	joined *dialog.Session
 	// What the verdicts at connect, and at HELO after them, do to each message.
 	connected, greeted effects
@@ -46,6 +47,7 @@ type session struct {
 type message struct {
 	begun  bool
 	failed bool // by a fault of ours
+	lost   bool // an earlier process knew of it what this one does not
 	over   bool // discarded, or refused as a whole: what comes still is not looked at
 	probe  bool // the sender is exempt, and has not been judged
 	full   bool // it has more recipients than there may be
@@ -77,7 +79,7 @@ func (e *effects) clone() effects {
 }
 
 func newSession(d *entrance, version uint32, actions gomilter.OptAction, steps gomilter.OptProtocol) *session {
-	return &session{door: d, log: d.log, version: version, actions: actions, steps: steps}
+	return &session{door: d, log: d.log, version: version, actions: actions, steps: steps, told: d.agreed != (agreement{})}
 }
 
 var _ gomilter.Milter = (*session)(nil)
@@ -199,7 +201,9 @@ func (s *session) Connect(host, family string, port uint16, addr string, m gomil
 	if s.steps&gomilter.OptNoConnReply != 0 {
 		return gomilter.RespContinue, nil
 	}
-	s.pause(m)
+	if !s.told {
+		s.pause(m)
+	}
 	resp = s.judge(policy.StageConnect, &s.connected, m)
 	s.greeted = s.connected.clone()
 	return resp, nil
@@ -277,6 +281,9 @@ func (s *session) RcptTo(to, _ string, m gomilter.Modifier) (resp *gomilter.Resp
 		return gomilter.RespContinue, nil
 	}
 	replies := s.steps&gomilter.OptNoRcptReply == 0 && !s.local
+	if msg.lost && replies {
+		return gomilter.RespTempFail, nil
+	}
 	if len(msg.to) >= cfg.MaxRecipients || msg.bytes+len(to) > cfg.MaxEnvelope {
 		if !replies {
 			msg.full = true // said at the end
@@ -316,6 +323,9 @@ func (s *session) Data(m gomilter.Modifier) (resp *gomilter.Response, _ error) {
 	s.req.QueueID = m.Get(gomilter.MacroQueueId)
 	if s.local || s.msg.over || s.steps&gomilter.OptNoDataReply != 0 {
 		return gomilter.RespContinue, nil
+	}
+	if s.msg.lost {
+		return gomilter.RespTempFail, nil
 	}
 	if resp := s.judgeProbe(m); resp != gomilter.RespContinue {
 		return resp, nil
@@ -362,6 +372,8 @@ func (s *session) judge(stage policy.Stage, e *effects, m gomilter.Modifier) *go
 		return gomilter.RespContinue
 	}
 	s.req.Stage, s.req.Time = stage, time.Now()
+	// What was decided before is wanted again, and not to be counted again.
+	s.req.DryRun = s.told
 	s.req.Facts.Reset()
 	s.d.Reset()
 	stop := alive(m)
@@ -369,7 +381,9 @@ func (s *session) judge(stage policy.Stage, e *effects, m gomilter.Modifier) *go
 		defer stop()
 		d.o.Handler.Decide(d.ctx, &s.req, &s.d)
 	}()
-	d.metrics.replies[s.d.Verdict.Action].Inc()
+	if !s.told {
+		d.metrics.replies[s.d.Verdict.Action].Inc()
+	}
 	if s.d.Verdict.Action.Refuses() {
 		return s.refusal(&s.d)
 	}
@@ -418,8 +432,13 @@ func (s *session) refusal(d *policy.Decision) *gomilter.Response {
 	return resp
 }
 
-// Unknown implements gomilter.Milter. It is not asked for.
-func (s *session) Unknown(string, gomilter.Modifier) (*gomilter.Response, error) {
+// Unknown implements gomilter.Milter. The MTA is asked not to call it; it ends
+// the past of a session that goes on.
+func (s *session) Unknown(command string, _ gomilter.Modifier) (*gomilter.Response, error) {
+	if s.told {
+		s.told = false
+		s.msg.lost = command == pastToldLost
+	}
 	return gomilter.RespContinue, nil
 }
 

@@ -8,12 +8,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,7 +52,7 @@ func start(t testing.TB, h Handler, edit func(*Config)) (*Server, net.Addr) {
 	if edit != nil {
 		edit(&cfg)
 	}
-	s := New(cfg, h, zap.NewNop(), prometheus.NewRegistry())
+	s := New(cfg, h, nil, zap.NewNop(), prometheus.NewRegistry())
 	if err := s.Configure(cfg, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -295,7 +297,7 @@ func TestHeadersAreLeftToTheMilter(t *testing.T) {
 		d.Headers = append(d.Headers, policy.Header{Name: "X-Greylist", Value: "delayed"})
 	})
 	table := dialog.New(10)
-	s := New(DefaultConfig(), h, zap.NewNop(), prometheus.NewRegistry())
+	s := New(DefaultConfig(), h, nil, zap.NewNop(), prometheus.NewRegistry())
 	s.Join(table)
 	cfg := DefaultConfig()
 	cfg.Listen = cfg.Listen[:1]
@@ -546,6 +548,104 @@ func TestStopIsBounded(t *testing.T) {
 	defer cancel()
 	if err := s.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Stop: %v", err)
+	}
+}
+
+// Connections go on in the next process: what was asked meanwhile is answered
+// there, on the same connection.
+func TestConnectionsAreKept(t *testing.T) {
+	var kept []*os.File
+	keep := func(files []*os.File) error {
+		for _, f := range files {
+			fd, err := syscall.Dup(int(f.Fd()))
+			if err != nil {
+				return err
+			}
+			kept = append(kept, os.NewFile(uintptr(fd), f.Name()))
+		}
+		return nil
+	}
+	asked := make(chan struct{})
+	answer := make(chan struct{})
+	slow := handlerFunc(func(_ context.Context, req *policy.Request, _ *policy.Decision) {
+		if req.Helo == "slow.example" {
+			close(asked)
+			<-answer
+		}
+	})
+	next := func(addresses []listen.Address) *Server {
+		cfg := DefaultConfig()
+		cfg.Listen = addresses
+		s := New(cfg, slow, keep, zap.NewNop(), prometheus.NewRegistry())
+		if err := s.Configure(cfg, nil); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	addresses := make([]listen.Address, 2)
+	for i, text := range []string{"unix:" + filepath.Join(t.TempDir(), "p.sock") + ",chain=one", "unix:" + filepath.Join(t.TempDir(), "q.sock")} {
+		if err := addresses[i].UnmarshalText([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := next(addresses)
+	at := func(i int) net.Addr { return &net.UnixAddr{Name: addresses[i].Path, Net: "unix"} }
+	dial := func(a net.Addr) net.Conn {
+		c, err := net.Dial(a.Network(), a.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		_ = c.SetDeadline(time.Now().Add(time.Minute)) // a hanging door fails the test
+		return c
+	}
+	idle, busy, half, leaves := policytest.Dial(t, at(0)), policytest.Dial(t, at(0)), dial(at(0)), dial(at(1))
+	idle.MustAsk(t, policytest.Sample())
+	done := make(chan string)
+	go func() { done <- busy.MustAsk(t, policytest.Sample().With("helo_name", "slow.example")) }()
+	<-asked
+	request := policytest.Sample().Bytes()
+	if _, err := half.Write(request[:100]); err != nil {
+		t.Fatal(err)
+	}
+	for s.Status().Connections != 4 {
+		runtime.Gosched()
+	}
+	stopped := make(chan error)
+	go func() { stopped <- s.Stop(t.Context()) }()
+	if _, err := half.Write(request[100:]); err != nil { // it is answered here or there
+		t.Fatal(err)
+	}
+	close(answer)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if got := <-done; got != "DUNNO" {
+		t.Errorf("a request under way: %q", got)
+	}
+	if len(kept) != 4 {
+		t.Errorf("%d connections are kept", len(kept))
+	}
+	asked, answer = make(chan struct{}), make(chan struct{})
+	s = next(addresses[:1])
+	defer s.Stop(context.Background()) //nolint:errcheck // the end
+	if n := s.Resume(kept); n != 3 {
+		t.Errorf("%d connections go on", n)
+	}
+	for _, c := range []*policytest.Client{idle, busy} {
+		if got := c.MustAsk(t, policytest.Sample()); got != "DUNNO" {
+			t.Errorf("%q", got)
+		}
+	}
+	b := make([]byte, 100)
+	if n, err := half.Read(b); err != nil || string(b[:n]) != "action=DUNNO\n\n" {
+		t.Errorf("the half request: %q, %v", b[:n], err)
+	}
+	if n, err := leaves.Read(b); err == nil {
+		t.Errorf("the address that is gone: %q", b[:n])
+	}
+	if st := s.Status(); st.Connections != 3 {
+		t.Errorf("%+v", st)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -46,11 +47,13 @@ type Server struct {
 	door *door.Door
 }
 
-// New returns a door that is not open yet.
-func New(cfg Config, h Handler, log *zap.Logger, reg prometheus.Registerer) *Server {
+// New returns a door that is not open yet. keep is given, when the door stops,
+// the connections that the next process goes on with (Resume); it keeps copies.
+// nil: connections end with the process.
+func New(cfg Config, h Handler, keep func([]*os.File) error, log *zap.Logger, reg prometheus.Registerer) *Server {
 	log = log.Named("policyd")
 	s := &Server{handler: h, log: log, metrics: newMetrics(reg)}
-	s.door = door.New(door.Options{Name: "policyd", Section: "policy", Serve: s.serve}, log, reg)
+	s.door = door.New(door.Options{Name: "policyd", Section: "policy", Serve: s.serve, Keep: keep}, log, reg)
 	s.cfg.Store(&cfg)
 	return s
 }
@@ -76,10 +79,16 @@ func (s *Server) Configure(cfg Config, in *listen.Inherited) error {
 // Addresses returns where the door listens.
 func (s *Server) Addresses() []net.Addr { return s.door.Addresses() }
 
-// Stop closes the listeners, lets requests under way finish, and closes each
-// connection once it has been quiet for half a second: a transaction under way
-// asks again within this time, and would feel the closing as a pause of one
-// second. At ctx's end it closes the rest. It may be called more than once.
+// Resume goes on with the connections that an earlier process has kept, in
+// files that it takes over. It is called after Configure, and returns how many
+// there are.
+func (s *Server) Resume(files []*os.File) int { return s.door.Readopt(files) }
+
+// Stop closes the listeners, lets requests under way finish, and keeps the
+// connections for the next process. Where they are not kept it closes each once
+// it has been quiet for half a second: a transaction under way asks again
+// within this time, and would feel the closing as a pause of one second. At
+// ctx's end it closes the rest. It may be called more than once.
 func (s *Server) Stop(ctx context.Context) error { return s.door.Stop(ctx) }
 
 // Status is what `postern status` shows of the door.
@@ -201,7 +210,7 @@ func (c *conn) receive(cfg *Config, now time.Time) (int, error) {
 			}
 			continue
 		}
-		if err != nil {
+		if err != nil && (len(c.buf) == 0 || !c.Continue(err)) {
 			return 0, err
 		}
 	}
@@ -228,6 +237,8 @@ func (c *conn) ended(err error) {
 		}
 		m.slow.Inc()
 		err = errors.New("it took too long")
+	case len(c.buf) == 0 && c.GivesUp(err):
+		return
 	case len(c.buf) == 0 && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)):
 		return
 	case errors.Is(err, ErrTooLong):

@@ -15,6 +15,7 @@ import (
 
 	"postern/app"
 	"postern/config"
+	"postern/internal/fdstore"
 	"postern/internal/listen"
 	"postern/internal/logging"
 )
@@ -54,7 +55,7 @@ func (c *cli) serve(ctx context.Context) (err error) {
 	signal.Notify(hup, syscall.SIGHUP) // before the start: a signal that comes early is not fatal
 	defer signal.Stop(hup)
 
-	a, err := app.New(cfg, app.Options{
+	options := app.Options{
 		Version: version, Log: log.Logger, Inherited: in,
 		Load: func() (*config.Config, error) {
 			cfg, warnings, err := config.Load(c.config)
@@ -64,7 +65,11 @@ func (c *cli) serve(ctx context.Context) (err error) {
 			return cfg, err
 		},
 		Reloaded: func(cfg *config.Config) { log.SetLevel(cfg.Log.Level) },
-	})
+	}
+	if fdstore.Capacity() > 0 {
+		options.Keep, options.Forget = fdstore.Keep, fdstore.Forget
+	}
+	a, err := app.New(cfg, options)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ var allowed = map[string]rule{
 	"internal/mailaddr": {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":   {outside: "github.com/coreos/go-systemd/v22/activation"},
 	"internal/quickack": {},
+	"internal/fdstore":  {},
 	"internal/door":     {module: "internal/listen internal/quickack", outside: metrics + " " + zap},
 	"internal/logging":  {module: "internal/conf", outside: zap + " golang.org/x/term"},
 	"table":             {module: "internal/conf internal/mailaddr policy", outside: bart + " github.com/dlclark/regexp2/v2"},
@@ -102,7 +103,7 @@ var allowed = map[string]rule{
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app config greylist headercheck internal/conf internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app config greylist headercheck internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"journal list policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},

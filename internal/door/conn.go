@@ -2,7 +2,10 @@ package door
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +43,29 @@ type Conn struct {
 	late   atomic.Bool
 	busy   atomic.Bool
 	told   atomic.Bool
+	giveUp atomic.Bool
+}
+
+// ErrGivenUp ends a connection here that somebody else goes on with.
+var ErrGivenUp = errors.New("given up")
+
+// longAgo ends a read at once.
+var longAgo = time.Unix(1, 0)
+
+// Interrupt ends the read under way, and the next, with
+// [os.ErrDeadlineExceeded], until Resume. What has arrived stays unread.
+func (c *Conn) Interrupt() error { return c.SetReadDeadline(longAgo) }
+
+// Resume lets reads wait again.
+func (c *Conn) Resume() error { return c.SetReadDeadline(time.Time{}) }
+
+// File returns a copy of the connection's file.
+func (c *Conn) File() (*os.File, error) {
+	f, ok := c.Conn.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, fmt.Errorf("%w: it has no file", errors.ErrUnsupported)
+	}
+	return f.File()
 }
 
 // SetBusy says whether something larger than one request is under way: Stop

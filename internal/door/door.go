@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,8 @@ type Door struct {
 	serve      func(*Conn)
 	reconnects bool
 	settled    time.Duration
+	release    func(*Conn, bool) bool
+	keep       func([]*os.File) error
 	log        *zap.Logger
 
 	open         prometheus.Gauge
@@ -52,6 +55,7 @@ type Door struct {
 	wanted    []listen.Address
 	listeners listen.Set
 	given     []*listen.Opened // those of Serve
+	kept      []*os.File       // of connections that were given up
 	conns     map[*Conn]struct{}
 	stopping  bool
 	over      bool           // the time for stopping is over
@@ -80,13 +84,23 @@ type Options struct {
 	// it, where clients do not reconnect: a transaction under way asks again
 	// within this time. Default 500ms.
 	Settled time.Duration
+	// Release gives up a connection instead of closing it, for somebody else to
+	// go on with, and reports whether it can: the connection's Serve returns
+	// soon. Stop calls it for a connection that waits with nothing under way,
+	// more than once if need be, and at the end of its time, with last, for each
+	// that waits.
+	Release func(c *Conn, last bool) bool
+	// Keep says that connections have no state between two requests: Stop gives
+	// them to it, for the next process ([Door.Readopt]). Serve calls
+	// [Conn.GivesUp] when a read has failed. It is called once; it keeps copies.
+	Keep func([]*os.File) error
 }
 
 // New returns a door that is not open yet. Its metrics
 // postern_<name>_connections... go to reg.
 func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
 	d := &Door{
-		name: o.Name, section: o.Section, serve: o.Serve, reconnects: o.Reconnects, settled: o.Settled, log: log,
+		name: o.Name, section: o.Section, serve: o.Serve, reconnects: o.Reconnects, settled: o.Settled, release: o.Release, keep: o.Keep, log: log,
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "postern_" + o.Name + "_connections", Help: "Open connections.",
 		}),
@@ -105,8 +119,11 @@ func New(o Options, log *zap.Logger, reg prometheus.Registerer) *Door {
 		})
 		reg.MustRegister(d.evicted)
 	}
+	if d.keep != nil {
+		d.release = interrupt
+	}
 	switch {
-	case o.Reconnects:
+	case o.Reconnects, d.release != nil:
 		d.settled = 0
 	case d.settled == 0:
 		d.settled = settled
@@ -192,7 +209,14 @@ func (d *Door) accept(o *listen.Opened) {
 	}
 }
 
-func (d *Door) admit(o *listen.Opened, nc net.Conn) {
+// Adopt serves a connection that somebody else has accepted, as one that came in
+// by address, or closes it and reports false.
+func (d *Door) Adopt(address *listen.Address, c net.Conn) bool {
+	return d.admit(&listen.Opened{Address: *address}, c)
+}
+
+// admit serves a connection, or closes it and reports false.
+func (d *Door) admit(o *listen.Opened, nc net.Conn) bool {
 	c := &Conn{Conn: nc, Address: &o.Address, Acker: quickack.Of(nc), door: d}
 	limits := d.limits.Load()
 	if limits.Open > 0 {
@@ -219,7 +243,7 @@ func (d *Door) admit(o *listen.Opened, nc net.Conn) {
 			d.refused.Inc()
 			d.log.Warn("too many connections, closing a new one: raise "+d.section+".max_connections", zap.Int("open", limit))
 		}
-		return
+		return false
 	}
 	c.ctx, c.cancel = context.WithCancel(d.ctx)
 	d.conns[c] = struct{}{}
@@ -240,6 +264,7 @@ func (d *Door) admit(o *listen.Opened, nc net.Conn) {
 		d.mu.Unlock()
 		d.open.Dec()
 	}()
+	return true
 }
 
 // spare is how long a connection must have been idle to be closed in favour of
@@ -299,6 +324,15 @@ func (d *Door) Stop(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 
+	err := d.finish(ctx)
+	if keepErr := d.keepAll(); keepErr != nil {
+		err = errors.Join(err, fmt.Errorf("%s: stop: %w", d.name, keepErr))
+	}
+	return err
+}
+
+// finish waits for the connections to end.
+func (d *Door) finish(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		d.wg.Wait()
@@ -316,6 +350,7 @@ func (d *Door) Stop(ctx context.Context) error {
 			return nil
 		case <-ctx.Done():
 			d.cancel()
+			d.releaseAll(done)
 			d.closeAll()
 			<-done
 			return fmt.Errorf("%s: stop: %w", d.name, ctx.Err())
@@ -328,9 +363,30 @@ func (d *Door) closeQuiet(before time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.conns {
-		if c.quietSince(before) {
+		if c.quietSince(before) && (d.release == nil || !d.release(c, false)) {
 			c.end()
 		}
+	}
+}
+
+// lastWait is how long Stop waits for connections that are being released.
+const lastWait = 500 * time.Millisecond
+
+// releaseAll releases what waits. done is closed when nothing is left.
+func (d *Door) releaseAll(done <-chan struct{}) {
+	if d.release == nil {
+		return
+	}
+	d.mu.Lock()
+	for c := range d.conns {
+		if p := Phase(c.phase.Load()); p == Waiting || p == Opening {
+			d.release(c, true)
+		}
+	}
+	d.mu.Unlock()
+	select {
+	case <-done:
+	case <-time.After(lastWait):
 	}
 }
 

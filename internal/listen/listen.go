@@ -20,6 +20,7 @@ import (
 type Inherited struct {
 	mu   sync.Mutex
 	free []named
+	kept map[string][]*os.File
 }
 
 type named struct {
@@ -30,19 +31,46 @@ type named struct {
 // FromSystemd takes over the sockets of sd_listen_fds(3). It can be called
 // once in the life of a process.
 func FromSystemd() (*Inherited, error) {
-	byName, err := activation.ListenersWithNames()
-	if err != nil {
-		return nil, fmt.Errorf("listen: sockets from systemd: %w", err)
-	}
-	in := &Inherited{}
-	for name, ls := range byName {
-		for _, l := range ls {
-			if l != nil {
-				in.free = append(in.free, named{name, l})
-			}
+	in := &Inherited{kept: make(map[string][]*os.File)}
+	for _, f := range activation.Files(true) {
+		if !listens(f) {
+			in.kept[f.Name()] = append(in.kept[f.Name()], f)
+			continue
 		}
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, fmt.Errorf("listen: sockets from systemd: %w", err)
+		}
+		_ = f.Close() // the listener has a copy
+		in.free = append(in.free, named{f.Name(), l})
 	}
 	return in, nil
+}
+
+// listens reports whether f is a listening socket.
+func listens(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	on := 0
+	err = raw.Control(func(fd uintptr) {
+		on, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN) // 0 where it is no socket
+	})
+	return err == nil && on != 0
+}
+
+// Kept returns what came under a name and is no listening socket: files that an
+// earlier process has given to systemd. They are the caller's from then on.
+func (in *Inherited) Kept(name string) []*os.File {
+	if in == nil {
+		return nil
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	files := in.kept[name]
+	delete(in.kept, name)
+	return files
 }
 
 // take returns the inherited socket that is bound to a, nil when there is none.
@@ -53,7 +81,7 @@ func (in *Inherited) take(a *Address) net.Listener {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for i, n := range in.free {
-		if sameAddress(a, n.l.Addr()) {
+		if a.Is(n.l.Addr()) {
 			in.free = append(in.free[:i], in.free[i+1:]...)
 			return n.l
 		}
@@ -61,16 +89,18 @@ func (in *Inherited) take(a *Address) net.Listener {
 	return nil
 }
 
-func sameAddress(a *Address, b net.Addr) bool {
+// Is reports whether a socket that is bound to b is one of this address.
+func (a *Address) Is(b net.Addr) bool {
 	switch b := b.(type) {
 	case *net.UnixAddr:
-		return a.Network == "unix" && filepath.Clean(b.Name) == a.Path
+		// Connections keep the name under which their socket was made.
+		return a.Network == "unix" && filepath.Clean(strings.TrimSuffix(b.Name, newSuffix)) == a.Path
 	case *net.TCPAddr:
 		if a.Network != "tcp" || fmt.Sprint(b.Port) != a.Port {
 			return false
 		}
-		if a.Host == "" || b.IP.IsUnspecified() {
-			return (a.Host == "" || net.ParseIP(a.Host).IsUnspecified()) && b.IP.IsUnspecified()
+		if every := a.Host == "" || net.ParseIP(a.Host).IsUnspecified(); every || b.IP.IsUnspecified() {
+			return every
 		}
 		want, err := net.ResolveIPAddr("ip", a.Host)
 		return err == nil && want.IP.Equal(b.IP)
