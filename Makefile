@@ -46,7 +46,7 @@ test: deps vet race ## everything that must be green, real Postfix and real Redi
 
 .PHONY: race
 race: ## the tests, with the race detector and in random order
-	$(GO) test -race -shuffle=on -parallel 4 -timeout $(TIMEOUT) ./...
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -shuffle=on -parallel 4 -timeout $(TIMEOUT) ./...
 
 .PHONY: flake
 flake: deps ## the tests N times (20) beside a load: a table of what fails now and then

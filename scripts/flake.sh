@@ -9,6 +9,8 @@
 set -u
 N=${N:-20} JOBS=${JOBS:-2} LOAD=${LOAD:-$(getconf _NPROCESSORS_ONLN)}
 GO=${GO:-go}
+# A program with the race detector sleeps for a second when it ends, unless told.
+export GORACE=atexit_sleep_ms=0
 out=$PWD/build/flake
 rm -rf "$out"
 mkdir -p "$out/bin" "$out/log"
