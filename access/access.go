@@ -45,8 +45,8 @@ type part struct {
 func (c *Config) parts(prefix string) []part {
 	skip := map[string]func(string) error{"skip": func(v string) error {
 		for name := range strings.SplitSeq(v, ",") {
-			if !slices.Contains(skippable, name) {
-				return fmt.Errorf("there is no check %q that could be skipped (one of %s)", name, strings.Join(skippable, ", "))
+			if !slices.Contains(conf.Skippable, name) {
+				return fmt.Errorf("there is no check %q that could be skipped (one of %s)", name, strings.Join(conf.Skippable, ", "))
 			}
 		}
 		return nil

@@ -54,9 +54,6 @@ func DefaultConfig() Config {
 	}
 }
 
-// skippable are the checks that an entry may let a request past.
-var skippable = []string{"access", "client", "greylist", "limit", "provider", "rbl", "spf", "verify"}
-
 var (
 	defaultReject = policy.Reply{Code: 554, Enhanced: "5.7.1"}
 	defaultDefer  = policy.Reply{Code: 450, Enhanced: "4.7.1"}
@@ -73,8 +70,8 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 		fs.Keyf(prefix+".reload_interval", "%v is out of range: 100ms to 1h", c.ReloadInterval)
 	}
 	for i, name := range c.Skip {
-		if !slices.Contains(skippable, name) {
-			fs.Keyf(fmt.Sprintf("%s.skip[%d]", prefix, i), "there is no check %q that could be skipped (one of %v)", name, skippable)
+		if !slices.Contains(conf.Skippable, name) {
+			fs.Keyf(fmt.Sprintf("%s.skip[%d]", prefix, i), "there is no check %q that could be skipped (one of %v)", name, conf.Skippable)
 		}
 	}
 	if _, err := policy.ParseTemplate(c.Reply, defaultReject, replyVars...); err != nil {

@@ -97,7 +97,7 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 		return nil, err
 	}
 	a.parts = parts{
-		log: o.Log, reg: a.registry, store: st, journal: a.journal, metrics: pipeline.NewMetrics(a.registry),
+		log: o.Log, reg: a.registry, store: st, journal: a.journal, metrics: pipeline.NewMetrics(a.registry), permits: pipeline.NewPermits(),
 		tables: lookup.NewTableMetrics(a.registry), dialogs: dialog.New(maxDialogs),
 	}
 	g, err := build(cfg, a.parts, nil)

@@ -91,8 +91,8 @@ func (a *App) known(ctx context.Context, c policy.Client) bool {
 	return g.trusts(c.Addr) || g.cfg.Greylist.Mode != policy.Off && g.greylist.Known(ctx, c, time.Now())
 }
 
-// trusts reports whether a client is allowed by a list, or in the networks of
-// a provider.
+// trusts reports whether a client is allowed by a list, or permitted to relay,
+// or in the networks of a provider.
 func (g *generation) trusts(addr netip.Addr) bool {
 	for _, name := range g.provider.Names() {
 		if t, ok := g.provider.Table(name); ok && t.Contains(addr) {
@@ -101,7 +101,7 @@ func (g *generation) trusts(addr netip.Addr) bool {
 	}
 	req := &policy.Request{Time: time.Now(), Stage: policy.StageConnect, Client: policy.Client{Addr: addr}, DryRun: true}
 	v, err := g.access.Evaluate(context.Background(), req)
-	return err == nil && v.Action == policy.Allow
+	return err == nil && (v.Action == policy.Allow || v.Action == policy.Permit)
 }
 
 // maps are everything that the lookup door serves.

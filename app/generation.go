@@ -124,6 +124,7 @@ type parts struct {
 	store   store.Store
 	journal pipeline.Journal
 	metrics *pipeline.Metrics
+	permits *pipeline.Permits
 	tables  *lookup.TableMetrics
 	dialogs *dialog.Table
 }
@@ -216,7 +217,7 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 			"greylist": {Check: g.greylist, Step: cfg.Greylist.Step},
 		},
 		Inspectors: g.inspectors(),
-		Log:        p.log, Metrics: p.metrics, Journal: p.journal,
+		Log:        p.log, Metrics: p.metrics, Journal: p.journal, Permits: p.permits,
 	})
 	return g, err
 }

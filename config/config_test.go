@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -299,4 +300,13 @@ func FuzzDocument(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Every check that a chain can name can be skipped by name.
+func TestChecksAreSkippable(t *testing.T) {
+	for name := range checks {
+		if !slices.Contains(conf.Skippable, name) {
+			t.Errorf("conf.Skippable does not have %q", name)
+		}
+	}
 }

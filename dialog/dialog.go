@@ -225,12 +225,32 @@ func (s *Session) Message(queueID string, now time.Time) (policy.Facts, []policy
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
 	m := &s.message
-	if now.Sub(m.at) > maxAge || queueID != "" && m.queueID != "" && queueID != m.queueID {
+	if !m.is(queueID, now) {
 		return policy.Facts{}, nil
 	}
 	f := m.facts
 	f.Listings, f.Marks, f.Missing = slices.Clone(f.Listings), slices.Clone(f.Marks), slices.Clone(f.Missing)
 	return f, slices.Clone(m.headers)
+}
+
+// Instance returns the instance by which the policy door knows the message
+// under way, under the conditions of Message; "" when it was not asked.
+func (s *Session) Instance(queueID string, now time.Time) string {
+	if s == nil {
+		return ""
+	}
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	if !s.message.is(queueID, now) {
+		return ""
+	}
+	return s.message.instance
+}
+
+// is reports whether a message with that queue id, "" when it is not known,
+// may be this one.
+func (m *message) is(queueID string, now time.Time) bool {
+	return now.Sub(m.at) <= maxAge && (queueID == "" || m.queueID == "" || queueID == m.queueID)
 }
 
 // Begin is called at MAIL, before the milter door answers it: what was learned

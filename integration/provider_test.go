@@ -1247,7 +1247,7 @@ func TestRelayExamples(t *testing.T) {
 			main = shipped("main.cf.relay.example")
 		}
 		port := freePort(t)
-		p := startPostfix(t, true, append(strings.Split(strings.ReplaceAll(main, ":10041", ":"+port), "\n"), "smtpd_relay_before_recipient_restrictions = yes",
+		p := startPostfix(t, true, append(strings.Split(strings.ReplaceAll(main, ":10041", ":"+port), "\n"),
 			"default_transport = discard", "relay_transport = discard", "mynetworks = 127.255.255.255/32",
 			"smtpd_tls_cert_file = "+server.CertFile, "smtpd_tls_key_file = "+server.KeyFile, "smtpd_tls_CAfile = "+trust(t, exchange))...)
 		if err := os.Mkdir(filepath.Join(p.dir, "queue/postern"), 0o755); err != nil {
@@ -1273,6 +1273,82 @@ func TestRelayExamples(t *testing.T) {
 		// Mail to us is nobody's business here.
 		rcpt, data := p.dial(stranger, "").hand("x@example.com", letter("x@example.com"), "bob@example.org")
 		matches(t, tt.name+", mail to us", rcpt[0]+" "+data, `^250 .* 250 `)
+		d.stop()
+		p.stop()
+	}
+}
+
+// A client that the relay chain has permitted is neither greylisted nor asked
+// for on DNS lists by the inbound chain, whichever door asks that, as far as it
+// relays; what one recipient has earned another does not get.
+func TestRelayExempts(t *testing.T) {
+	t.Parallel()
+	require(t, "postfix")
+	shipped, err := os.ReadFile("../configs/main.cf.relay.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const client, greylisted = "192.0.2.9", `^450 4\.2\.0 `
+	for _, door := range []string{"policy", "milter"} {
+		dns := dnstest.Start(t)
+		list(dns, "bl.test")
+		listed := func() int { return dns.Count("9.2.0.192.bl.test.", "A") }
+		port := freePort(t)
+		settings := append(strings.Split(strings.ReplaceAll(string(shipped), ":10041", ":"+port), "\n"),
+			"default_transport = discard", "relay_transport = discard", "mynetworks = 127.255.255.255/32")
+		envelope := "false"
+		if door == "milter" {
+			envelope = "true"
+			settings = append(settings, "smtpd_recipient_restrictions = permit_mynetworks")
+		}
+		p := startPostfix(t, true, settings...)
+		if err := os.Mkdir(filepath.Join(p.dir, "queue/postern"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		d := newDaemon(t, withDNS(`
+[policy]
+listen = ["unix:`+filepath.Join(p.dir, "queue/postern/policy.sock")+`"]
+[milter]
+listen = ["tcp:127.0.0.1:`+port+`"]
+envelope = `+envelope+`
+[chains.relay]
+purpose = "relay"
+checks = ["access"]
+[access]
+allow = ["inline:192.0.2.0/28 permit"]
+[rbl]
+lists = ["bl.test"]
+reject_at = 1
+`, dns))
+		d.start()
+		rcpt, data := p.dial(client, "").hand("ann@example.net", letter("ann@example.net"), outside)
+		matches(t, door+": relayed", rcpt[0]+" "+data, `^250 .* 250 `)
+		exempt := d.decided("chain", "inbound", "recipient", outside, "exempt", "rbl,greylist")
+		if exempt["exempt_by"] != "chain relay" || listed() != 0 {
+			t.Errorf("%s: %v, the DNS list was asked %d times", door, exempt, listed())
+		}
+		// Several in one packet: to us, to others, to us again.
+		s := p.dial(client, "")
+		if err := s.PrintfLine("MAIL FROM:<ann@example.net>\r\nRCPT TO:<bob@example.org>\r\nRCPT TO:<%s>\r\nRCPT TO:<eve@example.org>\r\nRCPT TO:<other@elsewhere.example>", outside); err != nil {
+			t.Fatal(err)
+		}
+		s.want(250)
+		for i, want := range []string{greylisted, `^250 `, greylisted, `^250 `} {
+			code, text, err := s.ReadResponse(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			matches(t, fmt.Sprint(door, ": recipient ", i), fmt.Sprint(code, " ", text), want)
+		}
+		s.cmd(221, "QUIT")
+		if listed() == 0 {
+			t.Errorf("%s: mail to us was not asked about on the DNS list", door)
+		}
+		// A stranger is not relayed for.
+		s = p.dial("192.0.2.19", "")
+		rcpt, _ = s.hand("ann@example.net", letter("ann@example.net"), outside)
+		matches(t, door+": a stranger", rcpt[0], denied)
+		s.cmd(221, "QUIT")
 		d.stop()
 		p.stop()
 	}

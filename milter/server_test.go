@@ -857,6 +857,49 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// The milter's requests tell by which instance the policy door knows the
+// transaction: of this transaction and none before.
+func TestJoinedInstance(t *testing.T) {
+	table := dialog.New(10)
+	ask := func(instance string, stage policy.Stage) {
+		table.Learn(&policy.Request{
+			Time: time.Now(), Stage: stage, Client: policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Port: 40211}, Instance: instance,
+		}, &policy.Decision{})
+	}
+	l := &looked{}
+	h := &handler{wants: Wants{Stages: policy.Stages(policy.StageMail, policy.StageRcpt), Content: true}, inspect: func(req *policy.Request, _ []policy.Address) Content { l.req = req; return l }}
+	_, addr := start(t, h, func(c *Config, o *Options) { c.Envelope, o.Dialogs = true, table })
+	m := dial(t, addr)
+	m.connect("192.0.2.7", 40211)
+	m.helo()
+	m.mail("ann@example.org")
+	m.rcpt("bob@example.com") // the policy door was not asked
+	ask("1", policy.StageRcpt)
+	m.rcpt("carl@example.com")
+	m.content(someHeader, "")
+	if l.req.Joined != "1" {
+		t.Errorf("the content's request is joined to %q", l.req.Joined)
+	}
+	m.mail("ann@example.org")
+	m.rcpt("bob@example.com")
+	ask("2", policy.StageRcpt)
+	m.write(codeAbort)
+	ask("3", policy.StageMail)
+	m.mail("ann@example.org")
+	m.rcpt("bob@example.com")
+	m.write(codeQuit)
+	if _, _, err := m.tryRead(); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	var got []string
+	for _, r := range h.seen() {
+		got = append(got, r.Stage.String()+"="+r.Joined)
+	}
+	if want := "mail= rcpt= rcpt=1 mail= rcpt= mail=3 rcpt=3"; strings.Join(got, " ") != want {
+		t.Errorf("joined: %q, want %q", got, want)
+	}
+}
+
 func TestJoinedSessions(t *testing.T) {
 	table := dialog.New(10)
 	client := policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Port: 40211}

@@ -151,7 +151,7 @@ func (s *session) reset() {
 	s.fields.reset()
 	r := &s.req
 	r.Sender, r.Recipient, r.RecipientCount = policy.Address{}, policy.Address{}, 0
-	r.QueueID, r.Instance, r.Size, r.SASL = "", "", 0, policy.SASL{}
+	r.QueueID, r.Instance, r.Joined, r.Size, r.SASL = "", "", "", 0, policy.SASL{}
 	r.Facts.Reset()
 	if c != nil {
 		c.Abandon()
@@ -374,6 +374,7 @@ func (s *session) judge(stage policy.Stage, e *effects, m gomilter.Modifier) *go
 	s.req.Stage, s.req.Time = stage, time.Now()
 	// What was decided before is wanted again, and not to be counted again.
 	s.req.DryRun = s.told
+	s.req.Joined = s.joined.Instance(s.req.QueueID, s.req.Time)
 	s.req.Facts.Reset()
 	s.d.Reset()
 	stop := alive(m)

@@ -26,6 +26,11 @@ type ChainConfig struct {
 	// Checks are the names of the checks, in the order in which they run.
 	// A check without settings has nothing to say and is left out.
 	Checks []string `toml:"checks"`
+	// Exempt are the checks of other chains that a recipient whom this chain has
+	// permitted is exempt from, in the same transaction. Only for a chain with
+	// purpose = "relay". A check that no other chain has may stand here. Default
+	// ["rbl", "client", "spf", "greylist"].
+	Exempt *[]string `toml:"exempt"`
 	// Mode is "enforce", "shadow" (decide and log, always answer "no
 	// objection") or "off" (answer at once). Default "enforce".
 	Mode policy.Mode `toml:"mode"`
@@ -42,6 +47,17 @@ type ChainConfig struct {
 }
 
 var errorReply = policy.Reply{Code: 451, Enhanced: "4.3.0"}
+
+// exemptByDefault judge who a stranger is; a client that may relay is none.
+var exemptByDefault = []string{"rbl", "client", "spf", "greylist"}
+
+// exempt returns the checks of other chains that a permit exempts from.
+func (c *ChainConfig) exempt() []string {
+	if c.Exempt == nil {
+		return exemptByDefault
+	}
+	return *c.Exempt
+}
 
 // DefaultChain returns the values of a chain that sets nothing.
 func DefaultChain() ChainConfig {
@@ -77,13 +93,41 @@ func (c *ChainConfig) Validate(prefix string, fs *conf.Faults) {
 	}
 }
 
+// validateExempt reports names that stand for no check, or for one that is
+// about more than who the client is: what access lists and providers say of it
+// is not undone by a permit, which may have come from them.
+func (c *ChainConfig) validateExempt(prefix string, nearest func(string) string, fs *conf.Faults) {
+	if c.Exempt == nil {
+		return
+	}
+	key := prefix + ".exempt"
+	if c.Purpose != PurposeRelay {
+		fs.Keyf(key, "only a chain with purpose = \"relay\" permits anything that could be exempt")
+		return
+	}
+	for i, name := range *c.Exempt {
+		switch {
+		case name == "access" || name == "provider":
+			fs.Keyf(index(key, i), "%q also says who may relay, and always runs", name)
+		case slices.Contains((*c.Exempt)[:i], name):
+			fs.Keyf(index(key, i), "%q stands here already", name)
+		case slices.Contains(conf.Skippable, name):
+		case nearest(name) != "":
+			fs.Keyf(index(key, i), "unknown check %q, did you mean %q?", name, nearest(name))
+		default:
+			fs.Keyf(index(key, i), "unknown check %q (one of client, greylist, limit, rbl, spf, verify)", name)
+		}
+	}
+}
+
 // Describe is what validation must know of a check that is not built yet.
 type Describe map[string]policy.Traits
 
-// ValidateOrder reports names that are no checks, checks that must be last
-// and are not, and checks that can never run at the chain's stages. nearest
+// ValidateOrder reports names that are no checks, there and in Exempt, checks
+// that must be last and are not, and checks that can never run at the chain's stages. nearest
 // proposes a name for a misspelt one, "" for none.
 func (c *ChainConfig) ValidateOrder(prefix string, checks Describe, nearest func(string) string, fs *conf.Faults) {
+	c.validateExempt(prefix, nearest, fs)
 	stages := c.stageSet()
 	for i, name := range c.Checks {
 		key := index(prefix+".checks", i)

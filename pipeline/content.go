@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -74,12 +75,14 @@ type Content struct {
 
 // part is one inspector at work.
 type part struct {
-	of    *inspector
-	in    policy.Inspection
-	body  bool // it wants more of the body
-	spent time.Duration
-	ended bool // it has been asked for its judgement
-	err   error
+	of *inspector
+	// The relay chain that exempts the message from this inspector; in is nil.
+	exempt *exemption
+	in     policy.Inspection
+	body   bool // it wants more of the body
+	spent  time.Duration
+	ended  bool // it has been asked for its judgement
+	err    error
 }
 
 // Inspect begins to look at a message: req is its envelope at StageData, to
@@ -93,10 +96,15 @@ func (p *Pipeline) Inspect(req *policy.Request, to []policy.Address) *Content {
 	if c.chain.mode == policy.Off {
 		return nil
 	}
+	by := p.permits.findAll(req, to)
 	at := time.Now()
 	for i := range p.inspectors {
 		s := &p.inspectors[i]
 		if s.Mode == policy.Off {
+			continue
+		}
+		if by != nil && slices.Contains(by.checks, s.name) {
+			c.parts = append(c.parts, part{of: s, exempt: by})
 			continue
 		}
 		t := part{of: s, body: true}
@@ -124,6 +132,9 @@ func (t *part) took(at time.Time) time.Time {
 	return now
 }
 
+// looks reports whether it is to be shown more.
+func (t *part) looks() bool { return t.err == nil && t.exempt == nil }
+
 // guarded runs f, and turns a panic into an error.
 func (c *Content) guarded(t *part, f func()) (err error) {
 	defer func() {
@@ -140,7 +151,7 @@ func (c *Content) guarded(t *part, f func()) (err error) {
 func (c *Content) Header(f policy.Field) {
 	at := time.Now()
 	for i := range c.parts {
-		if t := &c.parts[i]; t.err == nil {
+		if t := &c.parts[i]; t.looks() {
 			t.err = c.guarded(t, func() { t.in.Header(f) })
 			at = t.took(at)
 		}
@@ -151,7 +162,7 @@ func (c *Content) Header(f policy.Field) {
 func (c *Content) EndOfHeaders() {
 	at := time.Now()
 	for i := range c.parts {
-		if t := &c.parts[i]; t.err == nil {
+		if t := &c.parts[i]; t.looks() {
 			t.err = c.guarded(t, t.in.EndOfHeaders)
 			at = t.took(at)
 		}
@@ -167,7 +178,7 @@ func (c *Content) Body(p []byte) (more bool) {
 			t.err = c.guarded(t, func() { t.body = t.in.Body(p) })
 			at = t.took(at)
 		}
-		more = more || t.err == nil && t.body
+		more = more || t.looks() && t.body
 	}
 	return more
 }
@@ -199,6 +210,10 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *run) (edits []p
 	for i := range c.parts {
 		t := &c.parts[i]
 		s := t.of
+		if t.exempt != nil {
+			r.skipped(s.name, t.exempt.why, t.exempt, &s.metrics)
+			continue
+		}
 		var judged policy.Judgement
 		x := &contexts[i]
 		limit := c.chain.budget

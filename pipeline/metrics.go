@@ -3,6 +3,7 @@ package pipeline
 import (
 	"maps"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -125,7 +126,7 @@ func (m *Metrics) step(name string) stepMetrics {
 }
 
 func (s *stepMetrics) observe(line *policy.Step, took time.Duration) {
-	if s.timed && line.Outcome != policy.Hinted {
+	if s.timed && line.Outcome != policy.Hinted && line.Outcome != policy.Skipped {
 		s.seconds.observe(took)
 	}
 	key := verdictKey{line.Outcome, line.Verdict.Action, line.Verdict.Reason}
@@ -214,11 +215,15 @@ func (r *run) describe(f fields) {
 	some("login", req.SASL.Username)
 	some("check", d.Check)
 	said := &d.Verdict
-	if n := len(d.Steps); said.Reason == "" && n > 0 {
-		said = &d.Steps[n-1].Verdict // nobody objected: what the last check knew
+	for i := len(d.Steps) - 1; said.Reason == "" && i >= 0; i-- {
+		if d.Steps[i].Outcome != policy.Skipped {
+			said = &d.Steps[i].Verdict // nobody objected: what the last check knew
+			break
+		}
 	}
 	some("reason", said.Reason)
 	some("detail", said.Detail)
+	r.describeExempt(f)
 	if d.Verdict.Action.Refuses() {
 		f.Text("reply", d.Verdict.Reply.String())
 		f.Text("ref", d.Reference)
@@ -230,6 +235,14 @@ func (r *run) describe(f fields) {
 		f.Text("shadow_check", d.WouldCheck)
 		f.Text("shadow_action", d.Would.Action.String())
 		f.Text("shadow_reason", d.Would.Reason)
+	}
+}
+
+// describeExempt says which checks were not asked, and who exempted from them.
+func (r *run) describeExempt(f fields) {
+	if len(r.notAsked) > 0 {
+		f.Text("exempt", strings.Join(r.notAsked, ","))
+		f.Text("exempt_by", strings.Join(r.notAskedBy, ","))
 	}
 }
 

@@ -48,6 +48,9 @@ type Options struct {
 	Log     *zap.Logger
 	Metrics *Metrics
 	Journal Journal
+	// Permits is the memory of what relay chains have permitted; nil for one of
+	// the pipeline's own.
+	Permits *Permits
 }
 
 // Pipeline decides requests. It does not change after New and is safe for
@@ -61,11 +64,13 @@ type Pipeline struct {
 	log     *zap.Logger
 	metrics *Metrics
 	journal Journal
+	permits *Permits
 }
 
 type chain struct {
 	name       string
 	relay      bool
+	exempt     *exemption // for who is permitted by a relay chain; nil for nobody
 	mode       policy.Mode
 	stages     policy.StageSet
 	budget     time.Duration
@@ -80,6 +85,7 @@ type step struct {
 	Step
 	name    string
 	traits  policy.Traits
+	allows  exemption     // by its verdicts; they name the checks
 	hinter  policy.Hinter // nil when the check has no hints
 	metrics stepMetrics
 }
@@ -91,6 +97,10 @@ func New(o Options) (*Pipeline, error) {
 		log:     o.Log,
 		metrics: o.Metrics,
 		journal: o.Journal,
+		permits: o.Permits,
+	}
+	if p.permits == nil {
+		p.permits = NewPermits()
 	}
 	describe := make(Describe, len(o.Steps))
 	for name, s := range o.Steps {
@@ -112,9 +122,13 @@ func New(o Options) (*Pipeline, error) {
 			stages: cfg.stageSet(), budget: cfg.Budget.D(), errorReply: reply,
 			metrics: o.Metrics.chain(name),
 		}
+		if names := cfg.exempt(); c.relay && len(names) > 0 {
+			c.exempt = newExemption(names, "chain "+name, "relay-permitted")
+		}
 		for _, check := range cfg.Checks {
 			s := step{Step: o.Steps[check], name: check, metrics: o.Metrics.step(check)}
 			s.traits = s.Check.Traits()
+			s.allows = *newExemption(nil, check, "allowed")
 			s.metrics.timed = s.traits.Waits
 			s.hinter, _ = s.Check.(policy.Hinter)
 			c.all = append(c.all, s)
@@ -156,16 +170,25 @@ func (p *Pipeline) pick(req *policy.Request) *chain {
 
 // run is the state of one decision.
 type run struct {
-	chain   *chain
-	req     *policy.Request
-	d       *policy.Decision
-	start   time.Time
-	skip    uint64        // bit i: step i is passed over
-	pending int           // step whose DeferIfPermit waits for the end, -1 for none
-	sticky  int           // step whose Hold or Redirect waits for the end, -1 for none
-	edits   int           // changes to the message, for the log
-	err     error         // first error, for the log
-	took    time.Duration // until the last step ended, 0 when none has run
+	chain  *chain
+	req    *policy.Request
+	d      *policy.Decision
+	start  time.Time
+	exempt []exempted
+	// Of the steps that are exempt those whose turn came, and who exempted
+	// from them, for the log.
+	notAsked, notAskedBy []string
+	pending              int           // step whose DeferIfPermit waits for the end, -1 for none
+	sticky               int           // step whose Hold or Redirect waits for the end, -1 for none
+	edits                int           // changes to the message, for the log
+	err                  error         // first error, for the log
+	took                 time.Duration // until the last step ended, 0 when none has run
+}
+
+// exempted are steps that are not asked, and why.
+type exempted struct {
+	steps uint64 // bit i: step i
+	*exemption
 }
 
 // Decide runs the chain that req asks for and writes the outcome to d, which
@@ -177,6 +200,9 @@ func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.De
 	r := run{chain: p.pick(req), req: req, d: d, start: start, pending: -1, sticky: -1}
 	d.Chain = r.chain.name
 	if r.chain.mode != policy.Off && r.chain.stages.Has(req.Stage) {
+		if by := p.permits.find(req, req.Recipient.Raw); by != nil && !r.chain.relay {
+			r.skip(0, by)
+		}
 		p.steps(ctx, start, &r)
 	}
 	p.settle(&r)
@@ -190,6 +216,10 @@ func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.De
 func (p *Pipeline) finish(r *run) {
 	if r.req.DryRun {
 		return
+	}
+	if r.d.Verdict.Action == policy.Permit && r.chain.exempt != nil {
+		// Before the answer: Postfix asks the next chain as soon as it has it.
+		p.permits.remember(r.req, r.chain.exempt)
 	}
 	p.metrics.observe(r)
 	if r.d.Reference != "" && p.journal != nil {
@@ -209,8 +239,8 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 			return
 		}
 		s := &steps[i]
-		if why := r.skipWhy(i, s); why != "" {
-			r.d.Steps = append(r.d.Steps, policy.Step{Check: s.name, Outcome: policy.Skipped, Error: why})
+		if why, by := r.skipWhy(i, s); why != "" {
+			r.skipped(s.name, why, by, &s.metrics)
 			continue
 		}
 		c := &contexts[i]
@@ -264,19 +294,38 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 	}
 }
 
-// skipWhy says why step i is passed over, "" when it is not.
-func (r *run) skipWhy(i int, s *step) string {
+// skipped notes that a step is not asked, and by what it is exempt, if it is.
+func (r *run) skipped(name, why string, by *exemption, m *stepMetrics) {
+	line := policy.Step{Check: name, Outcome: policy.Skipped, Error: why}
+	r.d.Steps = append(r.d.Steps, line)
+	if by == nil {
+		return
+	}
+	r.notAsked = append(r.notAsked, name)
+	if !slices.Contains(r.notAskedBy, by.by) {
+		r.notAskedBy = append(r.notAskedBy, by.by)
+	}
+	if !r.req.DryRun {
+		line.Verdict.Reason = by.reason // the metric's only: the check has said nothing
+		m.observe(&line, 0)
+	}
+}
+
+// skipWhy says why step i is not asked, "" when it is, and by what it is
+// exempt, if it is.
+func (r *run) skipWhy(i int, s *step) (string, *exemption) {
+	by := r.exemptBy(i)
 	switch {
 	case s.Mode == policy.Off:
-		return "off"
-	case r.skip&(1<<i) != 0:
-		return "allowed past"
+		return "off", nil
+	case by != nil:
+		return by.why, by
 	case !s.traits.Stages.Has(r.req.Stage):
-		return "stage"
+		return "stage", nil
 	case s.traits.Last && r.pending >= 0:
-		return "already refused"
+		return "already refused", nil
 	}
-	return ""
+	return "", nil
 }
 
 // take applies a verdict that counts and reports whether it ends the chain.
@@ -285,14 +334,14 @@ func (r *run) take(i int, v *policy.Verdict) bool {
 	switch v.Action {
 	case policy.Continue:
 	case policy.Allow:
-		r.pass(i, v.Skip)
+		r.allow(i, v)
 	case policy.Permit:
 		// Only a relay chain may say OK; elsewhere it is an allow.
 		if r.chain.relay {
 			r.decide(len(r.d.Steps) - 1)
 			return true
 		}
-		r.pass(i, v.Skip)
+		r.allow(i, v)
 	case policy.Hold, policy.Redirect:
 		if r.sticky < 0 {
 			r.sticky = len(r.d.Steps) - 1
@@ -306,13 +355,34 @@ func (r *run) take(i int, v *policy.Verdict) bool {
 	return false
 }
 
-// pass passes over the named checks that stand behind step i.
-func (r *run) pass(i int, names []string) {
-	for j := i + 1; j < len(r.chain.steps); j++ {
-		if slices.Contains(names, r.chain.steps[j].name) {
-			r.skip |= 1 << j
+// allow exempts from the checks behind step i that its verdict names.
+func (r *run) allow(i int, v *policy.Verdict) {
+	if len(v.Skip) > 0 && i < len(r.chain.steps) {
+		r.skip(i+1, r.chain.steps[i].allows.from(v.Skip))
+	}
+}
+
+// skip exempts from the steps from the first on that by names.
+func (r *run) skip(first int, by *exemption) {
+	e := exempted{exemption: by}
+	for i := first; i < len(r.chain.steps); i++ {
+		if slices.Contains(by.checks, r.chain.steps[i].name) {
+			e.steps |= 1 << i
 		}
 	}
+	if e.steps != 0 {
+		r.exempt = append(r.exempt, e)
+	}
+}
+
+// exemptBy returns why step i is not to be asked, nil when it is.
+func (r *run) exemptBy(i int) *exemption {
+	for _, e := range r.exempt {
+		if e.steps&(1<<i) != 0 {
+			return e.exemption
+		}
+	}
+	return nil
 }
 
 // failed notes that a check could not decide. It reports whether the request
@@ -365,7 +435,10 @@ func (p *Pipeline) hints(r *run) bool {
 	}
 	for i := r.chain.hintAt; i < len(r.chain.steps); i++ {
 		s := &r.chain.steps[i]
-		if s.hinter == nil || s.Mode != policy.Enforce || r.skipWhy(i, s) != "" {
+		if s.hinter == nil || s.Mode != policy.Enforce {
+			continue
+		}
+		if why, _ := r.skipWhy(i, s); why != "" {
 			continue
 		}
 		notes := r.req.Probe.Len()

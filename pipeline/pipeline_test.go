@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,7 +33,7 @@ type fake struct {
 	traits policy.Traits
 	eval   func(ctx context.Context, req *policy.Request) (policy.Verdict, error)
 	hint   func(req *policy.Request) (policy.Verdict, bool)
-	asked  int
+	asked  atomic.Int64
 }
 
 func (f *fake) Name() string { return f.name }
@@ -44,7 +45,7 @@ func (f *fake) Traits() policy.Traits {
 }
 
 func (f *fake) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdict, error) {
-	f.asked++
+	f.asked.Add(1)
 	return f.eval(ctx, req)
 }
 
@@ -273,7 +274,7 @@ func TestLastCheckIsNotAskedAfterARefusal(t *testing.T) {
 	last.traits = policy.Traits{Stages: policy.AllStages, Last: true}
 	s := &setup{steps: steps(says("a", deferred), last)}
 	s.decide(t)
-	if last.asked != 0 {
+	if last.asked.Load() != 0 {
 		t.Error("the last check ran although something else had refused")
 	}
 }
@@ -400,7 +401,7 @@ func TestStages(t *testing.T) {
 	a.traits = policy.Traits{Stages: policy.Stages(policy.StageData)}
 	s := &setup{steps: steps(a)}
 	d, _ := s.decide(t)
-	if a.asked != 0 || d.Steps[0].Error != "stage" {
+	if a.asked.Load() != 0 || d.Steps[0].Error != "stage" {
 		t.Errorf("a check for DATA was asked at RCPT: %+v", d)
 	}
 	s = &setup{chain: ChainConfig{Stages: []policy.Stage{policy.StageData}}, steps: steps(says("b", reject))}

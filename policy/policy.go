@@ -153,6 +153,7 @@ type Request struct {
 	RecipientCount     int    // accepted recipients, only at data and end-of-message
 	QueueID            string // empty until the first recipient is accepted
 	Instance           string // one per mail transaction, unique per host only
+	Joined             string // at the milter door: the Instance that the policy door knows the transaction by, when it does
 	Size               int64  // bytes declared by SIZE=, or received at end-of-message
 	ETRNDomain         string
 	Stress             bool

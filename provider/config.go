@@ -192,8 +192,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// skippable are the checks that a list may let a client past.
-var skippable = []string{"access", "client", "greylist", "limit", "rbl", "spf", "verify"}
+// skippable are the checks that a list may exempt a client from.
+var skippable = slices.DeleteFunc(slices.Clone(conf.Skippable), func(name string) bool { return name == "provider" })
 
 var (
 	relayReply = policy.Reply{Code: 550, Enhanced: "5.7.1"}

@@ -219,8 +219,8 @@ func TestTheManualsExamplesLoad(t *testing.T) {
 			t.Errorf("%v in\n%s", fs, own.String())
 		}
 	}
-	if n != 6 {
-		t.Errorf("only %d examples", n)
+	if n != 7 {
+		t.Errorf("%d examples", n)
 	}
 }
 

@@ -114,6 +114,10 @@ type Step struct {
 	Timeout Duration `toml:"timeout"`
 }
 
+// Skippable are the checks that an allow entry, a provider's list or a permit
+// can exempt from, with those of later versions.
+var Skippable = []string{"access", "client", "greylist", "limit", "provider", "rbl", "spf", "verify"}
+
 // Fault is one thing that is wrong with the configuration.
 type Fault struct {
 	// Key is the full key in the configuration ("rbl.lists[2]"), when the
