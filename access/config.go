@@ -18,16 +18,15 @@ import (
 // looked up by.
 type Config struct {
 	conf.Step
-	// Allow are the sources of entries that let a request past the checks of
-	// skip. Default none.
+	// Allow are the sources of entries that exempt a request from the checks
+	// of skip. Default none.
 	Allow []string `toml:"allow"`
 	// Deny are the sources of entries that refuse. Default none.
 	Deny []string `toml:"deny"`
 	// Tables are sources where each entry says what it does, as in Postfix's
 	// access(5). Default none.
 	Tables []string `toml:"tables"`
-	// Skip are the checks that an allow entry lets a request past, unless the
-	// entry has a "skip=" of its own. Default ["rbl", "client", "spf", "greylist"].
+	// Skip are the checks from which an allow entry exempts, unless it has a "skip=" of its own. Default ["rbl", "client", "spf", "greylist"].
 	Skip []string `toml:"skip"`
 	// Reply is what a refused client reads where the entry has no text of its
 	// own. Placeholders: {client}, {name}, {helo}, {sender}, {recipient}.

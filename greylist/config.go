@@ -41,9 +41,9 @@ type Config struct {
 	IPv4Prefix int `toml:"ipv4_prefix"`
 	// IPv6Prefix is the same for IPv6. Default 64.
 	IPv6Prefix int `toml:"ipv6_prefix"`
-	// SkipSPFPass lets clients past for which SPF passed. Default false.
+	// SkipSPFPass exempts clients for which SPF passed. Default false.
 	SkipSPFPass bool `toml:"skip_spf_pass"`
-	// SkipAuthenticated lets clients past that have logged in or have shown a
+	// SkipAuthenticated exempts clients that have logged in or have shown a
 	// certificate that Postfix trusts. Default true.
 	SkipAuthenticated bool `toml:"skip_authenticated"`
 	// Skip are exceptions, each an entry as in a list file: networks, client

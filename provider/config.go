@@ -25,7 +25,7 @@ type Config struct {
 	// writes. It is made when it does not exist. Default
 	// "/var/lib/postern/providers".
 	StateDir string `toml:"state_dir"`
-	// Skip are the checks that a client in a list is let past, unless the list
+	// Skip are the checks from which a client in a list is exempt, unless the list
 	// has a skip of its own. What spf and client look at, the sender's domain
 	// and the HELO name, a shared network says nothing about.
 	// Default ["rbl", "greylist"].
@@ -104,7 +104,7 @@ type ListConfig struct {
 	// Files hold networks, one a line, besides or instead of domains.
 	// Default none.
 	Files []string `toml:"files"`
-	// Skip replaces provider.skip for this list; [] lets past nothing.
+	// Skip replaces provider.skip for this list; [] exempts from nothing.
 	// Default: as there.
 	Skip []string `toml:"skip"`
 	// AllowReserved takes private and reserved networks too: for your own

@@ -26,10 +26,10 @@ type Config struct {
 	// when the DNS cannot be asked. Default none.
 	MustPass []string `toml:"must_pass"`
 	// AllowDomains are domains whose SPF records stand for allow lists: a
-	// client that one of them lets pass is let past the checks in allow_skip,
+	// client that one of them lets pass is exempt from the checks in allow_skip,
 	// and not refused by this one, whatever the sender. Default none.
 	AllowDomains []string `toml:"allow_domains"`
-	// AllowSkip are the checks that allow_domains lets past. Default ["rbl",
+	// AllowSkip are the checks from which allow_domains exempts. Default ["rbl",
 	// "client", "greylist"].
 	AllowSkip []string `toml:"allow_skip"`
 	// Skip are clients, senders or recipients about whom SPF is not asked,
@@ -194,7 +194,7 @@ var (
 	replyVars = []string{"client", "helo", "sender", "recipient", "identity", "domain", "result", "problem", "explanation"}
 )
 
-// skippable are the checks that a domain's record may let a client past.
+// skippable are the checks from which a domain's record may exempt a client.
 var skippable = []string{"client", "greylist", "limit", "provider", "rbl", "verify"}
 
 // maxAllowDomains bounds what is looked up for every client.
