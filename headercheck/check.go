@@ -214,24 +214,36 @@ func (c *Check) publish() {
 // force, one for each target. It is empty when there are none.
 func (c *Check) FilterLines() []string { return c.rules.Load().filterLines(c.cfg.FilterMarker) }
 
-// Status is the state of one table, for `postern status`.
+// Status is the state of one table, or of all headers.rules together, whose
+// kind is Rule, for `postern status`.
 type Status struct {
 	Name    string    `json:"name"`
-	Table   string    `json:"table"` // as configured
+	Table   string    `json:"table,omitempty"` // as configured
 	Kind    Kind      `json:"kind"`
 	Rules   int       `json:"rules"`
 	Hits    uint64    `json:"hits"`
 	Never   int       `json:"never"`             // rules without a hit
-	Loaded  time.Time `json:"loaded"`            // when the present rules were read
+	Loaded  time.Time `json:"loaded,omitzero"`   // when the present rules of a table were read
 	Fault   string    `json:"fault,omitempty"`   // why a later edit was not taken
 	FaultAt time.Time `json:"fault_at,omitzero"` // when that was found
 }
 
-// Status returns the state of each table, in the order of the configuration.
+// add counts a rule.
+func (s *Status) add(r *rule) {
+	n := r.hits.hits.Load()
+	s.Hits += n
+	if n == 0 {
+		s.Never++
+	}
+}
+
+// Status returns the state of each table, in the order of the configuration,
+// and then that of headers.rules, if there are any.
 func (c *Check) Status() []Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	tables := c.rules.Load().tables
+	rules := c.rules.Load()
+	tables := rules.tables
 	out := make([]Status, len(c.files))
 	for i, f := range c.files {
 		s := tables[i]
@@ -239,12 +251,15 @@ func (c *Check) Status() []Status {
 			Name: s.name, Table: c.cfg.Checks[f.index].Table, Kind: s.kind, Rules: len(s.rules), Loaded: f.loaded, Fault: f.fault, FaultAt: f.faultAt,
 		}
 		for _, r := range s.rules {
-			n := r.hits.hits.Load()
-			out[i].Hits += n
-			if n == 0 {
-				out[i].Never++
-			}
+			out[i].add(r)
 		}
+	}
+	if len(rules.multis) > 0 {
+		all := Status{Name: "headers.rules", Kind: Rule, Rules: len(rules.multis)}
+		for _, m := range rules.multis {
+			all.add(m.rule)
+		}
+		out = append(out, all)
 	}
 	return out
 }

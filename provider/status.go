@@ -28,7 +28,8 @@ type Status struct {
 	ID       string        `json:"id,omitempty"` // of what the records say
 	Next     time.Time     `json:"next,omitzero"`
 	// Refused is the update that waits for an operator.
-	Refused  *Refused  `json:"refused,omitempty"`
+	Refused *Refused `json:"refused,omitempty"`
+	// Problems are those of the list in force.
 	Problems []Problem `json:"problems,omitempty"`
 	Failures int       `json:"failures,omitempty"` // in a row
 	Error    string    `json:"error,omitempty"`    // the last
@@ -48,6 +49,8 @@ type Refused struct {
 	Reasons []string  `json:"reasons"`
 	Added   int       `json:"added"` // networks
 	Removed int       `json:"removed"`
+	// Problems are the parts of its records that could not be made into networks.
+	Problems []Problem `json:"problems,omitempty"`
 }
 
 // Status returns the present state of all lists, in the order of the configuration.
@@ -91,7 +94,7 @@ func (l *list) status(now time.Time) Status {
 	}
 	if p := d.Pending; p != nil {
 		diff := diffOf(prefixesOf(d.Entries), prefixesOf(p.Entries))
-		st.Refused = &Refused{p.ID, p.Time, p.Reasons, len(diff.Added), len(diff.Removed)}
+		st.Refused = &Refused{p.ID, p.Time, p.Reasons, len(diff.Added), len(diff.Removed), p.Problems}
 	}
 	return st
 }

@@ -71,6 +71,9 @@ func writeProvider(w io.Writer, st *provider.Status, now time.Time, indent strin
 	if r := st.Refused; r != nil {
 		fmt.Fprintf(w, "%s  UPDATE REFUSED %s ago: %s (+%d -%d networks); `postern provider diff %s`, then accept %s %s\n",
 			indent, ago(now, r.Time), strings.Join(r.Reasons, "; "), r.Added, r.Removed, st.Name, st.Name, r.ID)
+		if st.Checked.IsZero() { // no reading was ever taken, most likely for this
+			writeProblems(w, r.Problems, indent+"  ")
+		}
 	}
 	if st.Error != "" {
 		fmt.Fprintf(w, "%s  last error %s ago, %d in a row: %s\n", indent, ago(now, st.ErrorAt), st.Failures, printable(st.Error))
@@ -98,7 +101,7 @@ func (c *cli) providerShow() *cobra.Command {
 			return c.show(cmd.OutOrStdout(), out, func(w io.Writer) {
 				now := time.Now()
 				writeProvider(w, &out.Status, now, "")
-				writeProblems(w, out.Status.Problems)
+				writeProblems(w, out.Status.Problems, "")
 				tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 				for _, e := range out.Entries {
 					fmt.Fprintf(tw, "%v\t%s\t%s\t%s\tsince %s\n", e.Prefix, printable(e.Term), printable(e.Record), printable(e.Via), ago(now, e.Since))
@@ -113,9 +116,9 @@ func (c *cli) providerShow() *cobra.Command {
 	}
 }
 
-func writeProblems(w io.Writer, problems []provider.Problem) {
+func writeProblems(w io.Writer, problems []provider.Problem, indent string) {
 	for _, p := range problems {
-		fmt.Fprintf(w, "%s: %s\n", p.Kind, printable(p.String()))
+		fmt.Fprintf(w, "%s%s: %s\n", indent, p.Kind, printable(p.String()))
 	}
 }
 
@@ -151,7 +154,7 @@ func writeRefresh(w io.Writer, rep *provider.Report) {
 	if len(rep.Reasons) > 0 {
 		fmt.Fprintf(w, "to take it all the same: postern provider accept %s %s\n", rep.List, rep.ID)
 	}
-	writeProblems(w, rep.Problems)
+	writeProblems(w, rep.Problems, "")
 	writeDiff(w, rep.Diff)
 }
 
@@ -203,6 +206,7 @@ func writeDifference(w io.Writer, name string, out *admin.Difference, now time.T
 		fmt.Fprintln(w, "no update waits")
 	} else {
 		fmt.Fprintf(w, "refused %s ago: %s\n", ago(now, out.Pending.Time), strings.Join(out.Pending.Reasons, "; "))
+		writeProblems(w, out.Pending.Problems, "")
 		writeDiff(w, out.Diff)
 		fmt.Fprintf(w, "to take it: postern provider accept %s %s\n", name, out.Pending.ID)
 	}

@@ -178,7 +178,11 @@ func writeRBL(w io.Writer, lists []rbl.Status, now time.Time) {
 
 func writeTables(w io.Writer, st *admin.Status, now time.Time) {
 	for _, t := range st.Headers {
-		fmt.Fprintf(w, "headers   %s (%s): %d rules, %d hits, %d never hit, read %s ago\n", t.Name, t.Kind, t.Rules, t.Hits, t.Never, ago(now, t.Loaded))
+		fmt.Fprintf(w, "headers   %s (%s): %d rules, %d hits, %d never hit", t.Name, t.Kind, t.Rules, t.Hits, t.Never)
+		if !t.Loaded.IsZero() {
+			fmt.Fprintf(w, ", read %s ago", ago(now, t.Loaded))
+		}
+		fmt.Fprintln(w)
 		if t.Fault != "" {
 			fmt.Fprintf(w, "          EDIT NOT TAKEN %s ago, the rules above stay in force: %s\n", ago(now, t.FaultAt), t.Fault)
 		}
