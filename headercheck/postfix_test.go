@@ -423,6 +423,7 @@ func randomRules(r *rand.Rand, k Kind) string {
 // Messages leave as they would from Postfix with the same tables: the reply,
 // the content and the envelope.
 func TestMessagesAsPostfix(t *testing.T) {
+	t.Parallel()
 	m := startMTA(t)
 	seed := uint64(42)
 	if s := os.Getenv("POSTERN_SEED"); s != "" {
@@ -483,6 +484,7 @@ func TestMessagesAsPostfix(t *testing.T) {
 
 // Single messages that chance would not make.
 func TestOddMessagesAsPostfix(t *testing.T) {
+	t.Parallel()
 	m := startMTA(t)
 	deep := "Content-Type: multipart/mixed; boundary=b0\n\n"
 	for i := 1; i < 150; i++ {

@@ -126,6 +126,7 @@ func postmap(t *testing.T, dir, mode, table string, message string) string {
 
 // Headers and body lines are told apart as Postfix does.
 func TestSplitAsPostfix(t *testing.T) {
+	t.Parallel()
 	dir := needPostmap(t)
 	table := filepath.Join(dir, "all.pcre")
 	if err := os.WriteFile(table, []byte("/^/ @@END@@\n"), 0o644); err != nil {

@@ -203,6 +203,7 @@ func TestPostfixLines(t *testing.T) {
 }
 
 func TestSpans(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(7, 8))
 	base := netip.MustParseAddr("255.255.255.0").As4()
 	random := func() []netip.Prefix {

@@ -374,6 +374,7 @@ func probes(r *rand.Rand, near []netip.Prefix, n int) []netip.Addr {
 // The records of the large providers: an address is in the list exactly when
 // an independent implementation of check_host says pass.
 func TestSameAsCheckHost(t *testing.T) {
+	t.Parallel()
 	z := newZone(providerRecords(t))
 	r := rand.New(rand.NewPCG(1, 2))
 	const each = 2500 // 10000 together; the evaluator is slow
@@ -404,6 +405,7 @@ func TestSameAsCheckHost(t *testing.T) {
 // Records made at random, with every qualifier, overlaps, nesting, missing and
 // broken parts, and the limits.
 func TestRandomRecordsSameAsCheckHost(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(3, 4))
 	checked, in := 0, 0
 	for round := range 500 {

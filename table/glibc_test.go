@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-var glibcRounds = flag.Int("glibc", 8000, "how many patterns are tried against glibc's regexec")
+var glibcRounds = flag.Int("glibc", 4000, "how many patterns are tried against glibc's regexec")
 
 // regexecSource is a C program that says what glibc finds. A line in is the
 // flags, the pattern and the texts, in hexadecimal with an x in front of each;
@@ -201,6 +201,7 @@ func groupText(r *rand.Rand) string {
 // The groups of a regexp table are those of glibc, except where loading warns
 // that they may not be.
 func TestGroupsAreThoseOfGlibc(t *testing.T) {
+	t.Parallel()
 	program := buildRegexec(t)
 	r := rand.New(rand.NewPCG(4, 2))
 	tried, differ, open, patterns := 0, 0, 0, 0

@@ -12,6 +12,7 @@ import (
 // With ParseLenient a table with mistakes answers as Postfix does, and there
 // is a warning when Postfix has one.
 func TestLenientAsPostfix(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []Kind{Regexp, PCRE} {
 		t.Run(kind.String(), func(t *testing.T) { lenientAsPostfix(t, kind) })
 	}

@@ -2,12 +2,15 @@ package table
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -29,29 +32,44 @@ func postmap(t *testing.T, kind Kind, file string, keys []string) (map[string]st
 	return got, errs.String()
 }
 
-// postfixDir is a configuration of our own, so that the test does not depend
-// on the machine's.
-func postfixDir(t *testing.T) string {
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("postern-table-%d", os.Getpid()))
-	if _, err := os.Stat(filepath.Join(dir, "main.cf")); err == nil {
-		return dir
+// madePostfixDir makes a configuration of our own, so that the tests do not
+// depend on the machine's. TestMain takes it away.
+var madePostfixDir = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "postern-table-"); err != nil {
+		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return dir, err
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // best effort
 	if err := os.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nmail_owner = postfix\nsmtputf8_enable = no\n"), 0o644); err != nil {
-		t.Fatal(err)
+		return dir, err
 	}
 	// Where Debian lists pcre and other loadable table types.
-	data, err := os.ReadFile("/etc/postfix/dynamicmaps.cf")
-	if err == nil {
+	if data, err := os.ReadFile("/etc/postfix/dynamicmaps.cf"); err == nil {
 		if err := os.WriteFile(filepath.Join(dir, "dynamicmaps.cf"), data, 0o644); err != nil {
-			t.Fatal(err)
+			return dir, err
 		}
 	}
-	if err := os.CopyFS(filepath.Join(dir, "dynamicmaps.cf.d"), os.DirFS("/etc/postfix/dynamicmaps.cf.d")); err != nil && !os.IsNotExist(err) {
-		t.Log(err)
+	err = os.CopyFS(filepath.Join(dir, "dynamicmaps.cf.d"), os.DirFS("/etc/postfix/dynamicmaps.cf.d"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return dir, err
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, _ := madePostfixDir(); dir != "" {
+		_ = os.RemoveAll(dir) // best effort
+	}
+	os.Exit(code)
+}
+
+func postfixDir(t *testing.T) string {
+	t.Helper()
+	dir, err := madePostfixDir()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return dir
 }
@@ -138,6 +156,7 @@ func compareWithPostfix(t *testing.T, kind Kind, want int, table func(*rand.Rand
 func pick(r *rand.Rand, from ...string) string { return from[r.IntN(len(from))] }
 
 func TestCIDRAsPostfix(t *testing.T) {
+	t.Parallel()
 	addr := func(r *rand.Rand) string {
 		switch r.IntN(10) {
 		case 0:
@@ -248,6 +267,7 @@ func rules(r *rand.Rand, kind Kind, pattern func(*rand.Rand, int) string, flags 
 }
 
 func TestRegexpAsPostfix(t *testing.T) {
+	t.Parallel()
 	var pattern func(r *rand.Rand, depth int) string
 	pattern = func(r *rand.Rand, depth int) string {
 		var b strings.Builder
@@ -279,6 +299,7 @@ func TestRegexpAsPostfix(t *testing.T) {
 }
 
 func TestBasicRegexpAsPostfix(t *testing.T) {
+	t.Parallel()
 	var pattern func(r *rand.Rand, depth int) string
 	pattern = func(r *rand.Rand, depth int) string {
 		var b strings.Builder
@@ -302,6 +323,7 @@ func TestBasicRegexpAsPostfix(t *testing.T) {
 }
 
 func TestPCREAsPostfix(t *testing.T) {
+	t.Parallel()
 	var pattern func(r *rand.Rand, depth int) string
 	pattern = func(r *rand.Rand, depth int) string {
 		var b strings.Builder
@@ -337,6 +359,7 @@ func TestPCREAsPostfix(t *testing.T) {
 }
 
 func TestTexthashAsPostfix(t *testing.T) {
+	t.Parallel()
 	key := func(r *rand.Rand) string {
 		return pick(r, "a@example.org", "A@Example.ORG", "example.org", "example.net", "user@", "<>", "192.0.2.1", "192.0.2",
 			`"a b"@example.org`, `"a\" b"@example.org`, `a\ b@example.org`, `a"b`, `"a`, `"a b`, `a\"b`, `a\\`)

@@ -11,6 +11,7 @@ import (
 
 // Properties are those of Postfix's own PCRE2, byte for byte.
 func TestPropertiesBesidePostfix(t *testing.T) {
+	t.Parallel()
 	postmap, err := exec.LookPath("postmap")
 	if err != nil {
 		if os.Getenv("CI") == "true" {

@@ -49,14 +49,16 @@ func TestFullStore(t *testing.T) {
 func TestSweeperDropsWhatHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(1_000_000, 1_000_000)
+		rule := storetest.Rule
+		rule.Window, rule.Keep = 2*time.Hour, 12*time.Hour // each tick of the sweeper is one step of the test
 		for i := range 500 {
-			c := greylist.Contact{Match: fmt.Sprint(i), Time: time.Now(), Rule: storetest.Rule}
+			c := greylist.Contact{Match: fmt.Sprint(i), Time: time.Now(), Rule: rule}
 			if _, err := s.TouchGreylist(context.Background(), &c); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for i := range 500 {
-			c := greylist.Contact{Match: "w", Sender: fmt.Sprint(i), Time: time.Now().Add(-time.Hour), Rule: storetest.Rule}
+			c := greylist.Contact{Match: "w", Sender: fmt.Sprint(i), Time: time.Now().Add(-time.Hour), Rule: rule}
 			for range 2 {
 				if _, err := s.TouchGreylist(context.Background(), &c); err != nil {
 					t.Fatal(err)
@@ -67,11 +69,11 @@ func TestSweeperDropsWhatHasExpired(t *testing.T) {
 		if st := s.Status(); st.Entries != 500 || st.Room.Waiting != 1 { // one correspondence, 8 sides
 			t.Fatalf("%+v", st)
 		}
-		time.Sleep(storetest.Rule.Window + 2*time.Hour)
+		time.Sleep(rule.Window + 2*time.Hour)
 		if st := s.Status(); st.Entries != 500 || st.Room.Waiting != 0 {
 			t.Errorf("%+v after the window", st)
 		}
-		time.Sleep(storetest.Rule.Keep)
+		time.Sleep(rule.Keep)
 		if st := s.Status(); st.Entries != 0 {
 			t.Errorf("%+v after their time", st)
 		}

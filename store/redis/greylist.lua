@@ -26,13 +26,14 @@ local function put(key, value, expires)
 end
 
 local cfirst, clast, counted, passes = 0, 0, 0, 0
-local cfound = false
+local cfound, cahead = false, false
 
 -- settle reads the credit, without what is over or was written ahead of time.
 local function settle(value)
   if not value then return end
   cfound = true
   cfirst, clast, counted, passes = unpack('>dddd', value)
+  cahead = max(cfirst, clast, counted) > now
   cfirst, clast, counted = min(cfirst, now), min(clast, now), min(counted, now)
   if now - clast > keep then cfirst, clast, counted, passes = 0, 0, 0, 0 end
 end
@@ -125,7 +126,7 @@ local out
 if delays then
   mine[3] = mine[3] + 1
   out = {state, mine[1], min(wait, overdue), mine[3], passes, -1, 0, 0}
-  if cfound and not dry and passes == 0 then redis.call('DEL', KEYS[3]) end
+  if cahead or (cfound and passes == 0) then putcredit() end
 else
   out = {2, mine[1], 0, mine[3], 0, -1, 0, 0}
   if wait > 0 then out[1], out[2] = 5, since end

@@ -19,7 +19,7 @@ import (
 )
 
 // MaxWaiting is how many first contacts the stores of the suite are to keep.
-const MaxWaiting = 20_000
+const MaxWaiting = 6_000
 
 // Run runs the suite. open returns an empty store for MaxWaiting first
 // contacts; it is closed by the suite.

@@ -163,6 +163,7 @@ func TestEndsAtOnceWhenCancelled(t *testing.T) {
 
 // TestLongQueue: who has waited long does not take the next hop for slow.
 func TestLongQueue(t *testing.T) {
+	t.Parallel()
 	s := smtptest.Start(t).Know("a@example.com")
 	s.Latency(300 * time.Millisecond)
 	p, _ := prober(t, quick(func(c *Config) {
@@ -308,6 +309,7 @@ func TestOtherForm(t *testing.T) {
 // TestPlainTextBehindSTARTTLS: what somebody in between has put in is not
 // taken for an answer over TLS (CVE-2011-0411 and its kin).
 func TestPlainTextBehindSTARTTLS(t *testing.T) {
+	t.Parallel()
 	pair := certtest.New(t, "127.0.0.1")
 	for _, refuse := range []bool{false, true} {
 		hop := scripted(t, func(c net.Conn, in *bufio.Reader) {
