@@ -31,15 +31,20 @@ type Record struct {
 	Asking  bool      `json:"asking,omitempty"` // somebody is finding out
 }
 
+// timesOf returns how long results of an address live.
+func (c *Check) timesOf(key string) Times {
+	if r := c.routes.find(mailaddr.Parse(key).Domain); r != nil {
+		return r.times
+	}
+	return c.cfg.times(nil)
+}
+
 func (c *Check) record(key string, e *Entry, now time.Time) Record {
 	rec := Record{
 		Address: key, Result: e.Result, At: e.At, Source: e.Source, Detail: e.Detail, Tried: e.Tried, Error: e.Error,
 		Strikes: e.Strikes, Asking: now.Before(e.Lease),
 	}
-	times := c.cfg.times(nil)
-	if r := c.routes.find(mailaddr.Parse(key).Domain); r != nil {
-		times = r.times
-	}
+	times := c.timesOf(key)
 	if e.Result != "" {
 		rec.Expires, rec.Refresh = e.At.Add(times.expire(e.Result)), e.At.Add(times.refresh(e.Result))
 		rec.Live = e.Live(now, &times)
@@ -78,40 +83,52 @@ func ParseFilter(which string) (Filter, error) {
 	return Filter{Which: a.Local + "@" + a.Domain}, nil
 }
 
-func (f *Filter) picks(c *Check, key string, e *Entry) bool {
+// covers reports whether f is about an address at all.
+func (f *Filter) covers(c *Check, key string) bool {
 	switch {
-	case e.Result == "":
-		return false
 	case strings.HasPrefix(f.Which, "@"):
-		if !strings.HasSuffix(key, f.Which) {
-			return false
-		}
+		return strings.HasSuffix(key, f.Which)
 	case f.Which != "":
-		if key != c.key(mailaddr.Parse(f.Which)) {
-			return false
-		}
+		return key == c.key(mailaddr.Parse(f.Which))
 	}
-	return !(f.Negative && e.Result == Known) && (len(f.Results) == 0 || slices.Contains(f.Results, e.Result))
+	return true
 }
 
-// each calls yield for the entries that f picks.
-func (c *Check) each(ctx context.Context, f Filter, yield func(key, raw string, e *Entry) bool) error {
+// picks reports whether f, which covers the address, picks what is remembered
+// of it.
+func (f *Filter) picks(e *Entry) bool {
+	return e.Result != "" && !(f.Negative && e.Result == Known) && (len(f.Results) == 0 || slices.Contains(f.Results, e.Result))
+}
+
+// every calls yield for what the store has of the addresses that f covers,
+// those too of which only a lease is there.
+func (c *Check) every(ctx context.Context, f *Filter, yield func(key, raw string, e *Entry) bool) error {
 	if f.Which != "" && !strings.HasPrefix(f.Which, "@") {
 		key := c.key(mailaddr.Parse(f.Which))
 		e, raw, err := c.load(ctx, key)
-		if err == nil && f.picks(c, key, &e) {
+		if err == nil && raw != "" {
 			yield(key, raw, &e)
 		}
 		return err
 	}
-	n := 0
 	return c.store.Each(ctx, func(key, raw string) bool {
+		if !f.covers(c, key) {
+			return true
+		}
 		e, err := decode(raw)
-		if err != nil || !f.picks(c, key, &e) {
+		return err != nil || yield(key, raw, &e)
+	})
+}
+
+// each calls yield for the entries that f picks.
+func (c *Check) each(ctx context.Context, f Filter, yield func(key, raw string, e *Entry) bool) error {
+	n := 0
+	return c.every(ctx, &f, func(key, raw string, e *Entry) bool {
+		if !f.picks(e) {
 			return true
 		}
 		n++
-		return yield(key, raw, &e) && (f.Limit == 0 || n < f.Limit)
+		return yield(key, raw, e) && (f.Limit == 0 || n < f.Limit)
 	})
 }
 
@@ -122,22 +139,65 @@ func (c *Check) List(ctx context.Context, f Filter, yield func(Record) bool) err
 	return c.each(ctx, f, func(key, _ string, e *Entry) bool { return yield(c.record(key, e, now)) })
 }
 
-// Purge forgets what f picks and returns how many that was.
+// Purge forgets what f picks and returns how many that was. The answers to
+// questions about the addresses that f covers, which are being asked here or by
+// another gateway, are not remembered when they come, whatever they are: the
+// next request asks again.
 func (c *Check) Purge(ctx context.Context, f Filter) (int, error) {
+	c.disown(&f)
 	n := 0
 	var failed error
-	err := c.each(ctx, f, func(key, raw string, _ *Entry) bool {
-		ok, err := c.store.Swap(ctx, key, raw, "", time.Time{})
-		if err != nil {
-			failed = err
-			return false
-		}
-		if ok { // else it has just changed: it is no longer what was meant
+	err := c.every(ctx, &f, func(key, raw string, e *Entry) bool {
+		picked, err := c.purge(ctx, &f, key, raw, e)
+		if picked {
 			n++
 		}
-		return true
+		failed = err
+		return err == nil
 	})
 	return n, errors.Join(err, failed)
+}
+
+// disown marks the questions being asked here that f covers. Who asks for such
+// an address from now on does not wait for the answer either.
+func (c *Check) disown(f *Filter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for q := range c.asking {
+		if f.covers(c, q.key) {
+			q.purged.Store(true)
+			delete(c.flights, q.key)
+		}
+	}
+}
+
+// purge removes what the store has of one address, or, where f picks only
+// other results, the lease of who is asking. It reports whether a result was
+// removed.
+func (c *Check) purge(ctx context.Context, f *Filter, key, raw string, e *Entry) (picked bool, err error) {
+	for raw != "" {
+		next, expires := "", time.Time{}
+		picked = f.picks(e)
+		if e.Result != "" && !picked {
+			if e.Holder == "" {
+				return false, nil
+			}
+			rest := *e
+			rest.Lease, rest.Holder = time.Time{}, ""
+			times := c.timesOf(key)
+			next, expires = rest.encode(), rest.Expires(&times)
+		}
+		if ok, err := c.store.Swap(ctx, key, raw, next, expires); ok || err != nil {
+			return ok && picked, err
+		}
+		// It has just changed, maybe by an answer that was on its way.
+		var changed Entry
+		if changed, raw, err = c.load(ctx, key); err != nil {
+			return false, err
+		}
+		e = &changed
+	}
+	return false, nil
 }
 
 // Recheck has what f picks asked about again in the background, as far as
@@ -248,6 +308,8 @@ func (c *Check) Ask(ctx context.Context, address string) (*Report, error) {
 // every attempt, so that a mistake here does no harm; the answer is shown as
 // it came.
 func (c *Check) findNow(ctx context.Context, q *question) (Entry, bool) {
+	c.beginAsking(q)
+	defer c.endAsking(q)
 	found, kind := c.ask(ctx, q)
 	found.Error = ""
 	if kind == something && ctx.Err() == nil { // who hangs up has learned nothing
@@ -308,7 +370,7 @@ type Status struct {
 func (c *Check) Status() Status {
 	st := Status{Routes: len(c.routes.all), Entries: c.store.Count(), Wait: c.cfg.Wait}
 	c.mu.Lock()
-	st.Pending, st.Retries = len(c.flights), len(c.retries)
+	st.Pending, st.Retries = c.flying, len(c.retries)
 	c.mu.Unlock()
 	st.NextHops, st.Directories = c.NextHops()
 	for _, f := range c.routes.files {

@@ -63,7 +63,9 @@ type Check struct {
 	work sync.WaitGroup
 
 	mu       sync.Mutex
-	flights  map[string]*flight
+	flights  map[string]*flight // that requests join
+	flying   int                // all of them
+	asking   map[*question]bool // those whose sources are being asked
 	retries  map[string]*time.Timer
 	rechecks int // addresses that the administrator wants asked about again
 	running  bool
@@ -91,7 +93,7 @@ const maxHarvesters = 100_000
 func New(cfg Config, o Options, prev *Check) (*Check, error) {
 	c := &Check{
 		cfg: cfg, store: o.Store, log: o.Log.Named("verify"), probe: ProbeSenders(&cfg, o.Hostname),
-		flights: make(map[string]*flight), retries: make(map[string]*time.Timer),
+		flights: make(map[string]*flight), asking: make(map[*question]bool), retries: make(map[string]*time.Timer),
 	}
 	var err error
 	if c.deferral, err = policy.ParseTemplate(cfg.DeferReply, deferReply, replyVars...); err != nil {

@@ -130,7 +130,7 @@ func (b *bench) settle() {
 	b.t.Helper()
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		b.mu.Lock()
-		n := len(b.flights) + b.rechecks
+		n := b.flying + b.rechecks
 		b.mu.Unlock()
 		if n == 0 {
 			return

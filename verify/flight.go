@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,6 +23,12 @@ type question struct {
 	gentle  bool // can wait
 	force   bool // asked by the administrator: limits of health do not count
 	talk    *callout.Dialogue
+
+	// lease is that of this question in the store, while its sources are being
+	// asked; zero when none could be taken.
+	lease time.Time
+	// purged is set by a purge that comes while the sources are being asked.
+	purged atomic.Bool
 }
 
 // flight is one address being asked about in this process. entry and
@@ -44,15 +51,19 @@ func (c *Check) fly(q *question) *flight {
 	if f := c.flights[q.key]; f != nil {
 		return f
 	}
-	if !c.running || len(c.flights) >= c.cfg.MaxPending {
+	if !c.running || c.flying >= c.cfg.MaxPending {
 		return nil
 	}
 	f := &flight{done: make(chan struct{})}
 	c.flights[q.key] = f
+	c.flying++
 	c.work.Go(func() {
 		f.entry, f.acceptAll = c.guarded(q)
 		c.mu.Lock()
-		delete(c.flights, q.key)
+		c.flying--
+		if c.flights[q.key] == f { // else a purge has come, and those after it ask anew
+			delete(c.flights, q.key)
+		}
 		c.mu.Unlock()
 		close(f.done)
 	})
@@ -142,7 +153,10 @@ func (c *Check) claim(ctx context.Context, q *question) (claim, Entry) {
 		next := e
 		next.Lease, next.Holder = now.Add(c.lease()), c.holder
 		switch ok, err := c.store.Swap(ctx, q.key, raw, next.encode(), next.Expires(&q.route.times)); {
-		case err != nil, ok:
+		case err != nil:
+			return claimMine, e
+		case ok:
+			q.lease = next.Lease
 			return claimMine, e
 		case ctx.Err() != nil:
 			return claimBusy, e
@@ -155,6 +169,8 @@ func (c *Check) claim(ctx context.Context, q *question) (claim, Entry) {
 func (c *Check) askAndKeep(ctx context.Context, q *question) (entry Entry, acceptAll bool) {
 	ctx, cancel := context.WithTimeout(ctx, c.lease())
 	defer cancel()
+	c.beginAsking(q)
+	defer c.endAsking(q)
 	found, kind := c.ask(ctx, q)
 	if ctx.Err() != nil && found.Result == Temporary {
 		kind = nothing // the daemon stops: it is no answer
@@ -201,13 +217,37 @@ func (c *Check) update(ctx context.Context, q *question, change func(old Entry) 
 	return e
 }
 
-// keep is update for who has to know whether the store has taken it.
+// beginAsking has a purge find the question from here on.
+func (c *Check) beginAsking(q *question) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asking[q] = true
+}
+
+func (c *Check) endAsking(q *question) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.asking, q)
+}
+
+// overtaken reports whether a purge has come since the sources of the question
+// began to be asked. On another gateway it shows by the lease, which it takes away.
+func (q *question) overtaken(old *Entry, holder string) bool {
+	return q.purged.Load() || !q.lease.IsZero() && (old.Holder != holder || old.Lease.UnixMilli() != q.lease.UnixMilli())
+}
+
+// keep is update for who has to know whether the store has taken it. An answer
+// that was asked for before a purge is not remembered.
 func (c *Check) keep(ctx context.Context, q *question, change func(old Entry) (Entry, bool)) (Entry, error) {
 	for {
 		old, raw, err := c.load(ctx, q.key)
 		next, keep := change(old)
 		if err != nil {
 			return next, err
+		}
+		if q.overtaken(&old, c.holder) {
+			next, _ = change(Entry{}) // for those who have waited for it
+			return next, nil
 		}
 		encoded := ""
 		if keep {
@@ -217,6 +257,10 @@ func (c *Check) keep(ctx context.Context, q *question, change func(old Entry) (E
 			return next, nil
 		}
 		ok, err := c.store.Swap(ctx, q.key, raw, encoded, next.Expires(&q.route.times))
+		if ok && q.purged.Load() && encoded != "" {
+			// It came in between. One that comes now finds the entry by itself.
+			_, err = c.store.Swap(ctx, q.key, encoded, "", time.Time{})
+		}
 		if ok || err != nil {
 			return next, err
 		}

@@ -66,7 +66,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, m.sum(func(c *Check) int {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			return len(c.flights)
+			return c.flying
 		})),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "postern_verify_next_hops_down", Help: "Next hops that do not answer or refuse us.",

@@ -118,7 +118,8 @@ func (s *Server) Answer(verb, reply string) *Server {
 	return s
 }
 
-// OnRcpt decides replies to RCPT; "" leaves an address to the mailboxes.
+// OnRcpt decides replies to RCPT; "" leaves an address to the mailboxes. f may be
+// called by several sessions at once.
 func (s *Server) OnRcpt(f func(address string) string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -341,8 +342,11 @@ func (s *Server) usual(ss *session, verb, args string) string {
 			return "503 5.5.1 need MAIL first"
 		}
 		address := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(args, "TO:<"), ">"))
-		if s.rcpt != nil {
-			if r := s.rcpt(address); r != "" {
+		if f := s.rcpt; f != nil {
+			s.mu.Unlock() // it may wait for another session
+			r := f(address)
+			s.mu.Lock()
+			if r != "" {
 				return r
 			}
 		}
