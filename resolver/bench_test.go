@@ -25,7 +25,9 @@ func warm(tb testing.TB) *Resolver {
 	return r
 }
 
-func TestWarmLookupsCostNothing(t *testing.T) {
+// What a hit takes is the slice that it returns, and none for what DNS lists
+// answer.
+func TestWarmLookupsCostLittle(t *testing.T) {
 	r := warm(t)
 	ctx := t.Context()
 	addr := netip.MustParseAddr("192.0.2.1")
@@ -37,7 +39,7 @@ func TestWarmLookupsCostNothing(t *testing.T) {
 		{"A", 0, func() bool { _, _, cached, _ := r.LookupA(ctx, "2.0.0.127.bl.example"); return cached }},
 		{"no such name", 0, func() bool { _, _, cached, _ := r.LookupA(ctx, "not.bl.example"); return cached }},
 		{"A in capitals", 1, func() bool { _, _, cached, _ := r.LookupA(ctx, "2.0.0.127.BL.example"); return cached }},
-		{"PTR", 1, func() bool { _, _, cached, _ := r.LookupPTR(ctx, addr); return cached }},
+		{"PTR", 2, func() bool { _, _, cached, _ := r.LookupPTR(ctx, addr); return cached }},
 	} {
 		if got := testing.AllocsPerRun(1000, func() {
 			if !tt.look() {

@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -61,7 +62,9 @@ func bubble(t *testing.T, change func(*Config), test func(t *testing.T, r *Resol
 }
 
 // good is an answer with a TTL.
-func good(ttl time.Duration) *answer { return &answer{addrs: addrs("192.0.2.1"), ttl: ttl} }
+func good(ttl time.Duration) *answer {
+	return &answer{records: records{addrs: addrs("192.0.2.1")}, ttl: ttl}
+}
 
 // servFail is the answer of servers that fail.
 func servFail(k key) *answer { return failed(k, ErrServFail, "test") }
@@ -220,14 +223,15 @@ func TestWeight(t *testing.T) {
 		a    *answer
 		want uint32
 	}{
-		{"nothing", nothing, 1},
+		{"nothing", new(answer), 1},
 		{"one address", good(0), 1},
 		{"a failure", servFail(k), 1},
-		{"many addresses", &answer{addrs: slices.Repeat(addrs("192.0.2.1"), 100)}, 6},
-		{"a long text", &answer{texts: []string{strings.Repeat("x", 10_000)}}, 20},
-		{"many exchangers", &answer{mx: slices.Repeat([]MX{{10, "mx.example"}}, 100)}, 8},
+		{"many addresses", &answer{records: records{addrs: slices.Repeat(addrs("2001:db8::1"), 100)}}, 4},
+		{"a long text", &answer{records: records{texts: []string{strings.Repeat("x", 10_000)}}}, 20},
+		{"many exchangers", &answer{records: records{mx: slices.Repeat([]MX{{10, "mx.example"}}, 100)}}, 3},
 	} {
-		if got := weight(k, tt.a); got != tt.want {
+		data, _ := pack(nil, tt.a)
+		if got := weight(k, &entry{data: string(data)}); got != tt.want {
 			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
 		}
 	}
@@ -240,10 +244,62 @@ func TestCacheIsBounded(t *testing.T) {
 	r := start(t, cfg)
 	text := strings.Repeat("x", 5000) // 11 units
 	for i := range 3000 {
-		r.remember(key{"n" + strings.Repeat("a", i%40) + ".example", uint16(i)}, &answer{texts: []string{text}, ttl: time.Minute})
+		r.remember(key{"n" + strings.Repeat("a", i%40) + ".example", uint16(i)}, &answer{records: records{texts: []string{text}}, ttl: time.Minute})
 	}
 	r.cache.CleanUp()
 	if n := r.Stats().Entries; n > 1000/11+1 || n == 0 {
 		t.Errorf("%d answers of 5000 octets in a cache of 1000", n)
+	}
+}
+
+// What the cache gives back is what was said.
+func FuzzPacked(f *testing.F) {
+	f.Add("a.example", uint16(dns.TypeA), uint16(1), "\x7f\x00\x00\x02", "")
+	f.Add("a.example", uint16(dns.TypeMX), uint16(2), "mx.example", strings.Repeat("x", 300))
+	f.Add("", uint16(dns.TypeTXT), uint16(3), "", "\x80")
+	f.Add("a.example", uint16(dns.TypeAAAA), uint16(0), "0123456789abcdef0123456789abcdef", "")
+	f.Fuzz(func(t *testing.T, name string, qtype, n uint16, one, two string) {
+		k := key{name, qtype}
+		a := new(answer)
+		switch {
+		case n == 0xffff:
+			a = failed(k, kinds[len(one)%len(kinds)], two)
+		case qtype == dns.TypeA:
+			for ; len(one) >= 4; one = one[4:] {
+				a.addrs = append(a.addrs, netip.AddrFrom4([4]byte([]byte(one[:4]))))
+			}
+		case qtype == dns.TypeAAAA:
+			for ; len(one) >= 16; one = one[16:] {
+				a.addrs = append(a.addrs, netip.AddrFrom16([16]byte([]byte(one[:16]))))
+			}
+		case qtype == dns.TypeMX:
+			a.mx = slices.Repeat([]MX{{n, one}, {n + 1, two}}, int(n%200))
+		default:
+			a.texts = slices.Repeat([]string{one, two}, int(n%200))
+		}
+		packed, ok := pack([]byte(name), a)
+		if !ok || string(packed[:len(name)]) != name {
+			t.Fatal("not packed")
+		}
+		e := &entry{data: string(packed[len(name):])}
+		f := e.failure(k)
+		if (f != nil) != (a.failure != nil) || e.failed() != (f != nil) || f != nil && *f != *a.failure {
+			t.Fatalf("failure %v, want %v", f, a.failure)
+		}
+		got := e.records(qtype)
+		if !slices.Equal(got.addrs, a.addrs) || !slices.Equal(got.texts, a.texts) || !slices.Equal(got.mx, a.mx) {
+			t.Fatalf("%+v, want %+v", got, a.records)
+		}
+	})
+}
+
+// A failure that would say something of this process is not remembered.
+func TestWhatIsNotRemembered(t *testing.T) {
+	r := start(t, testConfig("192.0.2.53"))
+	k := key{"a.example", dns.TypeA}
+	r.remember(k, failed(k, ErrClosed, ""))
+	r.remember(k, failed(k, context.Canceled, ""))
+	if _, ok := r.cache.GetIfPresent(k); ok {
+		t.Error("it is remembered")
 	}
 }

@@ -26,8 +26,8 @@ type Config struct {
 	// More of them queue, each until its own deadline, up to 16 times as many;
 	// beyond that they fail at once. Default 512.
 	MaxInFlight int `toml:"max_in_flight"`
-	// CacheSize is how many answers are kept. An answer counts once for each
-	// started 512 bytes. Default 100000.
+	// CacheSize is how many answers are kept. A usual one takes about 200 bytes;
+	// one counts once for each started 512 bytes. Default 100000.
 	CacheSize int `toml:"cache_size"`
 	// MinTTL is the least time an answer is kept, whatever its TTL.
 	// Default "5s".

@@ -165,29 +165,29 @@ func (r *Resolver) resolve(k key) (a *answer) {
 }
 
 // lookup answers from the cache, else it asks or joins those who wait.
-func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (a *answer, ttl time.Duration, cached bool, err error) {
+func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (rs records, ttl time.Duration, cached bool, err error) {
 	n, err := normalize(name)
 	if err != nil {
-		return nothing, 0, false, invalidName(name, qtype)
+		return records{}, 0, false, invalidName(name, qtype)
 	}
 	k := key{n, qtype}
 	old, ok := r.cache.GetIfPresent(k)
 	if !ok {
 		return r.wait(ctx, k, nil)
 	}
-	now := time.Now()
-	switch left := old.expires.Sub(now); {
+	now := r.now()
+	switch left := old.left(now); {
 	case left > 0:
 		r.hits.Add(1)
 		r.metrics.hit.Inc()
-		if old.failure != nil {
-			return nothing, left, true, old.failure
+		if f := old.failure(k); f != nil {
+			return records{}, left, true, f
 		}
-		return old, left, true, nil
-	case old.failure != nil:
+		return old.records(qtype), left, true, nil
+	case old.failed():
 		old = nil
-	case now.UnixNano() < old.retry.Load():
-		return r.giveStale(old, true)
+	case old.spared(now):
+		return r.giveStale(k, old, true)
 	}
 	return r.wait(ctx, k, old)
 }
@@ -204,38 +204,42 @@ func invalidName(name string, qtype uint16) *failure {
 
 // giveStale gives an answer whose time is over. It is good until it may be
 // asked for again (RFC 8767 section 4 recommends 30 seconds).
-func (r *Resolver) giveStale(old *answer, cached bool) (*answer, time.Duration, bool, error) {
+func (r *Resolver) giveStale(k key, old *entry, cached bool) (records, time.Duration, bool, error) {
 	r.stale.Add(1)
 	r.metrics.stale.Inc()
-	return old, r.cfg.StaleRetry.D(), cached, nil
+	return old.records(k.qtype), r.cfg.StaleRetry.D(), cached, nil
 }
 
 // wait waits for the servers' answer. old, if not nil, is a stale one that
 // will do when that takes long or fails.
-func (r *Resolver) wait(ctx context.Context, k key, old *answer) (*answer, time.Duration, bool, error) {
+func (r *Resolver) wait(ctx context.Context, k key, old *entry) (records, time.Duration, bool, error) {
 	r.misses.Add(1)
 	r.metrics.miss.Inc()
-	fail := func(kind error, detail string) (*answer, time.Duration, bool, error) {
+	fail := func(kind error, detail string) (records, time.Duration, bool, error) {
 		if old != nil {
-			return r.giveStale(old, false)
+			return r.giveStale(k, old, false)
 		}
-		return nothing, 0, false, &failure{name: k.name, qtype: k.qtype, kind: kind, detail: detail}
+		return records{}, 0, false, &failure{name: k.name, qtype: k.qtype, kind: kind, detail: detail}
 	}
 	if err := ctx.Err(); err != nil {
 		return fail(err, "")
 	}
-	var fresh *answer
+	var fresh *entry
 	known := func() bool {
-		a, ok := r.cache.GetIfPresent(k)
-		if ok && time.Now().Before(a.expires) {
-			fresh = a
+		e, ok := r.cache.GetIfPresent(k)
+		if ok && e.left(r.now()) > 0 {
+			fresh = e
 		}
 		return fresh != nil
 	}
 	f, err := r.flights.join(k, known, r.fly)
 	switch {
 	case errors.Is(err, errJustKnown):
-		return settle(fresh)
+		left := max(fresh.left(r.now()), 0)
+		if f := fresh.failure(k); f != nil {
+			return records{}, left, false, f
+		}
+		return fresh.records(k.qtype), left, false, nil
 	case errors.Is(err, errQueueFull):
 		r.metrics.overflow.Inc()
 		return fail(ErrTimeout, err.Error())
@@ -252,21 +256,17 @@ func (r *Resolver) wait(ctx context.Context, k key, old *answer) (*answer, time.
 	select {
 	case <-f.done:
 	case <-enough:
-		return r.giveStale(old, false)
+		return r.giveStale(k, old, false)
 	case <-ctx.Done():
 		return fail(ctx.Err(), "")
 	}
-	if f.answer.failure != nil && old != nil {
-		return r.giveStale(old, false)
-	}
-	return settle(f.answer)
-}
-
-// settle returns an answer that has just come.
-func settle(a *answer) (*answer, time.Duration, bool, error) {
+	a := f.answer
 	left := max(time.Until(a.expires), 0)
-	if a.failure != nil {
-		return nothing, left, false, a.failure
+	switch {
+	case a.failure != nil && old != nil:
+		return r.giveStale(k, old, false)
+	case a.failure != nil:
+		return records{}, left, false, a.failure
 	}
-	return a, left, false, nil
+	return a.records, left, false, nil
 }

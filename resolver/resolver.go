@@ -35,7 +35,8 @@ type Resolver struct {
 	cfg     Config
 	log     *zap.Logger
 	metrics *metrics
-	cache   *otter.Cache[key, *answer]
+	cache   *otter.Cache[key, *entry]
+	epoch   time.Time // see now
 	flights flights
 	servers serverList
 
@@ -60,11 +61,11 @@ func newResolver(cfg Config, log *zap.Logger, reg prometheus.Registerer, resolvC
 	if err != nil {
 		return nil, err
 	}
-	r := &Resolver{cfg: cfg, log: log.Named("resolver"), metrics: m}
+	r := &Resolver{cfg: cfg, log: log.Named("resolver"), metrics: m, epoch: time.Now()}
 	if err := r.servers.init(cfg, resolvConf, r.log, m, r.probe); err != nil {
 		return nil, err
 	}
-	r.cache, err = newCache(cfg)
+	r.cache, err = r.newCache()
 	if err != nil {
 		return nil, err
 	}
@@ -129,35 +130,35 @@ func (r *Resolver) Close() {
 
 // LookupA returns the IPv4 addresses of a name.
 func (r *Resolver) LookupA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
-	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeA)
-	return a.addrs, ttl, cached, err
+	rs, ttl, cached, err := r.lookup(ctx, name, dns.TypeA)
+	return rs.addrs, ttl, cached, err
 }
 
 // LookupAAAA returns the IPv6 addresses of a name.
 func (r *Resolver) LookupAAAA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
-	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeAAAA)
-	return a.addrs, ttl, cached, err
+	rs, ttl, cached, err := r.lookup(ctx, name, dns.TypeAAAA)
+	return rs.addrs, ttl, cached, err
 }
 
 // LookupTXT returns the texts of a name, one for each record: the strings of
 // a record are joined without anything between them (RFC 7208 section 3.3).
 // They are octets as they came, not checked for anything.
 func (r *Resolver) LookupTXT(ctx context.Context, name string) (texts []string, ttl time.Duration, cached bool, err error) {
-	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeTXT)
-	return a.texts, ttl, cached, err
+	rs, ttl, cached, err := r.lookup(ctx, name, dns.TypeTXT)
+	return rs.texts, ttl, cached, err
 }
 
 // LookupPTR returns the names that an address claims, in lower case and
 // without trailing dot. Nobody has verified them.
 func (r *Resolver) LookupPTR(ctx context.Context, addr netip.Addr) (names []string, ttl time.Duration, cached bool, err error) {
-	a, ttl, cached, err := r.lookup(ctx, reverseName(addr), dns.TypePTR)
-	return a.texts, ttl, cached, err
+	rs, ttl, cached, err := r.lookup(ctx, reverseName(addr), dns.TypePTR)
+	return rs.texts, ttl, cached, err
 }
 
 // LookupMX returns the mail exchangers of a domain, the preferred first.
 func (r *Resolver) LookupMX(ctx context.Context, name string) (mx []MX, ttl time.Duration, cached bool, err error) {
-	a, ttl, cached, err := r.lookup(ctx, name, dns.TypeMX)
-	return a.mx, ttl, cached, err
+	rs, ttl, cached, err := r.lookup(ctx, name, dns.TypeMX)
+	return rs.mx, ttl, cached, err
 }
 
 // Flush forgets what is known of a name, or of an address its reverse name;
