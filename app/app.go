@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"reflect"
@@ -21,12 +20,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 
-	"postern/access"
 	"postern/admin"
 	"postern/config"
 	"postern/dialog"
-	"postern/greylist"
-	"postern/headercheck"
 	"postern/internal/listen"
 	"postern/internal/mailaddr"
 	"postern/journal"
@@ -35,8 +31,6 @@ import (
 	"postern/pipeline"
 	"postern/policy"
 	"postern/policyd"
-	"postern/rbl"
-	"postern/spf"
 	"postern/store"
 	"postern/store/bolt"
 	"postern/store/mem"
@@ -184,7 +178,7 @@ func (a *App) startAdmin(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	a.admin = admin.NewServer(a, token, a.registry, a.log.Named("admin"))
+	a.admin = admin.NewServer(a, a.calls(), token, a.registry, a.log.Named("admin"))
 	a.adminDone = make(chan error, 1)
 	go func() { a.adminDone <- a.admin.Serve(l) }()
 	return nil
@@ -366,48 +360,6 @@ func (a *App) Decision(reference string) (journal.Record, bool) { return a.journ
 // Decisions implements admin.Backend.
 func (a *App) Decisions(n int) []journal.Record { return a.journal.Recent(n) }
 
-// Greylist implements admin.Backend.
-func (a *App) Greylist() greylist.AdminStore { return a.parts.store }
-
-// AccessEntries implements admin.Backend.
-func (a *App) AccessEntries(yield func(access.Entry) bool) {
-	a.current.Load().access.Entries(time.Now(), yield)
-}
-
-// TestLists implements admin.Backend.
-func (a *App) TestLists(ctx context.Context, addr netip.Addr) (rbl.TestReport, error) {
-	g := a.use()
-	defer g.users.Add(-1)
-	return g.rbl.TestIP(ctx, addr), nil
-}
-
-// ResetList implements admin.Backend.
-func (a *App) ResetList(name string) (known, held bool) { return a.current.Load().rbl.Reset(name) }
-
-// Calls implements admin.Backend.
-func (a *App) Calls() map[string]admin.Call {
-	return map[string]admin.Call{
-		http.MethodPost + " " + spf.TestPath: func(r *http.Request) (any, error) { return a.current.Load().spf.ServeTest(r) },
-	}
-}
-
-// Verify implements admin.Backend.
-func (a *App) Verify() admin.Verifier { return a.current.Load().verify }
-
-// Providers implements admin.Backend.
-func (a *App) Providers() admin.Providers { return a.current.Load().provider }
-
-// HeaderRules implements admin.Backend.
-func (a *App) HeaderRules() (rules []headercheck.RuleHits, filterLines []string) {
-	h := a.current.Load().headers
-	return h.Hits(), h.FilterLines()
-}
-
-// Lookup implements admin.Backend.
-func (a *App) Lookup(ctx context.Context, table, key string) (lookup.Answer, error) {
-	return a.lookup.Explain(ctx, table, key)
-}
-
 // Addresses returns where the policy door listens.
 func (a *App) Addresses() []net.Addr { return a.door.Addresses() }
 
@@ -444,15 +396,11 @@ func (a *App) Explain(ctx context.Context, q admin.Question) (*policy.Decision, 
 }
 
 // Status implements admin.Backend.
-func (a *App) Status(context.Context) admin.Status {
+func (a *App) Status(context.Context) *admin.Status {
 	g := a.current.Load()
-	st := admin.Status{
+	st := &admin.Status{
 		Version: a.o.Version, PID: os.Getpid(), Hostname: g.cfg.Hostname, Started: a.started, Mode: g.cfg.Mode,
-		Config: *a.state.Load(), Chains: map[string][]admin.CheckMode{},
-		Policy: a.door.Status(), Milter: a.milter.Status(), Lookup: a.lookup.Status(), Store: a.parts.store.Status(),
-		DNS: admin.DNSStatus{Servers: g.resolver.Status(), Stats: g.resolver.Stats()},
-		RBL: g.rbl.Status(), Access: g.access.Status(), Provider: g.provider.Status(), Headers: g.headers.Status(), Tables: g.tables.Status(), Verify: g.verify.Status(), Greylist: g.greylist.Status(),
-		Goroutines: runtime.NumGoroutine(),
+		Config: *a.state.Load(), Chains: map[string][]admin.CheckMode{}, Goroutines: runtime.NumGoroutine(), Parts: a.status(g),
 	}
 	for name, checks := range g.pipeline.Chains() {
 		modes := g.pipeline.Modes(name)

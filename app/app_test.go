@@ -2,6 +2,7 @@ package app_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -19,7 +20,10 @@ import (
 	"postern/admin"
 	"postern/app"
 	"postern/config"
+	"postern/greylist"
+	"postern/internal/adminapi"
 	"postern/internal/policytest"
+	"postern/store"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -118,9 +122,16 @@ func TestAdminSocket(t *testing.T) {
 	if err != nil || st.Mode().Perm() != 0o660 {
 		t.Errorf("mode of the admin socket: %v %v", st.Mode(), err)
 	}
-	c := admin.NewClient(filepath.Join(s.dir, "a.sock"), "")
-	status, err := c.Status(t.Context())
-	if err != nil || status.Version != "1.2.3" || status.PID != os.Getpid() || len(status.Chains["inbound"]) != 5 || !status.Store.Healthy {
+	c := admin.Client{Client: adminapi.NewClient(filepath.Join(s.dir, "a.sock"), "")}
+	raw, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var status struct {
+		admin.Status
+		Store store.Status `json:"store"`
+	}
+	if err := json.Unmarshal(raw, &status); err != nil || status.Version != "1.2.3" || status.PID != os.Getpid() || len(status.Chains["inbound"]) != 5 || !status.Store.Healthy {
 		t.Errorf("status %+v %v", status, err)
 	}
 	p := policytest.Dial(t, &net.UnixAddr{Name: filepath.Join(s.dir, "p.sock"), Net: "unix"})
@@ -173,11 +184,11 @@ func TestAdminOverTCPNeedsTheToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.start()
-	if _, err := admin.NewClient("tcp:"+addr, "s3cret").Status(t.Context()); err != nil {
+	if _, err := (admin.Client{Client: adminapi.NewClient("tcp:"+addr, "s3cret")}).Status(t.Context()); err != nil {
 		t.Error(err)
 	}
 	for _, token := range []string{"", "wrong", "s3cre"} {
-		if _, err := admin.NewClient("tcp:"+addr, token).Status(t.Context()); err == nil || !strings.Contains(err.Error(), "needs the token") {
+		if _, err := (admin.Client{Client: adminapi.NewClient("tcp:"+addr, token)}).Status(t.Context()); err == nil || !strings.Contains(err.Error(), "needs the token") {
 			t.Errorf("with the token %q: %v", token, err)
 		}
 	}
@@ -195,6 +206,12 @@ func TestAdminOverTCPNeedsTheToken(t *testing.T) {
 	}
 }
 
+// delay is that of greylisting.
+func delay(st *admin.Status) time.Duration {
+	i := slices.IndexFunc(st.Parts, func(p admin.Part) bool { return p.Name == "greylist" })
+	return st.Parts[i].Status.(greylist.Status).Delay.D()
+}
+
 func TestReload(t *testing.T) {
 	s := newSite(t, plain)
 	a := s.start()
@@ -210,7 +227,7 @@ func TestReload(t *testing.T) {
 	if err := a.Reload(t.Context()); err != nil || addrs() != "p.sock q.sock" {
 		t.Errorf("a further address: %v, listening on %s", err, addrs())
 	}
-	if st := a.Status(t.Context()); st.Greylist.Delay.D() != 9*time.Minute || len(st.Config.Restarts) != 0 {
+	if st := a.Status(t.Context()); delay(st) != 9*time.Minute || len(st.Config.Restarts) != 0 {
 		t.Errorf("status %+v", st.Config)
 	}
 	// An address that cannot be opened refuses the whole reload.
@@ -218,7 +235,7 @@ func TestReload(t *testing.T) {
 	if err := a.Reload(t.Context()); err == nil || addrs() != "p.sock q.sock" {
 		t.Errorf("an address that cannot be opened: %v, listening on %s", err, addrs())
 	}
-	if st := a.Status(t.Context()); st.Greylist.Delay.D() != 9*time.Minute || st.Config.Fault == "" {
+	if st := a.Status(t.Context()); delay(st) != 9*time.Minute || st.Config.Fault == "" {
 		t.Errorf("status %+v", st.Config)
 	}
 	s.write(strings.ReplaceAll(plain, "state.db", "other.db") + "[admin]\njournal = 5\n")

@@ -44,6 +44,7 @@ type generation struct {
 	names    *names.Judge
 	headers  *headercheck.Check
 	tables   *lookup.Tables
+	units    []unit
 	pipeline *pipeline.Pipeline
 
 	users atomic.Int64 // decisions under way
@@ -58,30 +59,22 @@ func (p *parts) resolver(cfg *config.Config, prev *generation) (*resolver.Resolv
 	return resolver.New(cfg.DNS, p.log, p.reg)
 }
 
-// start begins what the checks do by themselves: watching lists, testing
-// DNS lists.
+// start begins what the parts do by themselves: watching lists, testing DNS
+// lists.
 func (g *generation) start() {
 	g.names.Start()
-	g.access.Start()
-	g.provider.Start()
-	g.headers.Start()
 	g.tables.Start(g.cfg.Lookup.ReloadInterval.D())
-	g.verify.Start()
-	g.greylist.Start()
-	g.spf.Start()
-	g.rbl.Start(context.Background())
+	for _, u := range g.units {
+		u.Start()
+	}
 }
 
 // stop undoes start and waits for it.
 func (g *generation) stop() {
-	g.rbl.Stop()
-	g.spf.Stop()
-	g.verify.Stop()
-	g.greylist.Stop()
+	for _, u := range slices.Backward(g.units) {
+		u.Stop()
+	}
 	g.tables.Stop()
-	g.headers.Stop()
-	g.provider.Stop()
-	g.access.Stop()
 	g.names.Stop()
 }
 
@@ -206,16 +199,10 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 	}); err != nil {
 		return nil, err
 	}
+	g.units = g.checks()
 	g.pipeline, err = pipeline.New(pipeline.Options{
 		Chains: cfg.Chains, Default: pipeline.DefaultName, Mode: cfg.Mode,
-		Steps: map[string]pipeline.Step{
-			"access":   {Check: g.access, Step: cfg.Access.Step},
-			"provider": {Check: g.provider, Step: cfg.Provider.Step},
-			"rbl":      {Check: g.rbl, Step: cfg.RBL.Step},
-			"spf":      {Check: g.spf, Step: cfg.SPF.Step},
-			"verify":   {Check: g.verify, Step: cfg.Verify.Step},
-			"greylist": {Check: g.greylist, Step: cfg.Greylist.Step},
-		},
+		Steps:      steps(g.units),
 		Inspectors: g.inspectors(),
 		Log:        p.log, Metrics: p.metrics, Journal: p.journal, Permits: p.permits,
 	})

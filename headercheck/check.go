@@ -239,7 +239,7 @@ func (s *Status) add(r *rule) {
 
 // Status returns the state of each table, in the order of the configuration,
 // and then that of headers.rules, if there are any.
-func (c *Check) Status() []Status {
+func (c *Check) Status() Statuses {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	rules := c.rules.Load()

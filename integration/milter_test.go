@@ -411,8 +411,9 @@ func TestMilterEffects(t *testing.T) {
 	}
 
 	next(policy.Judgement{Verdict: verdict(policy.Reject, 550, "100% spam")}, nil)
-	matches(t, "reject", s.send(eml("x"), "box@example.com"), `^550 5\.7\.1 100% spam \[ref [0-9A-Z]{5}-[0-9A-Z]{5}\]$`)
-	ref := regexp.MustCompile(`\[ref (.*)\]`).FindStringSubmatch(p.log())
+	refused := s.send(eml("x"), "box@example.com")
+	matches(t, "reject", refused, `^550 5\.7\.1 100% spam \[ref [0-9A-Z]{5}-[0-9A-Z]{5}\]$`)
+	ref := regexp.MustCompile(`\[ref (.*)\]`).FindStringSubmatch(refused)
 	if rec, ok := f.journal.Find(ref[1]); !ok || rec.Decision.Check != "test" || rec.Stage != policy.StageEndOfMessage || rec.Sender != "ann@example.org" || rec.Recipient != "box@example.com" || rec.QueueID == "" {
 		t.Errorf("journal %+v", rec)
 	}

@@ -539,7 +539,7 @@ type SourceStatus struct {
 }
 
 // Status returns the state of each table, by name.
-func (t *Tables) Status() []TableStatus {
+func (t *Tables) Status() TableStatuses {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	out := make([]TableStatus, 0, len(t.names))

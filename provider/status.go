@@ -54,7 +54,7 @@ type Refused struct {
 }
 
 // Status returns the present state of all lists, in the order of the configuration.
-func (s *Set) Status() []Status {
+func (s *Set) Status() Statuses {
 	out := make([]Status, len(s.lists))
 	for i, l := range s.lists {
 		out[i] = l.status(time.Now())

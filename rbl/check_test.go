@@ -191,7 +191,7 @@ func (s *site) make(text string, prev *Check) *Check {
 
 // started runs the first tests of the lists.
 func (s *site) started() *site {
-	s.check.Start(s.t.Context())
+	s.check.Start()
 	synctest.Wait()
 	time.Sleep(s.check.cfg.ListTimeout.D())
 	synctest.Wait()

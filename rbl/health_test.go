@@ -359,7 +359,7 @@ func TestReloadKeepsWhatWasLearned(t *testing.T) {
 		old, before := s.check, dns.total()
 
 		s.check = s.make(`lists = ["c.example", "a.example=127.0.0.9*3"]`, old)
-		s.check.Start(t.Context())
+		s.check.Start()
 		old.Stop()
 		synctest.Wait()
 		defer s.check.Stop()
@@ -394,7 +394,7 @@ func TestStopWaitsAndIsIdempotent(t *testing.T) {
 		dns := newDNS().zone("a.example")
 		dns.delay["a.example"] = 100 * time.Millisecond
 		s := newSite(t, dns, `lists = ["a.example*3"]`)
-		s.check.Start(t.Context())
+		s.check.Start()
 		s.check.Warm(t.Context(), netip.MustParseAddr("192.0.2.1"))
 		start := time.Now()
 		s.check.Stop()

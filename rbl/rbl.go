@@ -259,12 +259,13 @@ func (c *Check) Traits() policy.Traits { return Traits }
 // Idle implements [policy.Idler]: no list is configured.
 func (c *Check) Idle() bool { return len(c.lists) == 0 }
 
-// Start begins to test the lists, at once and then by the clock, until ctx is
-// done or Stop is called. It is called at most once, when the check takes
-// over: lists that only an earlier configuration had are forgotten.
-func (c *Check) Start(ctx context.Context) {
+// Start begins to test the lists, at once and then by the clock, until Stop is
+// called. It is called at most once, when the check takes over: lists that only
+// an earlier configuration had are forgotten.
+func (c *Check) Start() {
 	c.forgetOthers()
-	ctx, c.stop = context.WithCancel(ctx)
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
 	for _, l := range c.lists {
 		l.metrics.show(l)
 		if l.test {

@@ -110,7 +110,7 @@ func (l *list) testState() (some, all health) {
 
 // Status tells about every list that is not mode = "off", in the order of the
 // configuration.
-func (c *Check) Status() []Status {
+func (c *Check) Status() Statuses {
 	out := make([]Status, 0, len(c.lists))
 	for _, l := range c.lists {
 		out = append(out, c.status(l))

@@ -2,19 +2,16 @@ package spf
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
 	"time"
 
+	"postern/internal/adminapi"
 	"postern/internal/mailaddr"
+	"postern/list"
 )
-
-// TestPath is the administrator's call that [Check.ServeTest] answers, by POST
-// with a [Question].
-const TestPath = "/v1/spf/test"
 
 // Question is what `postern spf test` asks.
 type Question struct {
@@ -29,17 +26,45 @@ const maxQuestion = 16 << 10
 // testTime bounds a test; its evaluations have their own limits below it.
 const testTime = 2 * time.Minute
 
-// ServeTest answers a test with a [Report]. The error is for who asked.
-func (c *Check) ServeTest(r *http.Request) (any, error) {
-	var q Question
-	if err := json.NewDecoder(io.LimitReader(r.Body, maxQuestion)).Decode(&q); err != nil {
-		return nil, fmt.Errorf("the question cannot be read: %w", err)
+// Status is what `postern status` shows of the check.
+type Status struct {
+	Skip   []list.Status `json:"skip"`   // exceptions
+	Relays []list.Status `json:"relays"` // whose clients are judged
+}
+
+// Status returns how the lists are.
+func (c *Check) Status() Status { return Status{c.skip.Status(), c.relays.Status()} }
+
+// WriteStatus implements adminapi.Status.
+func (s Status) WriteStatus(w io.Writer, now time.Time) {
+	list.WriteStatus(w, "spf exceptions", s.Skip, now)
+	list.WriteStatus(w, "spf relays", s.Relays, now)
+}
+
+// Calls are what the check offers the administrator.
+func Calls(check func() *Check) adminapi.Calls {
+	return adminapi.Calls{
+		"POST /v1/spf/test": adminapi.Answer(func(r *http.Request) (any, error) {
+			var q Question
+			if err := adminapi.Decode(r, maxQuestion, &q); err != nil {
+				return nil, err
+			}
+			addr, err := netip.ParseAddr(q.IP)
+			if err != nil {
+				return nil, fmt.Errorf("%q is not an IP address", q.IP)
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), testTime)
+			defer cancel()
+			return check().Test(ctx, addr.Unmap().WithZone(""), mailaddr.ParsePath(q.Sender), q.Helo, time.Now()), nil
+		}),
 	}
-	addr, err := netip.ParseAddr(q.IP)
-	if err != nil {
-		return nil, fmt.Errorf("%q is not an IP address", q.IP)
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), testTime)
-	defer cancel()
-	return c.Test(ctx, addr.Unmap().WithZone(""), mailaddr.ParsePath(q.Sender), q.Helo, time.Now()), nil
+}
+
+// Admin makes the check's calls at a running daemon.
+type Admin struct{ *adminapi.Client }
+
+// Test evaluates the records for a client.
+func (c Admin) Test(ctx context.Context, q Question) (out Report, err error) {
+	err = c.Call(ctx, http.MethodPost, "/v1/spf/test", q, &out)
+	return out, err
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/access"
+	"postern/internal/adminapi"
 )
 
 func (c *cli) accessCommand() *cobra.Command {
@@ -25,7 +26,7 @@ func (c *cli) accessCommand() *cobra.Command {
 			w := cmd.OutOrStdout()
 			tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 			now, n := time.Now(), 0
-			err = cl.AccessList(cmd.Context(), func(e access.Entry) bool {
+			err = access.Admin{Client: cl}.List(cmd.Context(), func(e access.Entry) bool {
 				if unused && e.Hits > 0 || expired && !e.Expired {
 					return true
 				}
@@ -43,8 +44,8 @@ func (c *cli) accessCommand() *cobra.Command {
 						until += " EXPIRED"
 					}
 				}
-				_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", e.Kind, printable(e.Pattern), e.Action, e.Hits,
-					ago(now, e.LastHit), until, printable(e.Owner), e.Place)
+				_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", e.Kind, adminapi.Printable(e.Pattern), e.Action, e.Hits,
+					adminapi.Ago(now, e.LastHit), until, adminapi.Printable(e.Owner), e.Place)
 				return err == nil
 			})
 			return errors.Join(err, tw.Flush())

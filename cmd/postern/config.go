@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/admin"
 	"postern/config"
 )
 
@@ -60,7 +61,7 @@ func (c *cli) reloadCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := cl.Reload(cmd.Context()); err != nil {
+			if err := (admin.Client{Client: cl}).Reload(cmd.Context()); err != nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), err)
 				fmt.Fprintln(cmd.ErrOrStderr(), "the daemon keeps the configuration it had")
 				return errSaid

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/admin"
+	"postern/internal/adminapi"
 	"postern/journal"
 	"postern/policy"
 )
@@ -41,13 +42,13 @@ func (c *cli) explainCommand() *cobra.Command {
 			w := cmd.OutOrStdout()
 			switch {
 			case recent > 0:
-				list, err := cl.Decisions(cmd.Context(), recent)
+				list, err := admin.Client{Client: cl}.Decisions(cmd.Context(), recent)
 				if err != nil {
 					return err
 				}
 				return c.show(w, list, func(w io.Writer) { writeRecent(w, list) })
 			case len(args) == 1:
-				rec, err := cl.Decision(cmd.Context(), strings.Trim(args[0], "[]()"))
+				rec, err := admin.Client{Client: cl}.Decision(cmd.Context(), strings.Trim(args[0], "[]()"))
 				if err != nil {
 					return err
 				}
@@ -55,7 +56,7 @@ func (c *cli) explainCommand() *cobra.Command {
 			case q.Client == "":
 				return fmt.Errorf("name the client's address with --client, or give a reference")
 			}
-			d, err := cl.Explain(cmd.Context(), q)
+			d, err := admin.Client{Client: cl}.Explain(cmd.Context(), q)
 			if err != nil {
 				return err
 			}
@@ -80,7 +81,7 @@ func writeDecision(w io.Writer, d *policy.Decision) {
 	for i, s := range d.Steps {
 		fmt.Fprintf(w, "%2d. %-10s %s", i+1, s.Check, stepText(&s))
 		if s.Outcome != policy.Skipped && s.Outcome != policy.Hinted {
-			fmt.Fprintf(w, "  (%s)", tidy(s.Took))
+			fmt.Fprintf(w, "  (%s)", adminapi.Tidy(s.Took))
 		}
 		fmt.Fprintln(w)
 		if s.Verdict.Detail != "" {
@@ -92,7 +93,7 @@ func writeDecision(w io.Writer, d *policy.Decision) {
 				fmt.Fprintf(w, "  [%s]", n.Source)
 			}
 			if n.Took > 0 {
-				fmt.Fprintf(w, "  %s", tidy(n.Took))
+				fmt.Fprintf(w, "  %s", adminapi.Tidy(n.Took))
 			}
 			fmt.Fprintln(w)
 		}
@@ -101,7 +102,7 @@ func writeDecision(w io.Writer, d *policy.Decision) {
 	if d.Check != "" {
 		fmt.Fprintf(w, ", by %s", d.Check)
 	}
-	fmt.Fprintf(w, "  (%s in all)\n", tidy(d.Took))
+	fmt.Fprintf(w, "  (%s in all)\n", adminapi.Tidy(d.Took))
 	if d.WouldCheck != "" {
 		fmt.Fprintf(w, "   in shadow: %s would say %s\n", d.WouldCheck, actionText(d.Would))
 	}
@@ -151,17 +152,6 @@ func actionText(v policy.Verdict) string {
 	return text
 }
 
-// tidy rounds a time to what a reader needs.
-func tidy(d time.Duration) time.Duration {
-	switch {
-	case d < time.Millisecond:
-		return d.Round(100 * time.Nanosecond)
-	case d < time.Second:
-		return d.Round(10 * time.Microsecond)
-	}
-	return d.Round(time.Millisecond)
-}
-
 func writeRecord(w io.Writer, r journal.Record) {
 	fmt.Fprintf(w, "%s  %s at %s\n", r.Decision.Reference, r.Time.Format(time.RFC3339), r.Stage)
 	for _, f := range [][2]string{
@@ -174,7 +164,7 @@ func writeRecord(w io.Writer, r journal.Record) {
 		{"context", r.Context},
 	} {
 		if f[1] != "" {
-			fmt.Fprintf(w, "  %-10s %s\n", f[0], printable(f[1]))
+			fmt.Fprintf(w, "  %-10s %s\n", f[0], adminapi.Printable(f[1]))
 		}
 	}
 	writeDecision(w, r.Decision)
@@ -183,7 +173,7 @@ func writeRecord(w io.Writer, r journal.Record) {
 func writeRecent(w io.Writer, list []journal.Record) {
 	for _, r := range list {
 		fmt.Fprintf(w, "%s  %s  %s  %s -> %s  %s\n", r.Time.Format("2006-01-02 15:04:05"), r.Decision.Reference,
-			r.Client, printable(orNull(r.Sender)), printable(r.Recipient), actionText(r.Decision.Verdict))
+			r.Client, adminapi.Printable(orNull(r.Sender)), adminapi.Printable(r.Recipient), actionText(r.Decision.Verdict))
 	}
 }
 
@@ -192,14 +182,4 @@ func orNull(sender string) string {
 		return "<>"
 	}
 	return sender
-}
-
-// printable keeps a stranger's bytes from steering the terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/greylist"
+	"postern/internal/adminapi"
 )
 
 func (c *cli) greylistCommand() *cobra.Command {
@@ -36,7 +36,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 		}
 		w, n := cmd.OutOrStdout(), 0
 		if c.json {
-			err = cl.GreylistList(cmd.Context(), f, func(e greylist.Entry) bool {
+			err = greylist.Admin{Client: cl}.List(cmd.Context(), f, func(e greylist.Entry) bool {
 				n++
 				return writeJSON(w, e) == nil
 			})
@@ -44,13 +44,13 @@ func (c *cli) greylistCommand() *cobra.Command {
 		}
 		tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 		now := time.Now()
-		err = cl.GreylistList(cmd.Context(), f, func(e greylist.Entry) bool {
+		err = greylist.Admin{Client: cl}.List(cmd.Context(), f, func(e greylist.Entry) bool {
 			if n == 0 {
 				fmt.Fprintln(tw, "KIND\tMATCH OR CREDIT\tSENDER\tRECIPIENT\tFIRST\tLAST\tDELAYED\tPASSED")
 			}
 			n++
-			_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", e.Kind, printable(e.Match+e.Credit), senderColumn(e), printable(e.Recipient),
-				ago(now, e.First), ago(now, e.Last), e.Attempts, e.Passes)
+			_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", e.Kind, adminapi.Printable(e.Match+e.Credit), senderColumn(e), adminapi.Printable(e.Recipient),
+				adminapi.Ago(now, e.First), adminapi.Ago(now, e.Last), e.Attempts, e.Passes)
 			return err == nil
 		})
 		return n, errors.Join(err, tw.Flush())
@@ -78,7 +78,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 				total += n
 			}
 			if total == 0 {
-				fmt.Fprintln(cmd.ErrOrStderr(), "no entry holds", printable(args[0]))
+				fmt.Fprintln(cmd.ErrOrStderr(), "no entry holds", adminapi.Printable(args[0]))
 				return errSaid
 			}
 			return nil
@@ -92,7 +92,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n, err := cl.GreylistForget(cmd.Context(), f, all)
+			n, err := greylist.Admin{Client: cl}.Forget(cmd.Context(), f, all)
 			if err != nil {
 				return err
 			}
@@ -108,7 +108,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n, err := cl.GreylistStats(cmd.Context())
+			n, err := greylist.Admin{Client: cl}.Stats(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -125,20 +125,5 @@ func senderColumn(e greylist.Entry) string {
 	if e.Kind == greylist.KindCredit {
 		return "-"
 	}
-	return printable(orNull(e.Sender))
-}
-
-// ago writes how long before now t was, in one or two units.
-func ago(now, t time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	d := now.Sub(t)
-	switch {
-	case d < 2*time.Minute:
-		return d.Truncate(time.Second).String()
-	case d < 48*time.Hour:
-		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s")
-	}
-	return fmt.Sprintf("%dd", int(d.Hours()/24))
+	return adminapi.Printable(orNull(e.Sender))
 }

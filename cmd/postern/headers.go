@@ -14,6 +14,7 @@ import (
 
 	"postern/config"
 	"postern/headercheck"
+	"postern/internal/adminapi"
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
 	"postern/policy"
@@ -134,7 +135,7 @@ func readInput(cmd *cobra.Command, name string) ([]byte, error) {
 
 func writeHeaderReport(w io.Writer, rep *headercheck.Report, message bool) {
 	for _, l := range rep.Lines {
-		fmt.Fprintf(w, "%-7s %s\n", l.Kind, printable(strings.ReplaceAll(l.Text, "\n", " ")))
+		fmt.Fprintf(w, "%-7s %s\n", l.Kind, adminapi.Printable(strings.ReplaceAll(l.Text, "\n", " ")))
 		for _, m := range l.Matches {
 			writeMatch(w, &m, "          ")
 		}
@@ -144,7 +145,7 @@ func writeHeaderReport(w io.Writer, rep *headercheck.Report, message bool) {
 	for _, e := range rep.Judgement.Edits {
 		switch e.Kind {
 		case policy.AddRecipient, policy.ReplaceRecipient:
-			fmt.Fprintf(w, "   %s %s\n", e.Kind, printable(e.Arg))
+			fmt.Fprintf(w, "   %s %s\n", e.Kind, adminapi.Printable(e.Arg))
 		case policy.InsertField, policy.ReplaceField, policy.DeleteField, policy.ReplaceBody:
 		}
 	}
@@ -156,12 +157,12 @@ func writeHeaderReport(w io.Writer, rep *headercheck.Report, message bool) {
 func writeMatch(w io.Writer, m *headercheck.Match, indent string) {
 	text := strings.ToUpper(m.Action)
 	if m.Arg != "" {
-		text += " " + printable(m.Arg)
+		text += " " + adminapi.Printable(m.Arg)
 	}
 	if m.Shadow {
 		text += " (shadow)"
 	}
-	fmt.Fprintf(w, "%s%s %s => %s\n", indent, m.Rule, printable(m.Pattern), text)
+	fmt.Fprintf(w, "%s%s %s => %s\n", indent, m.Rule, adminapi.Printable(m.Pattern), text)
 }
 
 func (c *cli) headersQuery() *cobra.Command {
@@ -205,7 +206,7 @@ func (c *cli) headersHits() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out, err := cl.HeaderRules(cmd.Context())
+			out, err := headercheck.Admin{Client: cl}.Rules(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -227,7 +228,7 @@ func (c *cli) headersHits() *cobra.Command {
 					if r.Shadow {
 						action = "(shadow) " + action
 					}
-					fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Hits, ago(now, r.Last), ago(now, r.Since), r.Kind, r.Rule, printable(r.Pattern), printable(action))
+					fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Hits, adminapi.Ago(now, r.Last), adminapi.Ago(now, r.Since), r.Kind, r.Rule, adminapi.Printable(r.Pattern), adminapi.Printable(action))
 				}
 				_ = tw.Flush() // the terminal is gone
 			})

@@ -13,8 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/admin"
 	"postern/config"
+	"postern/internal/adminapi"
 )
 
 // version is set at build time with -ldflags "-X main.version=...".
@@ -80,19 +80,19 @@ func (c *cli) root() *cobra.Command {
 // where the configuration says. A configuration with faults serves as far as
 // it can be read, since it may be the one that the daemon has refused; one
 // that this user may not read leaves the default place.
-func (c *cli) client() (*admin.Client, error) {
+func (c *cli) client() (*adminapi.Client, error) {
 	cfg := config.Peek(c.config)
 	token, err := cfg.AdminToken()
 	if err != nil {
 		return nil, err
 	}
 	if c.socket != "" {
-		return admin.NewClient(c.socket, token), nil
+		return adminapi.NewClient(c.socket, token), nil
 	}
 	if cfg.Admin.Listen == "" {
 		return nil, errors.New("admin.listen is empty: the daemon has no administrator's door")
 	}
-	return admin.NewClient(cfg.Admin.Listen, token), nil
+	return adminapi.NewClient(cfg.Admin.Listen, token), nil
 }
 
 // show writes v as JSON with --json, else calls text.

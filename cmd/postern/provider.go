@@ -11,8 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/admin"
 	"postern/config"
+	"postern/internal/adminapi"
+	"postern/lookup"
 	"postern/provider"
 )
 
@@ -31,7 +32,7 @@ func (c *cli) providerList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			lists, err := cl.Providers(cmd.Context())
+			lists, err := provider.Admin{Client: cl}.Lists(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -40,49 +41,10 @@ func (c *cli) providerList() *cobra.Command {
 					fmt.Fprintf(w, "none is configured; built in: %s\n", strings.Join(provider.Builtin(), ", "))
 				}
 				for i := range lists {
-					writeProvider(w, &lists[i], time.Now(), "")
+					lists[i].Write(w, time.Now(), "")
 				}
 			})
 		},
-	}
-}
-
-func writeProvider(w io.Writer, st *provider.Status, now time.Time, indent string) {
-	fmt.Fprintf(w, "%s%s: ", indent, st.Name)
-	switch {
-	case !st.Ready:
-		fmt.Fprint(w, "NO LIST YET")
-	default:
-		fmt.Fprintf(w, "%d networks (%d IPv4, %d IPv6)", st.Networks, st.IPv4, st.IPv6)
-	}
-	if !st.Checked.IsZero() {
-		fmt.Fprintf(w, ", read %s ago", ago(now, st.Checked))
-	}
-	if st.Stale {
-		fmt.Fprint(w, ", STALE")
-	}
-	if !st.Changed.IsZero() {
-		fmt.Fprintf(w, ", changed %s ago", ago(now, st.Changed))
-	}
-	if !st.Next.IsZero() {
-		fmt.Fprintf(w, ", next %s", until(now, st.Next))
-	}
-	fmt.Fprintln(w)
-	if r := st.Refused; r != nil {
-		fmt.Fprintf(w, "%s  UPDATE REFUSED %s ago: %s (+%d -%d networks); `postern provider diff %s`, then accept %s %s\n",
-			indent, ago(now, r.Time), strings.Join(r.Reasons, "; "), r.Added, r.Removed, st.Name, st.Name, r.ID)
-		if st.Checked.IsZero() { // no reading was ever taken, most likely for this
-			writeProblems(w, r.Problems, indent+"  ")
-		}
-	}
-	if st.Error != "" {
-		fmt.Fprintf(w, "%s  last error %s ago, %d in a row: %s\n", indent, ago(now, st.ErrorAt), st.Failures, printable(st.Error))
-	}
-	if st.FileFault != "" {
-		fmt.Fprintf(w, "%s  FILE NOT TAKEN %s ago: %s\n", indent, ago(now, st.FileFaultAt), printable(st.FileFault))
-	}
-	if st.ExportError != "" {
-		fmt.Fprintf(w, "%s  EXPORT FAILED: %s\n", indent, printable(st.ExportError))
 	}
 }
 
@@ -94,21 +56,21 @@ func (c *cli) providerShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out, err := cl.ProviderShow(cmd.Context(), args[0])
+			out, err := provider.Admin{Client: cl}.Show(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return c.show(cmd.OutOrStdout(), out, func(w io.Writer) {
 				now := time.Now()
-				writeProvider(w, &out.Status, now, "")
-				writeProblems(w, out.Status.Problems, "")
+				out.Status.Write(w, now, "")
+				provider.WriteProblems(w, out.Status.Problems, "")
 				tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 				for _, e := range out.Entries {
-					fmt.Fprintf(tw, "%v\t%s\t%s\t%s\tsince %s\n", e.Prefix, printable(e.Term), printable(e.Record), printable(e.Via), ago(now, e.Since))
+					fmt.Fprintf(tw, "%v\t%s\t%s\t%s\tsince %s\n", e.Prefix, adminapi.Printable(e.Term), adminapi.Printable(e.Record), adminapi.Printable(e.Via), adminapi.Ago(now, e.Since))
 				}
 				_ = tw.Flush() // the terminal is gone
 				for _, r := range out.Records {
-					fmt.Fprintf(w, "record  %s (%v): %s\n", r.Domain, r.TTL.Round(time.Second), printable(r.Text))
+					fmt.Fprintf(w, "record  %s (%v): %s\n", r.Domain, r.TTL.Round(time.Second), adminapi.Printable(r.Text))
 				}
 				writeHistory(w, out.History, now)
 			})
@@ -116,15 +78,9 @@ func (c *cli) providerShow() *cobra.Command {
 	}
 }
 
-func writeProblems(w io.Writer, problems []provider.Problem, indent string) {
-	for _, p := range problems {
-		fmt.Fprintf(w, "%s%s: %s\n", indent, p.Kind, printable(p.String()))
-	}
-}
-
 func writeHistory(w io.Writer, history []provider.Change, now time.Time) {
 	for _, h := range history {
-		fmt.Fprintf(w, "changed %s ago (%s): +%d -%d networks\n", ago(now, h.Time), h.How, h.AddedCount, h.RemovedCount)
+		fmt.Fprintf(w, "changed %s ago (%s): +%d -%d networks\n", adminapi.Ago(now, h.Time), h.How, h.AddedCount, h.RemovedCount)
 	}
 }
 
@@ -146,15 +102,15 @@ func writeRefresh(w io.Writer, rep *provider.Report) {
 	}
 	fmt.Fprintf(w, "; %d networks, %d questions in %d round trips, %v\n", rep.Networks, rep.Queries, rep.Levels, rep.Took.Round(time.Millisecond))
 	if rep.Error != "" {
-		fmt.Fprintln(w, "error:", printable(rep.Error))
+		fmt.Fprintln(w, "error:", adminapi.Printable(rep.Error))
 	}
 	for _, r := range rep.Reasons {
-		fmt.Fprintln(w, "refused:", printable(r))
+		fmt.Fprintln(w, "refused:", adminapi.Printable(r))
 	}
 	if len(rep.Reasons) > 0 {
 		fmt.Fprintf(w, "to take it all the same: postern provider accept %s %s\n", rep.List, rep.ID)
 	}
-	writeProblems(w, rep.Problems, "")
+	provider.WriteProblems(w, rep.Problems, "")
 	writeDiff(w, rep.Diff)
 }
 
@@ -167,7 +123,7 @@ func (c *cli) providerRefresh() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rep, err := cl.ProviderRefresh(cmd.Context(), args[0], dry)
+			rep, err := provider.Admin{Client: cl}.Refresh(cmd.Context(), args[0], dry)
 			if err != nil {
 				return err
 			}
@@ -192,7 +148,7 @@ func (c *cli) providerDiff() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out, err := cl.ProviderDiff(cmd.Context(), args[0])
+			out, err := provider.Admin{Client: cl}.Diff(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -201,12 +157,12 @@ func (c *cli) providerDiff() *cobra.Command {
 	}
 }
 
-func writeDifference(w io.Writer, name string, out *admin.Difference, now time.Time) {
+func writeDifference(w io.Writer, name string, out *provider.Difference, now time.Time) {
 	if out.Pending == nil {
 		fmt.Fprintln(w, "no update waits")
 	} else {
-		fmt.Fprintf(w, "refused %s ago: %s\n", ago(now, out.Pending.Time), strings.Join(out.Pending.Reasons, "; "))
-		writeProblems(w, out.Pending.Problems, "")
+		fmt.Fprintf(w, "refused %s ago: %s\n", adminapi.Ago(now, out.Pending.Time), strings.Join(out.Pending.Reasons, "; "))
+		provider.WriteProblems(w, out.Pending.Problems, "")
 		writeDiff(w, out.Diff)
 		fmt.Fprintf(w, "to take it: postern provider accept %s %s\n", name, out.Pending.ID)
 	}
@@ -221,7 +177,7 @@ func (c *cli) providerAccept() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rep, err := cl.ProviderAccept(cmd.Context(), args[0], args[1])
+			rep, err := provider.Admin{Client: cl}.Accept(cmd.Context(), args[0], args[1])
 			if err != nil {
 				return err
 			}
@@ -239,7 +195,7 @@ func (c *cli) providerExport() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := cl.ProviderExport(cmd.Context(), args[0], result)
+			text, err := provider.Admin{Client: cl}.Export(cmd.Context(), args[0], result)
 			if err != nil {
 				return err
 			}
@@ -263,7 +219,7 @@ func (c *cli) providerWhois() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out, err := cl.Whois(cmd.Context(), addr)
+			out, err := provider.Admin{Client: cl}.Whois(cmd.Context(), addr)
 			if err != nil {
 				return err
 			}
@@ -277,11 +233,11 @@ func (c *cli) providerWhois() *cobra.Command {
 					if strings.HasPrefix(m.Record, "/") {
 						where = "of" // a file
 					}
-					fmt.Fprintf(w, "%s: %v by %s %s %s", m.List, m.Prefix, printable(m.Term), where, printable(m.Record))
+					fmt.Fprintf(w, "%s: %v by %s %s %s", m.List, m.Prefix, adminapi.Printable(m.Term), where, adminapi.Printable(m.Record))
 					if m.Via != "" {
-						fmt.Fprintf(w, " (%s)", printable(m.Via))
+						fmt.Fprintf(w, " (%s)", adminapi.Printable(m.Via))
 					}
-					fmt.Fprintf(w, ", since %s\n", ago(time.Now(), m.Since))
+					fmt.Fprintf(w, ", since %s\n", adminapi.Ago(time.Now(), m.Since))
 				}
 			})
 		},
@@ -325,7 +281,7 @@ func (c *cli) lookupCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a, err := cl.Lookup(cmd.Context(), args[0], args[1])
+			a, err := lookup.Admin{Client: cl}.Lookup(cmd.Context(), args[0], args[1])
 			if err != nil {
 				return err
 			}
@@ -335,9 +291,9 @@ func (c *cli) lookupCommand() *cobra.Command {
 				}
 				fmt.Fprintln(w, a.Value)
 				if a.Place != "" {
-					fmt.Fprintf(w, "  %s %s", a.Place, printable(a.Pattern))
+					fmt.Fprintf(w, "  %s %s", a.Place, adminapi.Printable(a.Pattern))
 					if a.Asked != "" {
-						fmt.Fprintf(w, " (asked for %s)", printable(a.Asked))
+						fmt.Fprintf(w, " (asked for %s)", adminapi.Printable(a.Asked))
 					}
 					fmt.Fprintln(w)
 				}

@@ -129,7 +129,7 @@ func (c *cli) notify(log *logging.Log, state string) {
 
 func status(a *app.App) string {
 	st := a.Status(context.Background())
-	text := fmt.Sprintf("answering on %d addresses", len(st.Policy.Listen))
+	text := fmt.Sprintf("answering on %d addresses", len(a.Addresses()))
 	if st.Config.Fault != "" {
 		text += "; the last reload was refused"
 	}

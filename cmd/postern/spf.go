@@ -3,11 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"postern/internal/adminapi"
 	"postern/spf"
 )
 
@@ -28,8 +28,8 @@ func (c *cli) spfCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var r spf.Report
-			if err := cl.Call(cmd.Context(), http.MethodPost, spf.TestPath, q, &r); err != nil {
+			r, err := spf.Admin{Client: cl}.Test(cmd.Context(), q)
+			if err != nil {
 				return err
 			}
 			return c.show(cmd.OutOrStdout(), r, func(w io.Writer) { writeSPF(w, &r) })
@@ -49,7 +49,7 @@ func (c *cli) spfCommand() *cobra.Command {
 
 func writeSPF(w io.Writer, r *spf.Report) {
 	if r.Exempt != "" {
-		fmt.Fprintf(w, "such a client is not asked about (%s); if it were:\n", printable(r.Exempt))
+		fmt.Fprintf(w, "such a client is not asked about (%s); if it were:\n", adminapi.Printable(r.Exempt))
 	}
 	for _, id := range r.Identities {
 		name := "MAIL FROM"
@@ -60,27 +60,27 @@ func writeSPF(w io.Writer, r *spf.Report) {
 		if domain == "" {
 			domain = "(no domain)"
 		}
-		fmt.Fprintf(w, "%s %s\n", name, printable(domain))
+		fmt.Fprintf(w, "%s %s\n", name, adminapi.Printable(domain))
 		for _, s := range id.Steps {
-			source := tidy(s.Took).String()
+			source := adminapi.Tidy(s.Took).String()
 			if s.Cached {
 				source = "cache"
 			}
-			fmt.Fprintf(w, "  %s%s", strings.Repeat("  ", s.Depth), printable(s.Query))
+			fmt.Fprintf(w, "  %s%s", strings.Repeat("  ", s.Depth), adminapi.Printable(s.Query))
 			if s.Term != "" {
-				fmt.Fprintf(w, "  for %s", printable(s.Term))
+				fmt.Fprintf(w, "  for %s", adminapi.Printable(s.Term))
 			}
-			fmt.Fprintf(w, "  [%s]\n  %s  %s\n", source, strings.Repeat("  ", s.Depth), printable(s.Answer))
+			fmt.Fprintf(w, "  [%s]\n  %s  %s\n", source, strings.Repeat("  ", s.Depth), adminapi.Printable(s.Answer))
 		}
 		fmt.Fprintf(w, "  => %s", id.Result)
 		switch {
 		case id.TooWide:
 			fmt.Fprint(w, ", which does not count: the record lets too many clients pass")
 		case id.Problem != "":
-			fmt.Fprintf(w, ": %s", printable(id.Problem))
+			fmt.Fprintf(w, ": %s", adminapi.Printable(id.Problem))
 		}
 		if len(id.Match) > 0 {
-			fmt.Fprintf(w, ", matched %s", printable(strings.Join(id.Match, " > ")))
+			fmt.Fprintf(w, ", matched %s", adminapi.Printable(strings.Join(id.Match, " > ")))
 		}
 		fmt.Fprintln(w)
 	}
@@ -89,13 +89,13 @@ func writeSPF(w io.Writer, r *spf.Report) {
 	case r.Reply.Code != 0:
 		fmt.Fprintf(w, ": %s", r.Reply)
 	case r.AllowedBy != "":
-		fmt.Fprintf(w, ": %s", printable(r.AllowedBy))
+		fmt.Fprintf(w, ": %s", adminapi.Printable(r.AllowedBy))
 	}
 	fmt.Fprintln(w)
 	if len(r.Marks) > 0 {
 		fmt.Fprintf(w, "   marks %s\n", strings.Join(r.Marks, ", "))
 	}
 	if r.Header != "" && r.Reply.Code == 0 {
-		fmt.Fprintf(w, "   adds %s\n", printable(r.Header))
+		fmt.Fprintf(w, "   adds %s\n", adminapi.Printable(r.Header))
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/admin"
+	"postern/internal/adminapi"
 	"postern/verify"
 )
 
@@ -30,7 +30,7 @@ func (c *cli) verifyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rep, err := cl.VerifyAsk(cmd.Context(), args[0])
+			rep, err := verify.Admin{Client: cl}.Ask(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -76,7 +76,7 @@ func (c *cli) listVerified(cmd *cobra.Command, f verify.Filter) (int, error) {
 	}
 	w, n := cmd.OutOrStdout(), 0
 	if c.json {
-		err = cl.VerifyList(cmd.Context(), f, func(r verify.Record) bool {
+		err = verify.Admin{Client: cl}.List(cmd.Context(), f, func(r verify.Record) bool {
 			n++
 			return writeJSON(w, r) == nil
 		})
@@ -84,12 +84,12 @@ func (c *cli) listVerified(cmd *cobra.Command, f verify.Filter) (int, error) {
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	now := time.Now()
-	err = cl.VerifyList(cmd.Context(), f, func(r verify.Record) bool {
+	err = verify.Admin{Client: cl}.List(cmd.Context(), f, func(r verify.Record) bool {
 		if n == 0 {
 			fmt.Fprintln(tw, "ADDRESS\tRESULT\tSINCE\tEXPIRES\tSOURCE\tANSWER")
 		}
 		n++
-		_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", printable(r.Address), resultText(&r), ago(now, r.At), until(now, r.Expires), printable(r.Source), printable(r.Detail))
+		_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", adminapi.Printable(r.Address), resultText(&r), adminapi.Ago(now, r.At), adminapi.Until(now, r.Expires), adminapi.Printable(r.Source), adminapi.Printable(r.Detail))
 		return err == nil
 	})
 	return n, errors.Join(err, tw.Flush())
@@ -109,14 +109,6 @@ func resultText(r *verify.Record) string {
 	return text
 }
 
-// until writes how long after now t is.
-func until(now, t time.Time) string {
-	if t.IsZero() || !t.After(now) {
-		return "-"
-	}
-	return "in " + ago(t, now)
-}
-
 func (c *cli) verifyShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show ADDRESS", Short: "show what is remembered of one address", Args: cobra.ExactArgs(1),
@@ -133,13 +125,13 @@ func (c *cli) verifyShow() *cobra.Command {
 				return err
 			}
 			found := false
-			err = cl.VerifyList(cmd.Context(), f, func(r verify.Record) bool {
+			err = verify.Admin{Client: cl}.List(cmd.Context(), f, func(r verify.Record) bool {
 				found = true
 				_ = c.show(cmd.OutOrStdout(), r, func(w io.Writer) { writeVerified(w, &r, time.Now()) }) // the terminal is gone
 				return false
 			})
 			if err == nil && !found {
-				fmt.Fprintln(cmd.ErrOrStderr(), printable(args[0]), "is not remembered")
+				fmt.Fprintln(cmd.ErrOrStderr(), adminapi.Printable(args[0]), "is not remembered")
 				return errSaid
 			}
 			return err
@@ -148,17 +140,17 @@ func (c *cli) verifyShow() *cobra.Command {
 }
 
 func writeVerified(w io.Writer, r *verify.Record, now time.Time) {
-	fmt.Fprintf(w, "%s: %s since %s\n", printable(r.Address), resultText(r), ago(now, r.At))
+	fmt.Fprintf(w, "%s: %s since %s\n", adminapi.Printable(r.Address), resultText(r), adminapi.Ago(now, r.At))
 	for _, l := range []struct{ name, text string }{
 		{"source", r.Source},
 		{"answer", r.Detail},
-		{"asked again", "when used " + until(now, r.Refresh)},
-		{"expires", until(now, r.Expires)},
-		{"last attempt", ago(now, r.Tried) + " ago"},
+		{"asked again", "when used " + adminapi.Until(now, r.Refresh)},
+		{"expires", adminapi.Until(now, r.Expires)},
+		{"last attempt", adminapi.Ago(now, r.Tried) + " ago"},
 		{"which failed", r.Error},
 	} {
 		if l.text != "" && !strings.HasSuffix(l.text, "-") {
-			fmt.Fprintf(w, "  %-13s %s\n", l.name, printable(l.text))
+			fmt.Fprintf(w, "  %-13s %s\n", l.name, adminapi.Printable(l.text))
 		}
 	}
 }
@@ -169,19 +161,19 @@ func writeVerifyReport(w io.Writer, rep *verify.Report, now time.Time) {
 		fmt.Fprintf(w, "next hop  %s\n", strings.Join(rep.NextHop, ", "))
 	}
 	if rep.Before != nil {
-		fmt.Fprintf(w, "before    %s since %s\n", resultText(rep.Before), ago(now, rep.Before.At))
+		fmt.Fprintf(w, "before    %s since %s\n", resultText(rep.Before), adminapi.Ago(now, rep.Before.At))
 	}
 	for _, line := range rep.Dialogue {
-		fmt.Fprintf(w, "  %s\n", printable(line))
+		fmt.Fprintf(w, "  %s\n", adminapi.Printable(line))
 	}
 	switch {
 	case rep.AcceptAll:
 		fmt.Fprintf(w, "now       the next hop takes every address of the domain: its answer says nothing\n")
 	default:
-		fmt.Fprintf(w, "now       %s (%s: %s), in %s\n", strings.ToUpper(string(rep.Now.Result)), printable(rep.Now.Source), printable(rep.Now.Detail), rep.Took)
+		fmt.Fprintf(w, "now       %s (%s: %s), in %s\n", strings.ToUpper(string(rep.Now.Result)), adminapi.Printable(rep.Now.Source), adminapi.Printable(rep.Now.Detail), rep.Took)
 	}
 	if rep.After != nil && rep.After.Result != rep.Now.Result {
-		fmt.Fprintf(w, "kept      %s since %s: one answer does not change what is known (`postern verify purge` does)\n", rep.After.Result, ago(now, rep.After.At))
+		fmt.Fprintf(w, "kept      %s since %s: one answer does not change what is known (`postern verify purge` does)\n", rep.After.Result, adminapi.Ago(now, rep.After.At))
 	}
 }
 
@@ -199,7 +191,7 @@ func (c *cli) verifyPurge() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			done, err := cl.VerifyPurge(cmd.Context(), f, all)
+			done, err := verify.Admin{Client: cl}.Purge(cmd.Context(), f, all)
 			if err != nil {
 				return err
 			}
@@ -225,7 +217,7 @@ func (c *cli) verifyRecheck() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			done, err := cl.VerifyRecheck(cmd.Context(), f, all)
+			done, err := verify.Admin{Client: cl}.Recheck(cmd.Context(), f, all)
 			if err != nil {
 				return err
 			}
@@ -250,7 +242,7 @@ func (c *cli) verifyNextHops() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out, err := cl.VerifyNextHops(cmd.Context())
+			out, err := verify.Admin{Client: cl}.NextHops(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -259,7 +251,7 @@ func (c *cli) verifyNextHops() *cobra.Command {
 	}
 }
 
-func writeNextHops(w io.Writer, out *admin.NextHops, now time.Time) {
+func writeNextHops(w io.Writer, out *verify.NextHops, now time.Time) {
 	if len(out.NextHops)+len(out.Directories) == 0 {
 		fmt.Fprintln(w, "none has been asked since the start")
 	}
@@ -267,13 +259,13 @@ func writeNextHops(w io.Writer, out *admin.NextHops, now time.Time) {
 		fmt.Fprintf(w, "%s: %s; asked %d, %d in the last minute, failed %d, %.0f ms on average; %d connections, %d idle, %d waiting\n",
 			h.NextHop, strings.ToUpper(h.State), h.Asked, h.PerMinute, h.Failed, h.MeanSeconds*1000, h.Connections, h.Idle, h.Waiting)
 		if !h.Until.IsZero() {
-			fmt.Fprintf(w, "  left alone, asked again %s\n", until(now, h.Until))
+			fmt.Fprintf(w, "  left alone, asked again %s\n", adminapi.Until(now, h.Until))
 		}
 		if h.Alarm != "" {
-			fmt.Fprintf(w, "  REFUSES THIS HOST: %s\n", printable(h.Alarm))
+			fmt.Fprintf(w, "  REFUSES THIS HOST: %s\n", adminapi.Printable(h.Alarm))
 		}
 		if h.LastError != "" {
-			fmt.Fprintf(w, "  last error %s ago: %s\n", ago(now, h.ErrorAt), printable(h.LastError))
+			fmt.Fprintf(w, "  last error %s ago: %s\n", adminapi.Ago(now, h.ErrorAt), adminapi.Printable(h.LastError))
 		}
 		for _, domain := range slices.Sorted(maps.Keys(h.AcceptAll)) {
 			if h.AcceptAll[domain] {
@@ -290,7 +282,7 @@ func writeNextHops(w io.Writer, out *admin.NextHops, now time.Time) {
 		}
 		fmt.Fprintf(w, "ldap:%s: %s; asked %d, failed %d\n", d.Name, health, d.Asked, d.Failed)
 		if d.LastError != "" {
-			fmt.Fprintf(w, "  last error %s ago: %s\n", ago(now, d.ErrorAt), printable(d.LastError))
+			fmt.Fprintf(w, "  last error %s ago: %s\n", adminapi.Ago(now, d.ErrorAt), adminapi.Printable(d.LastError))
 		}
 	}
 }
@@ -325,13 +317,13 @@ func (c *cli) verifyLearn() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var total admin.Done
+			var total verify.Done
 			var batch []string
 			send := func() error {
 				if len(batch) == 0 {
 					return nil
 				}
-				done, err := cl.VerifyLearn(cmd.Context(), batch)
+				done, err := verify.Admin{Client: cl}.Learn(cmd.Context(), batch)
 				total.Addresses += done.Addresses
 				total.Left += done.Left
 				batch = batch[:0]

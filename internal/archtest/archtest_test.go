@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -30,6 +34,7 @@ var allowed = map[string]rule{
 
 	// Values, sockets, logs: below everything that uses them.
 	"internal/conf":     {module: "policy"},
+	"internal/adminapi": {outside: zap},
 	"internal/mailaddr": {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":   {outside: "github.com/coreos/go-systemd/v22/activation"},
 	"internal/quickack": {},
@@ -37,37 +42,37 @@ var allowed = map[string]rule{
 	"internal/door":     {module: "internal/listen internal/quickack", outside: metrics + " " + zap},
 	"internal/logging":  {module: "internal/conf", outside: zap + " golang.org/x/term"},
 	"table":             {module: "internal/conf internal/mailaddr policy", outside: bart + " github.com/dlclark/regexp2/v2"},
-	"list":              {module: "internal/conf internal/filestamp internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
-	"resolver":          {module: "internal/conf internal/mailaddr", outside: dns + " " + cache + " " + metrics + " " + zap},
+	"list":              {module: "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table", outside: bart + " " + metrics + " " + zap},
+	"resolver":          {module: "internal/adminapi internal/conf internal/mailaddr", outside: dns + " " + cache + " " + metrics + " " + zap},
 
 	"names": {module: "internal/conf internal/filestamp internal/mailaddr", outside: zap},
 
 	// The checks.
-	"access": {module: "internal/conf list policy", outside: metrics + " " + zap},
-	"rbl":    {module: "internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
+	"access": {module: "internal/adminapi internal/conf list policy", outside: metrics + " " + zap},
+	"rbl":    {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
 	"spf": {
-		module:  "internal/conf internal/mailaddr internal/spfrecord list policy",
+		module:  "internal/adminapi internal/conf internal/mailaddr internal/spfrecord list policy",
 		outside: "blitiri.com.ar/go/spf " + cache + " " + metrics + " " + zap,
 	},
-	"greylist": {module: "internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
+	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
 	"verify": {
-		module:  "internal/conf internal/filestamp internal/mailaddr policy table verify/callout verify/directory",
+		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table verify/callout verify/directory",
 		outside: cache + " " + metrics + " " + zap,
 	},
 	"verify/directory": {module: "internal/conf policy", outside: "github.com/go-ldap/ldap/v3"},
 	"verify/callout":   {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
 	"provider": {
-		module:  "internal/conf internal/filestamp internal/mailaddr internal/spfrecord policy",
+		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr internal/spfrecord policy",
 		outside: bart + " github.com/emersion/go-msgauth/dkim " + metrics + " " + zap,
 	},
 	"headercheck": {
-		module:  "internal/conf internal/filestamp internal/mailaddr policy table",
+		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table",
 		outside: "golang.org/x/text/encoding/htmlindex " + metrics + " " + zap,
 	},
 
 	// State. The greylist's types are the words of its store.
-	"store":         {module: "greylist internal/conf"},
+	"store":         {module: "greylist internal/adminapi internal/conf"},
 	"store/waiting": {module: "greylist"},
 	"store/overlay": {module: "greylist store store/waiting"},
 	"store/mem":     {module: "greylist store store/overlay"},
@@ -83,28 +88,24 @@ var allowed = map[string]rule{
 		outside: "github.com/d--j/go-milter " + metrics + " " + zap,
 	},
 	"lookup": {
-		module:  "internal/conf internal/door internal/filestamp internal/listen internal/mailaddr internal/netstring policy table",
+		module:  "internal/adminapi internal/conf internal/door internal/filestamp internal/listen internal/mailaddr internal/netstring policy table",
 		outside: metrics + " " + zap,
 	},
 	"journal": {module: "policy"},
-	"admin": {
-		module: "access greylist headercheck internal/conf internal/listen journal lookup milter policy policyd provider rbl resolver " +
-			"store verify verify/callout verify/directory",
-		outside: metrics + " " + zap,
-	},
+	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
 		module: "access admin greylist headercheck internal/conf internal/listen internal/logging lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin config dialog greylist headercheck internal/conf internal/listen internal/mailaddr journal lookup " +
+		module: "access admin config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app config greylist headercheck internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
-			"journal list policy provider rbl spf store store/bolt verify",
+		module: "access admin app config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+			"journal list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 
@@ -119,6 +120,9 @@ var allowed = map[string]rule{
 	"internal/postfixtest": {testing: true},
 	"internal/ldaptest":    {testing: true, module: "internal/certtest internal/proctest"},
 	"store/storetest":      {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
+
+	// The example of docs/new-check.md, which nothing imports.
+	"docs/tutorial/tld": {module: "internal/adminapi internal/conf policy"},
 
 	// Tests only.
 	"bench":             {testing: true, outside: "github.com/d--j/go-milter"}, // the milter that does nothing
@@ -160,8 +164,24 @@ var testLibraries = rule{outside: "github.com/google/go-cmp/... github.com/rogpe
 	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf github.com/d--j/go-milter github.com/emersion/go-msgauth/dkim gopkg.in/yaml.v3 " + dns + " " + metrics + " " + zap}
 
 type pkg struct {
-	ImportPath                         string
+	ImportPath, Dir                    string
+	GoFiles                            []string
 	Imports, TestImports, XTestImports []string
+}
+
+// importing returns the files, without tests, that import a package.
+func (p *pkg) importing(t *testing.T, path string) (files []string) {
+	t.Helper()
+	for _, name := range p.GoFiles {
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == strconv.Quote(path) }) {
+			files = append(files, name)
+		}
+	}
+	return files
 }
 
 func (p *pkg) name() string { return strings.TrimPrefix(p.ImportPath, module+"/") }
@@ -184,7 +204,7 @@ func list(t *testing.T) []pkg {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Imports,TestImports,XTestImports", module+"/...")
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports", module+"/...")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -255,6 +275,36 @@ func TestImportsOfTests(t *testing.T) {
 			if ok && own != p.name() && (slices.Contains(checks, own) || own == "config" || own == "app") {
 				t.Errorf("the tests of %s must not import %s", p.name(), own)
 			}
+		}
+	}
+}
+
+// A check is a unit: beside its own folder and page it is named in one file of
+// config, in one of the command line, and in those of app that make it, list it
+// and let its parts look at content. The store speaks the greylist's words.
+func TestACheckIsAUnit(t *testing.T) {
+	in := map[string][]string{
+		"config": {"config.go"},
+		"app":    {"doors.go", "generation.go", "operator.go"},
+	}
+	packages := list(t)
+	for _, check := range []string{"access", "greylist", "headercheck", "provider", "rbl", "spf", "verify"} {
+		commands := []string{}
+		for _, p := range packages {
+			if p.name() == check || strings.HasPrefix(p.name(), check+"/") || strings.HasPrefix(p.name(), "store") && check == "greylist" {
+				continue
+			}
+			for _, file := range p.importing(t, module+"/"+check) {
+				switch {
+				case p.name() == "cmd/postern":
+					commands = append(commands, file)
+				case !slices.Contains(in[p.name()], file):
+					t.Errorf("%s/%s imports the check %s", p.name(), file, check)
+				}
+			}
+		}
+		if len(commands) != 1 {
+			t.Errorf("the commands of %s are in %v, want one file", check, commands)
 		}
 	}
 }

@@ -1,0 +1,91 @@
+package tld
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/internal/conf"
+	"postern/pipeline"
+	"postern/policy"
+)
+
+// The page shows this code, to the letter.
+func TestThePageShowsTheCode(t *testing.T) {
+	page, err := os.ReadFile("../../new-check.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := os.ReadFile("tld.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(page), "```go\n")[1:]
+	if len(blocks) < 4 {
+		t.Fatalf("%d blocks of code", len(blocks))
+	}
+	at := 0
+	for _, b := range blocks {
+		b, _, _ = strings.Cut(b, "```")
+		i := strings.Index(string(code)[at:], b)
+		if i < 0 {
+			t.Fatalf("not in tld.go, in this order:\n%s", b)
+		}
+		at += i + len(b)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Refuse = []string{"zip"}
+	c, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Start()
+	defer c.Stop()
+	chain := pipeline.DefaultChain()
+	chain.Checks = []string{"tld"}
+	p, err := pipeline.New(pipeline.Options{
+		Chains: map[string]pipeline.ChainConfig{"inbound": chain}, Default: "inbound",
+		Steps: map[string]pipeline.Step{"tld": {Check: c, Step: cfg.Step}},
+		Log:   zap.NewNop(), Metrics: pipeline.NewMetrics(prometheus.NewRegistry()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for domain, want := range map[string]policy.Action{"example.zip": policy.Reject, "zip": policy.Reject, "example.org": policy.Continue, "zip.example": policy.Continue, "": policy.Continue} {
+		req := &policy.Request{Stage: policy.StageRcpt, Sender: policy.Address{Domain: domain}}
+		var d policy.Decision
+		p.Decide(t.Context(), req, &d)
+		if d.Verdict.Action != want {
+			t.Errorf("%q: %v, want %v", domain, d.Verdict.Action, want)
+		}
+	}
+	w := httptest.NewRecorder()
+	Calls(func() *Check { return c })["GET /v1/tld"].ServeHTTP(w, httptest.NewRequest("GET", "/v1/tld", nil))
+	if got := strings.TrimSpace(w.Body.String()); got != `{"refused":2}` {
+		t.Error(got)
+	}
+	var text strings.Builder
+	c.Status().WriteStatus(&text, time.Now())
+	if text.String() != "tld       2 refused\n" {
+		t.Errorf("%q", &text)
+	}
+}
+
+func TestFaults(t *testing.T) {
+	c := DefaultConfig()
+	c.Refuse, c.Reply = []string{"zip", "co.uk"}, "250 fine"
+	var fs conf.Faults
+	c.Validate("tld", &fs)
+	if text := fmt.Sprint(fs.Err()); len(fs) != 2 || !strings.Contains(text, `tld.refuse[1]: "co.uk" is no top-level domain`) {
+		t.Error(text)
+	}
+}
