@@ -257,6 +257,8 @@ func FuzzPacked(f *testing.F) {
 	f.Add("a.example", uint16(dns.TypeA), uint16(1), "\x7f\x00\x00\x02", "")
 	f.Add("a.example", uint16(dns.TypeMX), uint16(2), "mx.example", strings.Repeat("x", 300))
 	f.Add("", uint16(dns.TypeTXT), uint16(3), "", "\x80")
+	f.Add("a.example", uint16(dns.TypeTXT), uint16(0), "", "") // nothing
+	f.Add("a.example", uint16(dns.TypeMX), uint16(0xffff), "x", "192.0.2.53:53: SERVFAIL")
 	f.Add("a.example", uint16(dns.TypeAAAA), uint16(0), "0123456789abcdef0123456789abcdef", "")
 	f.Fuzz(func(t *testing.T, name string, qtype, n uint16, one, two string) {
 		k := key{name, qtype}
