@@ -137,7 +137,9 @@ func (c *Check) ask(ctx context.Context, q query, instance string, now time.Time
 		}
 	}
 	o, e := evaluate(ctx, c.res, sh.plans, c.limits, q, trace)
-	sh.metrics.evaluations.Inc()
+	if !trace {
+		sh.metrics.evaluations.Inc()
+	}
 	o.Domain = strings.Clone(o.Domain) // a part of the request's text, which is larger
 	if memory {
 		sh.cache.put(&q, instance, now, o)

@@ -52,8 +52,10 @@ type Outcome struct {
 	// Problem says why it is a temperror or a permerror.
 	Problem string `json:"problem,omitempty"`
 
-	failed *plan // the record that said "fail", which may have an exp=
-	ttl    time.Duration
+	// exp is the exp= of the record that said "fail", "" for none, and
+	// expDomain that record's domain.
+	exp, expDomain string
+	ttl            time.Duration
 	// byLocal and byHelo are set when another local part or HELO name could
 	// have led to another outcome.
 	byLocal, byHelo bool
@@ -132,6 +134,9 @@ type use struct {
 	passing bool // a match in it can lead to a pass
 }
 
+// maxExp is the most octets of an exp= that is followed: outcomes are kept.
+const maxExp = 512
+
 // longest is more than any TTL that is kept.
 const longest = 24 * time.Hour
 
@@ -160,7 +165,12 @@ func evaluate(ctx context.Context, res Resolver, plans *plans, l limits, q query
 	case temperror, permerror:
 		o.Problem = e.problem(err, l)
 	case fail:
-		o.failed, o.Mechanism = e.top, mechanism(err)
+		o.Mechanism = mechanism(err)
+		if exp := e.top.record.Modifier(spfrecord.Exp); exp != nil {
+			if text := exp.Domain.String(); len(text) <= maxExp {
+				o.exp, o.expDomain = strings.Clone(text), e.top.domain
+			}
+		}
 	case pass:
 		o.Mechanism, o.TooWide = mechanism(err), e.width() > 1
 	case softfail, neutral:

@@ -21,8 +21,8 @@ const (
 // section 6.2), fit for a reply: one line of printable ASCII. It is "" where
 // there is nothing, or nothing that could be used.
 func (c *Check) explain(ctx context.Context, o *Outcome, q query, now time.Time) string {
-	term := o.failed.record.Modifier(spfrecord.Exp)
-	if term == nil {
+	where, err := spfrecord.ParseExplanation(o.exp)
+	if o.exp == "" || err != nil {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, explainTime)
@@ -31,8 +31,8 @@ func (c *Check) explain(ctx context.Context, o *Outcome, q query, now time.Time)
 	if e.local == "" {
 		e.local = "postmaster"
 	}
-	name := expand(term, func(letter byte) (string, bool) { return e.macro(letter, o.failed.domain) })
-	if !isName(name) {
+	name, err := where.Expand(func(letter byte) (string, bool) { return e.macro(letter, o.expDomain) })
+	if name = lower(name); err != nil || !isName(name) {
 		return ""
 	}
 	texts, _, _, err := c.res.LookupTXT(ctx, name)
@@ -52,7 +52,7 @@ func (c *Check) explain(ctx context.Context, o *Outcome, q query, now time.Time)
 		case 't':
 			return strconv.FormatInt(now.Unix(), 10), true
 		}
-		return e.macro(letter, o.failed.domain)
+		return e.macro(letter, o.expDomain)
 	})
 	if err != nil {
 		return ""

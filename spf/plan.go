@@ -49,8 +49,21 @@ type planKey struct {
 	v6           bool
 }
 
-// planCacheSize is how many records are kept in their plain form.
-const planCacheSize = 10_000
+// plansKept is how much is kept of plans, in units: about 40 MB.
+const (
+	plansKept = 80_000
+	planUnit  = 512 // octets
+)
+
+// planWeight estimates how much memory a plan needs, in units.
+func planWeight(k planKey, p *plan) uint32 {
+	const self, term, form = 500, 160, 100
+	size := self + 2*len(k.text) + len(k.domain) + term*len(p.record.Terms)
+	if len(p.networks) <= keptForms {
+		size += form * len(p.networks)
+	}
+	return uint32((size + planUnit - 1) / planUnit)
+}
 
 // plans makes plans, and keeps them. It is safe for concurrent use.
 type plans struct {
@@ -61,7 +74,7 @@ type plans struct {
 
 func newPlans(widest4, widest6 int) *plans {
 	return &plans{
-		cache:  otter.Must(&otter.Options[planKey, *plan]{MaximumSize: planCacheSize}),
+		cache:  otter.Must(&otter.Options[planKey, *plan]{MaximumWeight: plansKept, Weigher: planWeight}),
 		widest: [2]int{widest4, widest6},
 	}
 }
@@ -110,12 +123,23 @@ func expand(t *spfrecord.Term, value func(letter byte) (string, bool)) string {
 	return lower(name)
 }
 
+// keptForms is the most networks of a record for which its plain forms are
+// kept; with more of them they are written each time.
+const keptForms = 256
+
+// mostTerms is the most terms of a plain form that ask the DNS; max_lookups
+// cannot be more.
+const mostTerms = 40
+
 // forClient returns the plain form for a client, as the one TXT record of an
 // answer. It is not to be changed.
 func (pl *plan) forClient(addr netip.Addr) []string {
 	n := slices.IndexFunc(pl.networks, func(n network) bool { return n.prefix.Contains(addr) })
 	if n < 0 {
 		n = len(pl.networks)
+	}
+	if len(pl.networks) > keptForms {
+		return []string{pl.write(n)}
 	}
 	if have := pl.plain[n].Load(); have != nil {
 		return *have
@@ -126,38 +150,38 @@ func (pl *plan) forClient(addr netip.Addr) []string {
 }
 
 // write returns the plain form when the first network that holds the client
-// is n.
+// is n. It ends with the first term that is sure to match.
 func (pl *plan) write(n int) string {
-	last := len(pl.record.Terms)
+	matching := -1
 	if n < len(pl.networks) {
-		last = pl.networks[n].term
+		matching = pl.networks[n].term
 	}
 	var b strings.Builder
 	b.WriteString("v=spf1")
+	redirect, asking := "", 0
 	for i := range pl.record.Terms {
 		t := &pl.record.Terms[i]
 		switch t.Kind {
 		case spfrecord.Exp, spfrecord.Unknown:
 			continue
-		case spfrecord.Redirect: // comes after all others, wherever it stands
-			b.WriteString(" redirect=" + pl.term(i))
+		case spfrecord.Redirect:
+			redirect = " redirect=" + pl.term(i)
 			continue
 		case spfrecord.IP4, spfrecord.IP6:
-			if i != last {
+			if i != matching {
 				continue
 			}
 		default:
-			if i > last {
-				continue
-			}
 		}
 		b.WriteByte(' ')
 		b.WriteByte(byte(t.Qualifier))
 		switch t.Kind {
 		case spfrecord.All:
 			b.WriteString("all")
+			return b.String()
 		case spfrecord.IP4, spfrecord.IP6:
 			b.WriteString(t.Kind.String() + ":" + t.Prefix().String())
+			return b.String()
 		case spfrecord.PTR: // answered by evaluation, which asks less of DNS
 			b.WriteString("exists:" + pl.term(i))
 		case spfrecord.A, spfrecord.MX:
@@ -171,8 +195,11 @@ func (pl *plan) write(n int) string {
 		default: // include, exists
 			b.WriteString(t.Kind.String() + ":" + pl.term(i))
 		}
+		if asking++; asking == mostTerms {
+			return b.String()
+		}
 	}
-	return b.String()
+	return b.String() + redirect // which comes after all others, wherever it stands
 }
 
 // everybody is the width of a record that lets everybody pass.

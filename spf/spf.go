@@ -326,7 +326,7 @@ func (c *Check) replyOf(ctx context.Context, r *ruling, s *subject, req *policy.
 		t = c.errorReply
 	}
 	explanation := ""
-	if c.cfg.Explanation && r.outcome.failed != nil && t.Uses("explanation") {
+	if c.cfg.Explanation && r.outcome.exp != "" && t.Uses("explanation") {
 		q := query{addr: s.addr, domain: r.outcome.Domain, local: s.sender.Local, helo: s.helo}
 		if r.identity == identityHelo {
 			q.local = "postmaster"
