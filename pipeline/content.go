@@ -190,7 +190,7 @@ func (c *Content) Body(p []byte) (more bool) {
 // never panics, and returns by the chain's budget.
 func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decision) []policy.Edit {
 	start := time.Now()
-	r := run{chain: c.chain, req: req, d: d, start: start, pending: -1, sticky: -1}
+	r := evaluation{chain: c.chain, req: req, d: d, start: start, pending: -1, sticky: -1}
 	d.Chain = c.chain.name
 	edits := c.judge(ctx, start, &r)
 	c.Abandon() // those who were not asked
@@ -204,7 +204,7 @@ func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decisi
 	return edits
 }
 
-func (c *Content) judge(ctx context.Context, start time.Time, r *run) (edits []policy.Edit) {
+func (c *Content) judge(ctx context.Context, start time.Time, r *evaluation) (edits []policy.Edit) {
 	contexts := make([]stepContext, len(c.parts))
 	at := start
 	for i := range c.parts {

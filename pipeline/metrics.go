@@ -69,7 +69,7 @@ func (m *Metrics) chain(name string) chainMetrics {
 	return c
 }
 
-func (m *Metrics) observe(r *run) {
+func (m *Metrics) observe(r *evaluation) {
 	c, d := &r.chain.metrics, r.d
 	c.seconds.observe(d.Took)
 	if d.Degraded {
@@ -148,7 +148,7 @@ func (s *stepMetrics) observe(line *policy.Step, took time.Duration) {
 
 // logDecision writes the one line of a decision. The names of its fields are
 // documented in docs/observability.md.
-func (p *Pipeline) logDecision(r *run) {
+func (p *Pipeline) logDecision(r *evaluation) {
 	core := p.log.Core()
 	e := zapcore.Entry{Level: zap.InfoLevel, Time: r.start.Add(r.d.Took), LoggerName: p.log.Name(), Message: "decision"}
 	if !r.d.Degraded {
@@ -186,7 +186,7 @@ type fields interface {
 
 var _ fields = (*logging.Line)(nil)
 
-func (r *run) describe(f fields) {
+func (r *evaluation) describe(f fields) {
 	req, d := r.req, r.d
 	f.Text("action", d.Verdict.Action.String())
 	f.Text("stage", req.Stage.String())
@@ -239,7 +239,7 @@ func (r *run) describe(f fields) {
 }
 
 // describeExempt says which checks were not asked, and who exempted from them.
-func (r *run) describeExempt(f fields) {
+func (r *evaluation) describeExempt(f fields) {
 	if len(r.notAsked) > 0 {
 		f.Text("exempt", strings.Join(r.notAsked, ","))
 		f.Text("exempt_by", strings.Join(r.notAskedBy, ","))

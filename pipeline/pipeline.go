@@ -168,8 +168,8 @@ func (p *Pipeline) pick(req *policy.Request) *chain {
 	return p.fallback
 }
 
-// run is the state of one decision.
-type run struct {
+// evaluation is the state of one decision.
+type evaluation struct {
 	chain  *chain
 	req    *policy.Request
 	d      *policy.Decision
@@ -197,7 +197,7 @@ type exempted struct {
 // the checks keep to their context. Cancelling ctx ends it early.
 func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.Decision) {
 	start := time.Now()
-	r := run{chain: p.pick(req), req: req, d: d, start: start, pending: -1, sticky: -1}
+	r := evaluation{chain: p.pick(req), req: req, d: d, start: start, pending: -1, sticky: -1}
 	d.Chain = r.chain.name
 	if r.chain.mode != policy.Off && r.chain.stages.Has(req.Stage) {
 		if by := p.permits.find(req, req.Recipient.Raw); by != nil && !r.chain.relay {
@@ -213,7 +213,7 @@ func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.De
 }
 
 // finish counts, keeps and logs a decision.
-func (p *Pipeline) finish(r *run) {
+func (p *Pipeline) finish(r *evaluation) {
 	if r.req.DryRun {
 		return
 	}
@@ -228,7 +228,7 @@ func (p *Pipeline) finish(r *run) {
 	p.logDecision(r)
 }
 
-func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
+func (p *Pipeline) steps(ctx context.Context, start time.Time, r *evaluation) {
 	steps := r.chain.steps
 	contexts := make([]stepContext, len(steps))
 	// Reading the clock costs as much as a small check: once a step, and only
@@ -295,7 +295,7 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *run) {
 }
 
 // skipped notes that a step is not asked, and by what it is exempt, if it is.
-func (r *run) skipped(name, why string, by *exemption, m *stepMetrics) {
+func (r *evaluation) skipped(name, why string, by *exemption, m *stepMetrics) {
 	line := policy.Step{Check: name, Outcome: policy.Skipped, Error: why}
 	r.d.Steps = append(r.d.Steps, line)
 	if by == nil {
@@ -313,7 +313,7 @@ func (r *run) skipped(name, why string, by *exemption, m *stepMetrics) {
 
 // skipWhy says why step i is not asked, "" when it is, and by what it is
 // exempt, if it is.
-func (r *run) skipWhy(i int, s *step) (string, *exemption) {
+func (r *evaluation) skipWhy(i int, s *step) (string, *exemption) {
 	by := r.exemptBy(i)
 	switch {
 	case s.Mode == policy.Off:
@@ -329,7 +329,7 @@ func (r *run) skipWhy(i int, s *step) (string, *exemption) {
 }
 
 // take applies a verdict that counts and reports whether it ends the chain.
-func (r *run) take(i int, v *policy.Verdict) bool {
+func (r *evaluation) take(i int, v *policy.Verdict) bool {
 	r.d.Headers = append(r.d.Headers, v.Add...)
 	switch v.Action {
 	case policy.Continue:
@@ -356,14 +356,14 @@ func (r *run) take(i int, v *policy.Verdict) bool {
 }
 
 // allow exempts from the checks behind step i that its verdict names.
-func (r *run) allow(i int, v *policy.Verdict) {
+func (r *evaluation) allow(i int, v *policy.Verdict) {
 	if len(v.Skip) > 0 && i < len(r.chain.steps) {
 		r.skip(i+1, r.chain.steps[i].allows.from(v.Skip))
 	}
 }
 
 // skip exempts from the steps from the first on that by names.
-func (r *run) skip(first int, by *exemption) {
+func (r *evaluation) skip(first int, by *exemption) {
 	e := exempted{exemption: by}
 	for i := first; i < len(r.chain.steps); i++ {
 		if slices.Contains(by.checks, r.chain.steps[i].name) {
@@ -376,7 +376,7 @@ func (r *run) skip(first int, by *exemption) {
 }
 
 // exemptBy returns why step i is not to be asked, nil when it is.
-func (r *run) exemptBy(i int) *exemption {
+func (r *evaluation) exemptBy(i int) *exemption {
 	for _, e := range r.exempt {
 		if e.steps&(1<<i) != 0 {
 			return e.exemption
@@ -387,11 +387,11 @@ func (r *run) exemptBy(i int) *exemption {
 
 // failed notes that a check could not decide. It reports whether the request
 // must be deferred for it, and then has put that verdict into the trace.
-func (r *run) failed(s *step, err error, shadow bool) bool {
+func (r *evaluation) failed(s *step, err error, shadow bool) bool {
 	return r.undecided(s.name, s.OnError, err, shadow)
 }
 
-func (r *run) undecided(name string, onError policy.OnError, err error, shadow bool) bool {
+func (r *evaluation) undecided(name string, onError policy.OnError, err error, shadow bool) bool {
 	r.d.Degraded = true
 	if r.err == nil {
 		r.err = fmt.Errorf("%s: %w", name, err)
@@ -411,25 +411,25 @@ func (r *run) undecided(name string, onError policy.OnError, err error, shadow b
 	return true
 }
 
-func (r *run) pend(i int) {
+func (r *evaluation) pend(i int) {
 	if r.pending < 0 {
 		r.pending = i
 	}
 }
 
-func (r *run) would(check string, v policy.Verdict) {
+func (r *evaluation) would(check string, v policy.Verdict) {
 	if r.d.WouldCheck == "" && v.Action != policy.Continue {
 		r.d.Would, r.d.WouldCheck = v, check
 	}
 }
 
 // decide makes the verdict of trace line i the final one.
-func (r *run) decide(i int) {
+func (r *evaluation) decide(i int) {
 	r.d.Verdict, r.d.Check = r.d.Steps[i].Verdict, r.d.Steps[i].Check
 }
 
 // hints asks the checks that can tell from memory, and reports whether one did.
-func (p *Pipeline) hints(r *run) bool {
+func (p *Pipeline) hints(r *evaluation) bool {
 	if r.pending >= 0 {
 		return false
 	}
@@ -460,7 +460,7 @@ func (p *Pipeline) hints(r *run) bool {
 
 // settle turns what waited into the verdict, guards the reply, applies the
 // chain's shadow mode and gives a refusal its reference.
-func (p *Pipeline) settle(r *run) {
+func (p *Pipeline) settle(r *evaluation) {
 	d := r.d
 	if d.Check == "" {
 		switch {

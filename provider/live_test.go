@@ -944,7 +944,8 @@ func TestReportsTravelAsJSON(t *testing.T) {
 	if _, err := s.Show("q"); err == nil || !strings.Contains(err.Error(), `no list "q" (there are: p)`) {
 		t.Errorf("%v", err)
 	}
-	for _, v := range []any{&rep, &shown, new(s.Whois(netip.MustParseAddr("192.0.2.1"))), new(s.Status())} {
+	status := []Status(s.Status())
+	for _, v := range []any{&rep, &shown, new(s.Whois(netip.MustParseAddr("192.0.2.1"))), &status} {
 		text, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)

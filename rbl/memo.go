@@ -22,8 +22,8 @@ const (
 // a table without chains; who falls into another's place takes it. It is safe
 // for concurrent use.
 type memo struct {
-	seed  maphash.Seed
-	slots [memoSize]atomic.Pointer[unlisted]
+	seed      maphash.Seed
+	questions [memoSize]atomic.Pointer[unlisted]
 }
 
 // subjects are what the lists are asked about, by kind.
@@ -42,7 +42,7 @@ func (m *memo) slot(s *subjects) *atomic.Pointer[unlisted] {
 			h = h*31 + maphash.String(m.seed, d)
 		}
 	}
-	return &m.slots[h%memoSize]
+	return &m.questions[h%memoSize]
 }
 
 // recall reports whether the subjects are known to be clean, and counts as if
@@ -66,20 +66,20 @@ func (c *Check) recall(s *subjects, req *policy.Request) bool {
 
 // remember keeps a request of which nothing was found, if every answer came
 // from memory.
-func (r *run) remember(s *subjects, req *policy.Request) {
+func (r *evaluation) remember(s *subjects, req *policy.Request) {
 	if req.Time.IsZero() {
 		return
 	}
 	until, asked := req.Time.Add(memoFor), 0
-	for i := range r.slots {
-		slot := &r.slots[i]
-		if !slot.subject.ok() {
+	for i := range r.questions {
+		question := &r.questions[i]
+		if !question.subject.ok() {
 			continue
 		}
-		if slot.state != slotDone || !slot.cached || slot.answer.listing != nil || slot.answer.failure != nil {
+		if question.state != questionDone || !question.cached || question.answer.listing != nil || question.answer.failure != nil {
 			return
 		}
-		if t := time.Unix(0, slot.expires); t.Before(until) {
+		if t := time.Unix(0, question.expires); t.Before(until) {
 			until = t
 		}
 		asked++
@@ -88,8 +88,8 @@ func (r *run) remember(s *subjects, req *policy.Request) {
 		return
 	}
 	e := &unlisted{subjects: *s, until: until, asked: make([]*query, 0, asked)}
-	for i := range r.slots {
-		if r.slots[i].subject.ok() {
+	for i := range r.questions {
+		if r.questions[i].subject.ok() {
 			e.asked = append(e.asked, &r.check.queries[i])
 		}
 	}

@@ -199,17 +199,17 @@ func (c *Check) TestIP(ctx context.Context, addr netip.Addr) TestReport {
 	if !c.cfg.AskPrivate && !isGlobal(addr) {
 		rep.Note = "not a global address: requests of this client are not looked up"
 	}
-	r := &run{check: c, slots: make([]slot, len(c.queries))}
+	r := &evaluation{check: c, questions: make([]question, len(c.queries))}
 	reasons := make([]string, len(c.queries))
 	var wg sync.WaitGroup
 	for i := range c.queries {
-		if q, s := &c.queries[i], &r.slots[i]; q.kind == KindClient {
+		if q, s := &c.queries[i], &r.questions[i]; q.kind == KindClient {
 			wg.Go(func() { reasons[i] = c.testOne(ctx, q, s, addr) })
 		}
 	}
 	wg.Wait()
 	for i := range c.queries {
-		q, s := &c.queries[i], &r.slots[i]
+		q, s := &c.queries[i], &r.questions[i]
 		if q.kind != KindClient {
 			continue
 		}
@@ -218,7 +218,7 @@ func (c *Check) TestIP(ctx context.Context, addr netip.Addr) TestReport {
 		if off, broken := q.list.off(s.subject.aspect()); broken {
 			s.answer = answer{failure: failureOff}
 		} else if off {
-			s.state = slotSkipped
+			s.state = questionSkipped
 		}
 	}
 	req := &policy.Request{Client: policy.Client{Addr: addr}, Time: time.Now(), DryRun: true}
@@ -230,10 +230,10 @@ func (c *Check) TestIP(ctx context.Context, addr netip.Addr) TestReport {
 	return rep
 }
 
-// testOne fills the slot of a list and returns the list's words.
-func (c *Check) testOne(ctx context.Context, q *query, s *slot, addr netip.Addr) string {
+// testOne fills the question of a list and returns the list's words.
+func (c *Check) testOne(ctx context.Context, q *query, s *question, addr netip.Addr) string {
 	s.subject = subject{addr: addr}
-	s.state = slotDone
+	s.state = questionDone
 	start := time.Now()
 	a, cached := c.shared.cached(cacheKey{q.list.listState, s.subject}, start)
 	if cached {
@@ -250,7 +250,7 @@ func (c *Check) testOne(ctx context.Context, q *query, s *slot, addr netip.Addr)
 	return policy.Printable(q.list.reason(ctx, s.subject))
 }
 
-func (q *query) result(s *slot, reason string) Result {
+func (q *query) result(s *question, reason string) Result {
 	res := Result{List: q.list.name, State: q.list.state(), Reasons: reason, Cached: s.cached, Took: s.took}
 	switch off, _ := q.list.off(s.subject.aspect()); {
 	case s.answer.failure != nil:
