@@ -106,7 +106,7 @@ type ListConfig struct {
 	Files []string `toml:"files"`
 	// Skip replaces provider.skip for this list; [] exempts from nothing.
 	// Default: as there.
-	Skip []string `toml:"skip"`
+	Skip *[]string `toml:"skip"`
 	// AllowReserved takes private and reserved networks too: for your own
 	// networks, not for a provider's. Default false.
 	AllowReserved bool `toml:"allow_reserved"`
@@ -372,7 +372,9 @@ func (l *ListConfig) validate(key string, c *Config, paths map[string]string, fs
 		}
 		seen[name] = true
 	}
-	validateSkip(key+".skip", l.Skip, fs)
+	if l.Skip != nil {
+		validateSkip(key+".skip", *l.Skip, fs)
+	}
 	g := l.guard(c.Guard)
 	own := conf.Faults{}
 	g.validate(key, &own)

@@ -122,14 +122,14 @@ func New(cfg Config, o Options) (*Set, error) {
 
 func (s *Set) newList(c ListConfig, shared Shared, node string) *list {
 	l := &list{
-		cfg: c, all: &s.cfg, domains: c.domains(), guard: c.guard(s.cfg.Guard), skip: c.Skip, limits: defaultLimits, exports: c.Exports,
+		cfg: c, all: &s.cfg, domains: c.domains(), guard: c.guard(s.cfg.Guard), limits: defaultLimits, exports: c.Exports,
 		res: s.reader, shared: shared, node: node, log: s.log.With(zap.String("list", c.Name)), metrics: s.metrics.list(c.Name),
 		busy: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 	l.source = sourceOf(l.domains)
 	l.limits.Lookups, l.limits.Depth = s.cfg.MaxLookups, s.cfg.MaxLookups+1
-	if l.skip == nil {
-		l.skip = s.cfg.Skip
+	if l.skip = s.cfg.Skip; c.Skip != nil {
+		l.skip = *c.Skip
 	}
 	for i := range c.Relay {
 		l.rules = append(l.rules, newRule(l, i, &c.Relay[i]))

@@ -68,7 +68,7 @@ func evaluate(t testing.TB, s *Set, req *policy.Request) policy.Verdict {
 
 func TestAllowedPastChecks(t *testing.T) {
 	s, _ := relaySet(t, func(c *Config) {
-		c.Lists = append(c.Lists, ListConfig{Name: "second", Domains: []string{"p.example"}, AllowReserved: true, Skip: []string{}})
+		c.Lists = append(c.Lists, ListConfig{Name: "second", Domains: []string{"p.example"}, AllowReserved: true, Skip: new([]string)})
 	})
 	if _, err := s.Refresh(t.Context(), "second", false); err != nil {
 		t.Fatal(err)
@@ -88,7 +88,7 @@ func TestAllowedPastChecks(t *testing.T) {
 	if v := evaluate(t, s, req); v.Action != policy.Continue {
 		t.Errorf("an unknown client: %+v", v)
 	}
-	s, _ = relaySet(t, func(c *Config) { c.Lists[0].Skip = []string{} })
+	s, _ = relaySet(t, func(c *Config) { c.Lists[0].Skip = new([]string) })
 	req = request("a@example.net", "b@example.com")
 	if v := evaluate(t, s, req); v.Action != policy.Continue || v.Reason != "provider-listed" || req.Facts.Provider != "p" {
 		t.Errorf("nothing to skip: %+v", v)
