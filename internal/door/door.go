@@ -238,11 +238,11 @@ func (d *Door) admit(o *listen.Opened, nc net.Conn) bool {
 	// would.
 	if full || d.over {
 		d.mu.Unlock()
-		_ = nc.Close() // refused
-		if full {
+		if full { // counted first: who sees the end can rely on it
 			d.refused.Inc()
 			d.log.Warn("too many connections, closing a new one: raise "+d.section+".max_connections", zap.Int("open", limit))
 		}
+		_ = nc.Close() // refused
 		return false
 	}
 	c.ctx, c.cancel = context.WithCancel(d.ctx)
