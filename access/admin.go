@@ -20,11 +20,11 @@ func (s Status) WriteStatus(w io.Writer, now time.Time) {
 }
 
 // Calls are what the check offers the administrator.
-func Calls(check func() *Check, log *zap.Logger) adminapi.Calls {
+func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
-		"GET /v1/access": adminapi.Lines(log, func(_ *http.Request, yield func(Entry) bool) error {
-			check().Entries(time.Now(), yield)
-			return nil
+		"GET /v1/access": adminapi.Lines(zap.NewNop(), func(_ *http.Request, yield func(Entry) bool) error {
+			c.Entries(time.Now(), yield)
+			return nil // it cannot fail
 		}),
 	}
 }

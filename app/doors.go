@@ -6,14 +6,12 @@ import (
 	"slices"
 	"time"
 
-	"postern/access"
 	"postern/config"
 	"postern/internal/listen"
 	"postern/lookup"
 	"postern/milter"
 	"postern/pipeline"
 	"postern/policy"
-	"postern/provider"
 	"postern/resolver"
 )
 
@@ -123,7 +121,9 @@ func (g *generation) maps() map[string]lookup.Map {
 
 // providerNetworks answers OK for addresses of a provider, as its exported
 // files do.
-type providerNetworks struct{ table provider.Table }
+type providerNetworks struct {
+	table interface{ Contains(netip.Addr) bool }
+}
 
 // Lookup implements lookup.Networks.
 func (n providerNetworks) Lookup(addr netip.Addr) (string, bool) {
@@ -133,7 +133,7 @@ func (n providerNetworks) Lookup(addr netip.Addr) (string, bool) {
 // accessNetworks answers for clients that an access list allows or denies by
 // their address.
 type accessNetworks struct {
-	check  *access.Check
+	check  policy.Check
 	action policy.Action
 }
 
@@ -173,21 +173,4 @@ func (d dns) LookupMX(ctx context.Context, name string) (hosts []string, ttl tim
 		hosts = append(hosts, mx[i].Host)
 	}
 	return hosts, ttl, cached, err
-}
-
-// inspectors are those who look at the content of messages, in their order:
-// who may relay comes before who the message is from, and that before what it
-// holds.
-func (g *generation) inspectors() []pipeline.Inspector {
-	var out []pipeline.Inspector
-	if g.provider.Inspects() {
-		out = append(out, pipeline.Inspector{Inspector: g.provider.Inspector(), Step: g.provider.InspectorStep()})
-	}
-	if g.spf.Inspects() && g.cfg.InSomeChain("spf") {
-		out = append(out, pipeline.Inspector{Inspector: g.spf.Inspector(), Step: g.cfg.SPF.Step})
-	}
-	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {
-		out = append(out, pipeline.Inspector{Inspector: g.headers, Step: g.cfg.Headers.Step()})
-	}
-	return slices.Clip(out)
 }

@@ -11,22 +11,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	"postern/access"
 	"postern/config"
 	"postern/dialog"
-	"postern/greylist"
-	"postern/headercheck"
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
 	"postern/lookup"
 	"postern/names"
 	"postern/pipeline"
-	"postern/provider"
-	"postern/rbl"
 	"postern/resolver"
-	"postern/spf"
 	"postern/store"
-	"postern/verify"
 )
 
 // generation is everything that one reading of the configuration makes: the
@@ -35,16 +28,10 @@ import (
 type generation struct {
 	cfg      *config.Config
 	resolver *resolver.Resolver
-	access   *access.Check
-	provider *provider.Set
-	rbl      *rbl.Check
-	spf      *spf.Check
-	verify   *verify.Check
-	greylist *greylist.Check
 	names    *names.Judge
-	headers  *headercheck.Check
 	tables   *lookup.Tables
-	units    []unit
+	checks
+	units    []unit // all checks
 	pipeline *pipeline.Pipeline
 
 	users atomic.Int64 // decisions under way
@@ -65,14 +52,14 @@ func (g *generation) start() {
 	g.names.Start()
 	g.tables.Start(g.cfg.Lookup.ReloadInterval.D())
 	for _, u := range g.units {
-		u.Start()
+		u.check.Start()
 	}
 }
 
 // stop undoes start and waits for it.
 func (g *generation) stop() {
 	for _, u := range slices.Backward(g.units) {
-		u.Stop()
+		u.check.Stop()
 	}
 	g.tables.Stop()
 	g.names.Stop()
@@ -122,32 +109,13 @@ type parts struct {
 	dialogs *dialog.Table
 }
 
-func (p *parts) provider(cfg *config.Config, g, prev *generation) (*provider.Set, error) {
-	o := provider.Options{
-		Resolver: dns{g.resolver}, Forget: g.resolver.Flush, Log: p.log, Registry: p.reg, Previous: prev.provider,
-	}
-	if len(cfg.Milter.Listen) > 0 {
-		o.Milter = p.dialogs.Watched
-	}
-	if cfg.Store.Kind == store.Redis {
-		o.Shared = store.FleetOf(p.store)
-	}
-	return provider.New(cfg.Provider, o)
-}
-
-func (p *parts) verify(cfg *config.Config, g, prev *generation) (*verify.Check, error) {
-	passwords := make(map[string]string, len(cfg.Verify.LDAP))
-	for _, l := range cfg.Verify.LDAP {
-		secret, err := cfg.Secret(l.PasswordFile)
-		if err != nil {
-			return nil, err
-		}
-		passwords[l.Name] = secret
-	}
-	return verify.New(cfg.Verify, verify.Options{
-		Hostname: cfg.Hostname, Passwords: passwords, Store: store.SpaceOf(p.store, "verify"), DNS: g.resolver.Net(),
-		Log: p.log, Metrics: p.reg,
-	}, prev.verify)
+// builder makes a generation.
+type builder struct {
+	parts
+	cfg  *config.Config
+	g    *generation
+	prev *generation // empty when there is none
+	err  error       // the first
 }
 
 // build makes a generation that is not started. prev, which may be nil, hands
@@ -165,41 +133,17 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 			g.resolver.Close()
 		}
 	}()
-	if g.access, err = access.New(cfg.Access, p.log, p.reg, prev.access); err != nil {
-		return nil, err
-	}
-	if g.provider, err = p.provider(cfg, g, prev); err != nil {
-		return nil, err
-	}
-	if g.headers, err = headercheck.New(cfg.Headers, p.log, p.reg, prev.headers); err != nil {
+	if g.names, err = names.New(cfg.Names, p.log); err != nil {
 		return nil, err
 	}
 	var faults conf.Faults
 	if g.tables, faults = lookup.NewTables(cfg.Tables, p.log, p.tables); faults.Err() != nil {
 		return nil, faults
 	}
-	if g.rbl, err = rbl.New(cfg.RBL, g.resolver, p.log, p.reg, prev.rbl); err != nil {
-		return nil, err
+	b := &builder{parts: p, cfg: cfg, g: g, prev: prev}
+	if b.checks(); b.err != nil {
+		return nil, b.err
 	}
-	if g.spf, err = spf.New(cfg.SPF, spf.Options{
-		Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Log: p.log, Registry: p.reg,
-	}, prev.spf); err != nil {
-		return nil, err
-	}
-	if g.verify, err = p.verify(cfg, g, prev); err != nil {
-		return nil, err
-	}
-	if g.names, err = names.New(cfg.Names, p.log); err != nil {
-		return nil, err
-	}
-	grey := cfg.Greylist
-	grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
-	if g.greylist, err = greylist.New(grey, greylist.Options{
-		Hostname: cfg.Hostname, Store: p.store, Names: g.names, Log: p.log, Metrics: p.reg, Previous: prev.greylist,
-	}); err != nil {
-		return nil, err
-	}
-	g.units = g.checks()
 	g.pipeline, err = pipeline.New(pipeline.Options{
 		Chains: cfg.Chains, Default: pipeline.DefaultName, Mode: cfg.Mode,
 		Steps:      steps(g.units),

@@ -2,16 +2,11 @@ package app
 
 import (
 	"net/http"
+	"sync"
+	"time"
 
-	"postern/access"
 	"postern/admin"
-	"postern/greylist"
-	"postern/headercheck"
 	"postern/internal/adminapi"
-	"postern/provider"
-	"postern/rbl"
-	"postern/spf"
-	"postern/verify"
 )
 
 // status is what the parts say of themselves, in the order in which people read
@@ -31,27 +26,37 @@ func (a *App) status(g *generation) []admin.Part {
 	return out
 }
 
-// calls are what the parts offer the administrator. A generation that a call
-// uses is not stopped meanwhile.
+// calls are what the parts offer the administrator. A call of a check goes to
+// the check that is in force then.
 func (a *App) calls() []adminapi.Calls {
-	log := a.log.Named("admin")
-	all := []adminapi.Calls{
-		a.lookup.Calls(),
-		access.Calls(func() *access.Check { return a.current.Load().access }, log),
-		headercheck.Calls(func() *headercheck.Check { return a.current.Load().headers }),
-		provider.Calls(func() *provider.Set { return a.current.Load().provider }, log),
-		rbl.Calls(func() *rbl.Check { return a.current.Load().rbl }, log),
-		spf.Calls(func() *spf.Check { return a.current.Load().spf }),
-		verify.Calls(func() *verify.Check { return a.current.Load().verify }, log),
-		greylist.Calls(a.parts.store, log),
-	}
-	for _, calls := range all {
-		for pattern, handler := range calls {
+	all := []adminapi.Calls{a.lookup.Calls()}
+	for i, u := range a.current.Load().units {
+		calls := make(adminapi.Calls, len(u.calls))
+		for pattern := range u.calls {
 			calls[pattern] = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				defer a.use().users.Add(-1)
-				handler.ServeHTTP(w, r)
+				g, release := a.lend()
+				defer release()
+				g.units[i].calls[pattern].ServeHTTP(w, r) // every generation has the same checks
 			})
 		}
+		all = append(all, calls)
 	}
 	return all
+}
+
+// lentFor is how long a call keeps its generation running after a reload, more
+// than an answer takes to make. A listing that nobody goes on reading must not
+// keep the old checks at work beside the new ones.
+const lentFor = 3 * time.Minute
+
+// lend returns the current generation, which is not stopped until release is
+// called or lentFor has passed.
+func (a *App) lend() (g *generation, release func()) {
+	g = a.use()
+	give := sync.OnceFunc(func() { g.users.Add(-1) })
+	timer := time.AfterFunc(lentFor, give)
+	return g, func() {
+		timer.Stop()
+		give()
+	}
 }

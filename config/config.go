@@ -22,10 +22,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"postern/access"
 	"postern/admin"
-	"postern/greylist"
-	"postern/headercheck"
 	"postern/internal/conf"
 	"postern/internal/listen"
 	"postern/internal/logging"
@@ -35,12 +32,8 @@ import (
 	"postern/pipeline"
 	"postern/policy"
 	"postern/policyd"
-	"postern/provider"
-	"postern/rbl"
 	"postern/resolver"
-	"postern/spf"
 	"postern/store"
-	"postern/verify"
 )
 
 // DefaultPath is where the configuration is unless somebody says otherwise.
@@ -57,23 +50,17 @@ type Config struct {
 	// Mode of the whole daemon: "enforce"; "shadow" decides and logs
 	// everything and refuses nothing; "off" has no objection to anything.
 	// Default "enforce".
-	Mode     policy.Mode                     `toml:"mode"`
-	Log      logging.Config                  `toml:"log"`
-	Policy   policyd.Config                  `toml:"policy"`
-	Milter   milter.Config                   `toml:"milter"`
-	Lookup   lookup.Config                   `toml:"lookup"`
-	Admin    admin.Config                    `toml:"admin"`
-	Store    store.Config                    `toml:"store"`
-	DNS      resolver.Config                 `toml:"dns"`
-	Names    names.Config                    `toml:"names"`
-	Chains   map[string]pipeline.ChainConfig `toml:"chains"`
-	Access   access.Config                   `toml:"access"`
-	Provider provider.Config                 `toml:"provider"`
-	RBL      rbl.Config                      `toml:"rbl"`
-	SPF      spf.Config                      `toml:"spf"`
-	Verify   verify.Config                   `toml:"verify"`
-	Greylist greylist.Config                 `toml:"greylist"`
-	Headers  headercheck.Config              `toml:"headers"`
+	Mode   policy.Mode                     `toml:"mode"`
+	Log    logging.Config                  `toml:"log"`
+	Policy policyd.Config                  `toml:"policy"`
+	Milter milter.Config                   `toml:"milter"`
+	Lookup lookup.Config                   `toml:"lookup"`
+	Admin  admin.Config                    `toml:"admin"`
+	Store  store.Config                    `toml:"store"`
+	DNS    resolver.Config                 `toml:"dns"`
+	Names  names.Config                    `toml:"names"`
+	Chains map[string]pipeline.ChainConfig `toml:"chains"`
+	Checks
 	// Tables are served over the lookup door under their names.
 	Tables map[string]lookup.TableConfig `toml:"tables"`
 }
@@ -88,20 +75,8 @@ func Default() *Config {
 		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
 		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(),
 		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Names: names.DefaultConfig(), Chains: pipeline.DefaultChains(),
-		Access: access.DefaultConfig(), Provider: provider.DefaultConfig(), RBL: rbl.DefaultConfig(), SPF: spf.DefaultConfig(), Verify: verify.DefaultConfig(), Greylist: greylist.DefaultConfig(),
-		Headers: headercheck.DefaultConfig(),
+		Checks: defaultChecks(),
 	}
-}
-
-// checks are all checks that a chain can name, with what a chain must know of
-// them.
-var checks = pipeline.Describe{
-	"access":   access.Traits,
-	"provider": provider.Traits,
-	"rbl":      rbl.Traits,
-	"spf":      spf.Traits,
-	"verify":   verify.Traits,
-	"greylist": greylist.Traits,
 }
 
 // maxFile is the most bytes of one configuration file.
@@ -242,23 +217,22 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	c.Policy.Validate("policy", fs)
 	c.Milter.Validate("milter", fs)
 	c.Lookup.Validate("lookup", fs)
-	for _, w := range slices.Concat(lookup.ValidateTables("tables", c.Tables, fs), c.Access.Warnings("access")) {
+	for _, w := range lookup.ValidateTables("tables", c.Tables, fs) {
 		warnings = append(warnings, w.Error())
 	}
 	c.Admin.Validate("admin", fs)
 	c.Store.Validate("store", fs)
 	c.DNS.Validate("dns", fs)
 	c.Names.Validate("names", fs)
-	c.Access.Validate("access", fs)
-	c.Provider.Validate("provider", fs)
-	c.RBL.Validate("rbl", fs)
-	c.SPF.Validate("spf", fs)
-	c.Verify.Validate("verify", fs)
-	c.Greylist.Validate("greylist", fs)
-	c.Headers.Validate("headers", fs)
-	for _, w := range c.Headers.Warnings("headers") {
-		warnings = append(warnings, w.Error())
+	secrets := map[string]string{"admin.token_file": c.Admin.TokenFile, "store.redis.password_file": c.Store.Redis.PasswordFile}
+	for _, s := range c.sections() {
+		s.cfg.Validate(s.name, fs)
+		warnings = append(warnings, c.warnings(&s)...)
+		if has, ok := s.cfg.(secretive); ok {
+			maps.Copy(secrets, has.Secrets(s.name))
+		}
 	}
+	checks := c.describe()
 	for _, name := range slices.Sorted(maps.Keys(c.Chains)) {
 		chain := c.Chains[name]
 		prefix := "chains." + name
@@ -276,12 +250,6 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 		fs.Keyf("verify.max_entries", "%d is not less than store.max_entries (%d): unknown addresses could fill the store, and known ones find no room",
 			c.Verify.MaxEntries, c.Store.MaxEntries)
 	}
-	if len(c.Verify.Routes) > 0 && !c.InSomeChain("verify") {
-		warnings = append(warnings, "verify.route: no chain has the check verify: no recipient is verified")
-	}
-	warnings = append(warnings, c.spfWarnings()...)
-	secrets := c.Verify.Secrets("verify")
-	secrets["admin.token_file"], secrets["store.redis.password_file"] = c.Admin.TokenFile, c.Store.Redis.PasswordFile
 	for key, path := range secrets {
 		if path == "" {
 			continue
@@ -349,9 +317,6 @@ func (c *Config) content(fs *conf.Faults) (warnings []string) {
 		for _, key := range needs {
 			fs.Keyf(key, "can only be seen on the message itself: set milter.listen, and smtpd_milters in main.cf")
 		}
-		if len(c.Headers.Checks)+len(c.Headers.Rules) > 0 {
-			warnings = append(warnings, "headers: milter.listen is empty: no message is looked at")
-		}
 		return warnings
 	}
 	if len(needs) == 0 {
@@ -389,15 +354,24 @@ func (c *Config) relays(check string) bool {
 	return false
 }
 
-// spfWarnings are about settings of spf that do nothing.
-func (c *Config) spfWarnings() (warnings []string) {
-	if c.SPF.Asks() && !c.InSomeChain("spf") {
-		return []string{"spf: no chain has the check spf: nothing is asked"}
+// warnings are what a check says of settings that are no faults.
+func (c *Config) warnings(s *checkSection) (out []string) {
+	if w, ok := s.cfg.(warner); ok {
+		for _, f := range w.Warnings(s.name) {
+			out = append(out, f.Error())
+		}
 	}
-	if len(c.SPF.Relays) > 0 && len(c.Milter.Listen) == 0 {
-		warnings = append(warnings, "spf.relays: milter.listen is empty: who is behind a relay cannot be seen, its mail is not asked about")
+	if u, ok := s.cfg.(unchained); ok && !c.InSomeChain(s.name) {
+		if text := u.WithoutChain(s.name); text != "" {
+			return append(out, text) // whatever else it needs
+		}
 	}
-	return warnings
+	if u, ok := s.cfg.(unseen); ok && len(c.Milter.Listen) == 0 {
+		if text := u.WithoutMilter(s.name); text != "" {
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 // InSomeChain reports whether a chain has the check.

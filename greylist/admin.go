@@ -28,14 +28,14 @@ type Forgotten struct {
 }
 
 // Calls are what the check offers the administrator.
-func Calls(store AdminStore, log *zap.Logger) adminapi.Calls {
+func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
-		"GET /v1/greylist": adminapi.Lines(log, func(r *http.Request, yield func(Entry) bool) error {
+		"GET /v1/greylist": adminapi.Lines(c.log, func(r *http.Request, yield func(Entry) bool) error {
 			f, err := filterOf(r)
 			if err != nil {
 				return err
 			}
-			return adminapi.Unavailable(store.ListGreylist(r.Context(), f, time.Now(), yield))
+			return adminapi.Unavailable(c.admin.ListGreylist(r.Context(), f, time.Now(), yield))
 		}),
 		"DELETE /v1/greylist": adminapi.Answer(func(r *http.Request) (any, error) {
 			f, err := filterOf(r)
@@ -45,16 +45,16 @@ func Calls(store AdminStore, log *zap.Logger) adminapi.Calls {
 			if err != nil {
 				return nil, err
 			}
-			n, err := store.ForgetGreylist(r.Context(), f)
+			n, err := c.admin.ForgetGreylist(r.Context(), f)
 			if err != nil {
 				return nil, adminapi.Unavailable(err)
 			}
-			log.Info("greylist entries forgotten on request", zap.Int("entries", n), zap.Any("filter", f))
+			c.log.Info("greylist entries forgotten on request", zap.Int("entries", n), zap.Any("filter", f))
 			return Forgotten{n}, nil
 		}),
 		"GET /v1/greylist/stats": adminapi.Answer(func(r *http.Request) (any, error) {
-			c, err := store.CountGreylist(r.Context(), time.Now())
-			return c, adminapi.Unavailable(err)
+			n, err := c.admin.CountGreylist(r.Context(), time.Now())
+			return n, adminapi.Unavailable(err)
 		}),
 	}
 }

@@ -34,6 +34,8 @@ type Check struct {
 	hints    *hints          // nil: none
 	memo     *memo
 	metrics  *metrics
+	admin    AdminStore
+	log      *zap.Logger
 }
 
 var _ policy.Hinter = (*Check)(nil)
@@ -42,6 +44,7 @@ var _ policy.Hinter = (*Check)(nil)
 type Options struct {
 	Hostname string // written into headers
 	Store    Store
+	Admin    AdminStore // for the administrator's calls
 	Names    Names
 	Log      *zap.Logger
 	Metrics  prometheus.Registerer
@@ -66,7 +69,7 @@ func New(cfg Config, o Options) (*Check, error) {
 			Delay: cfg.Delay.D(), Window: cfg.Window.D(), Keep: cfg.Keep.D(), MaxDelay: cfg.MaxDelay.D(),
 			KnownAfter: cfg.KnownAfter, KnownAge: cfg.KnownAge.D(), CountEvery: cfg.CountEvery.D(),
 		},
-		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(o.Names),
+		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(o.Names), admin: o.Admin, log: log,
 	}
 	for _, s := range cfg.CalloutSenders {
 		a := mailaddr.Parse(s)

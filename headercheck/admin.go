@@ -34,10 +34,9 @@ type Rules struct {
 }
 
 // Calls are what the check offers the administrator.
-func Calls(check func() *Check) adminapi.Calls {
+func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
 		"GET /v1/headers": adminapi.Answer(func(*http.Request) (any, error) {
-			c := check()
 			return Rules{c.Hits(), c.FilterLines()}, nil
 		}),
 	}

@@ -326,3 +326,11 @@ func (s *scope) covers(to []policy.Address) bool {
 	}
 	return s.all && len(to) > 0
 }
+
+// WithoutMilter says what does not happen when there is no milter door.
+func (c *Config) WithoutMilter(prefix string) string {
+	if len(c.Checks)+len(c.Rules) == 0 {
+		return ""
+	}
+	return prefix + ": milter.listen is empty: no message is looked at"
+}

@@ -80,19 +80,19 @@ type Difference struct {
 }
 
 // Calls are what the check offers the administrator.
-func Calls(set func() *Set, log *zap.Logger) adminapi.Calls {
+func (s *Set) Calls() adminapi.Calls {
 	return adminapi.Calls{
-		"GET /v1/providers": adminapi.Answer(func(*http.Request) (any, error) { return set().Status(), nil }),
+		"GET /v1/providers": adminapi.Answer(func(*http.Request) (any, error) { return s.Status(), nil }),
 		"GET /v1/providers/whois/{addr}": adminapi.Answer(func(r *http.Request) (any, error) {
 			addr, err := adminapi.Addr(r, "addr")
 			if err != nil {
 				return nil, err
 			}
-			return set().Whois(addr), nil
+			return s.Whois(addr), nil
 		}),
-		"GET /v1/providers/list/{name}": adminapi.Answer(func(r *http.Request) (any, error) { return set().Show(r.PathValue("name")) }),
+		"GET /v1/providers/list/{name}": adminapi.Answer(func(r *http.Request) (any, error) { return s.Show(r.PathValue("name")) }),
 		"GET /v1/providers/list/{name}/diff": adminapi.Answer(func(r *http.Request) (any, error) {
-			s, name := set(), r.PathValue("name")
+			name := r.PathValue("name")
 			diff, pending, err := s.Pending(name)
 			if err != nil {
 				return nil, err
@@ -102,16 +102,16 @@ func Calls(set func() *Set, log *zap.Logger) adminapi.Calls {
 		}),
 		"GET /v1/providers/list/{name}/export": adminapi.Text(func(r *http.Request) (string, error) {
 			var b strings.Builder
-			err := set().Export(&b, r.PathValue("name"), r.URL.Query().Get("result"))
+			err := s.Export(&b, r.PathValue("name"), r.URL.Query().Get("result"))
 			return b.String(), err
 		}),
 		"POST /v1/providers/list/{name}/refresh": adminapi.Answer(func(r *http.Request) (any, error) {
-			return set().Refresh(r.Context(), r.PathValue("name"), r.URL.Query().Get("dry") == "true")
+			return s.Refresh(r.Context(), r.PathValue("name"), r.URL.Query().Get("dry") == "true")
 		}),
 		"POST /v1/providers/list/{name}/accept": adminapi.Answer(func(r *http.Request) (any, error) {
-			rep, err := set().Accept(r.Context(), r.PathValue("name"), r.URL.Query().Get("id"))
+			rep, err := s.Accept(r.Context(), r.PathValue("name"), r.URL.Query().Get("id"))
 			if err == nil {
-				log.Info("a refused update was accepted on request", zap.String("list", r.PathValue("name")), zap.String("id", rep.ID))
+				s.log.Info("a refused update was accepted on request", zap.String("list", r.PathValue("name")), zap.String("id", rep.ID))
 			}
 			return rep, err
 		}),

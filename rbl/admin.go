@@ -42,22 +42,22 @@ type WasHeld struct {
 }
 
 // Calls are what the check offers the administrator.
-func Calls(check func() *Check, log *zap.Logger) adminapi.Calls {
+func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
 		"GET /v1/rbl/{addr}": adminapi.Answer(func(r *http.Request) (any, error) {
 			addr, err := adminapi.Addr(r, "addr")
 			if err != nil {
 				return nil, err
 			}
-			return check().TestIP(r.Context(), addr), nil
+			return c.TestIP(r.Context(), addr), nil
 		}),
 		"POST /v1/rbl/{list}/reset": adminapi.Answer(func(r *http.Request) (any, error) {
 			name := r.PathValue("list")
-			known, held := check().Reset(name)
+			known, held := c.Reset(name)
 			if !known {
 				return nil, adminapi.NotFound(fmt.Errorf("there is no list %q", name))
 			}
-			log.Info("a DNS list was reset on request", zap.String("list", name), zap.Bool("was_held", held))
+			c.log.Info("a DNS list was reset on request", zap.String("list", name), zap.Bool("was_held", held))
 			return WasHeld{held}, nil
 		}),
 	}

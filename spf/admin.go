@@ -42,7 +42,7 @@ func (s Status) WriteStatus(w io.Writer, now time.Time) {
 }
 
 // Calls are what the check offers the administrator.
-func Calls(check func() *Check) adminapi.Calls {
+func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
 		"POST /v1/spf/test": adminapi.Answer(func(r *http.Request) (any, error) {
 			var q Question
@@ -55,7 +55,7 @@ func Calls(check func() *Check) adminapi.Calls {
 			}
 			ctx, cancel := context.WithTimeout(r.Context(), testTime)
 			defer cancel()
-			return check().Test(ctx, addr.Unmap().WithZone(""), mailaddr.ParsePath(q.Sender), q.Helo, time.Now()), nil
+			return c.Test(ctx, addr.Unmap().WithZone(""), mailaddr.ParsePath(q.Sender), q.Helo, time.Now()), nil
 		}),
 	}
 }

@@ -321,3 +321,19 @@ func (c *Config) lists(prefix string) [2]entries {
 }
 
 func index(key string, i int) string { return key + "[" + strconv.Itoa(i) + "]" }
+
+// WithoutChain says what does not happen when no chain has the check.
+func (c *Config) WithoutChain(prefix string) string {
+	if !c.Asks() {
+		return ""
+	}
+	return prefix + ": no chain has the check spf: nothing is asked"
+}
+
+// WithoutMilter says what does not happen when there is no milter door.
+func (c *Config) WithoutMilter(prefix string) string {
+	if len(c.Relays) == 0 {
+		return ""
+	}
+	return prefix + ".relays: milter.listen is empty: who is behind a relay cannot be seen, its mail is not asked about"
+}

@@ -71,28 +71,28 @@ type Done struct {
 const maxLearn = 4 << 20
 
 // Calls are what the check offers the administrator.
-func Calls(check func() *Check, log *zap.Logger) adminapi.Calls {
+func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
 		"POST /v1/verify/ask": adminapi.Answer(func(r *http.Request) (any, error) {
-			return check().Ask(r.Context(), r.URL.Query().Get("address"))
+			return c.Ask(r.Context(), r.URL.Query().Get("address"))
 		}),
-		"GET /v1/verify": adminapi.Lines(log, func(r *http.Request, yield func(Record) bool) error {
+		"GET /v1/verify": adminapi.Lines(c.log, func(r *http.Request, yield func(Record) bool) error {
 			f, err := filterOf(r)
 			if err != nil {
 				return err
 			}
-			return adminapi.Unavailable(check().List(r.Context(), f, yield))
+			return adminapi.Unavailable(c.List(r.Context(), f, yield))
 		}),
 		"DELETE /v1/verify": adminapi.Answer(func(r *http.Request) (any, error) {
 			f, err := changes(r)
 			if err != nil {
 				return nil, err
 			}
-			n, err := check().Purge(r.Context(), f)
+			n, err := c.Purge(r.Context(), f)
 			if err != nil {
 				return nil, adminapi.Unavailable(err)
 			}
-			log.Info("cached addresses forgotten on request", zap.Int("addresses", n), zap.String("which", f.Which), zap.Bool("negative", f.Negative))
+			c.log.Info("cached addresses forgotten on request", zap.Int("addresses", n), zap.String("which", f.Which), zap.Bool("negative", f.Negative))
 			return Done{Addresses: n}, nil
 		}),
 		"POST /v1/verify/recheck": adminapi.Answer(func(r *http.Request) (any, error) {
@@ -100,7 +100,7 @@ func Calls(check func() *Check, log *zap.Logger) adminapi.Calls {
 			if err != nil {
 				return nil, err
 			}
-			n, left, err := check().Recheck(r.Context(), f)
+			n, left, err := c.Recheck(r.Context(), f)
 			return Done{n, left}, adminapi.Unavailable(err)
 		}),
 		"POST /v1/verify/learn": adminapi.Answer(func(r *http.Request) (any, error) {
@@ -108,11 +108,11 @@ func Calls(check func() *Check, log *zap.Logger) adminapi.Calls {
 			if err := adminapi.Decode(r, maxLearn, &addresses); err != nil {
 				return nil, err
 			}
-			n, left, err := check().Learn(r.Context(), addresses)
+			n, left, err := c.Learn(r.Context(), addresses)
 			return Done{n, left}, adminapi.Unavailable(err)
 		}),
 		"GET /v1/verify/next-hops": adminapi.Answer(func(*http.Request) (any, error) {
-			hops, dirs := check().NextHops()
+			hops, dirs := c.NextHops()
 			return NextHops{hops, dirs}, nil
 		}),
 	}

@@ -397,6 +397,14 @@ func (c *Config) times(r *Route) Times {
 	}
 }
 
+// WithoutChain says what does not happen when no chain has the check.
+func (c *Config) WithoutChain(prefix string) string {
+	if len(c.Routes) == 0 {
+		return ""
+	}
+	return prefix + ".route: no chain has the check verify: no recipient is verified"
+}
+
 // Secrets returns the keys of the files with passwords, and the files.
 func (c *Config) Secrets(prefix string) map[string]string {
 	out := make(map[string]string)

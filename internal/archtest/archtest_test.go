@@ -265,8 +265,9 @@ func TestImports(t *testing.T) {
 // An import cycle through tests, or a check that tests itself with another
 // check, ties together what should be apart. Real stores are fine.
 func TestImportsOfTests(t *testing.T) {
-	checks := []string{"access", "greylist", "headercheck", "provider", "rbl", "spf", "verify"}
-	for _, p := range list(t) {
+	packages := list(t)
+	checks := checksOf(t, packages)
+	for _, p := range packages {
 		if !slices.Contains(checks, p.name()) {
 			continue
 		}
@@ -279,32 +280,53 @@ func TestImportsOfTests(t *testing.T) {
 	}
 }
 
-// A check is a unit: beside its own folder and page it is named in one file of
-// config, in one of the command line, and in those of app that make it, list it
-// and let its parts look at content. The store speaks the greylist's words.
-func TestACheckIsAUnit(t *testing.T) {
-	in := map[string][]string{
-		"config": {"config.go"},
-		"app":    {"doors.go", "generation.go", "operator.go"},
+// checksOf returns the packages of the checks: those whose sections the
+// configuration has.
+func checksOf(t *testing.T, packages []pkg) []string {
+	t.Helper()
+	i := slices.IndexFunc(packages, func(p pkg) bool { return p.name() == "config" })
+	if i < 0 {
+		t.Fatal("there is no package config")
 	}
+	common := []string{"internal/conf", "pipeline", "policy"} // words that it needs to say so
+	var checks []string
+	for _, imported := range packages[i].Imports {
+		name, ok := strings.CutPrefix(imported, module+"/")
+		if ok && slices.Contains(packages[i].importing(t, imported), "checks.go") && !slices.Contains(common, name) {
+			checks = append(checks, name)
+		}
+	}
+	if len(checks) < 7 {
+		t.Fatalf("config/checks.go has the sections of %v", checks)
+	}
+	return checks
+}
+
+// A check is a unit: outside its own folder it is imported by one file of
+// config, one of app and, if it has commands, one of the command line. The
+// store speaks the greylist's words.
+func TestACheckIsAUnit(t *testing.T) {
 	packages := list(t)
-	for _, check := range []string{"access", "greylist", "headercheck", "provider", "rbl", "spf", "verify"} {
-		commands := []string{}
+	for _, check := range checksOf(t, packages) {
 		for _, p := range packages {
 			if p.name() == check || strings.HasPrefix(p.name(), check+"/") || strings.HasPrefix(p.name(), "store") && check == "greylist" {
 				continue
 			}
-			for _, file := range p.importing(t, module+"/"+check) {
-				switch {
-				case p.name() == "cmd/postern":
-					commands = append(commands, file)
-				case !slices.Contains(in[p.name()], file):
-					t.Errorf("%s/%s imports the check %s", p.name(), file, check)
+			files := p.importing(t, module+"/"+check)
+			switch p.name() {
+			case "config", "app":
+				if !slices.Equal(files, []string{"checks.go"}) {
+					t.Errorf("the check %s is imported by %v of %s, want checks.go", check, files, p.name())
+				}
+			case "cmd/postern":
+				if len(files) > 1 {
+					t.Errorf("the commands of %s are in %v, want one file", check, files)
+				}
+			default:
+				if len(files) > 0 {
+					t.Errorf("%s imports the check %s: %v", p.name(), check, files)
 				}
 			}
-		}
-		if len(commands) != 1 {
-			t.Errorf("the commands of %s are in %v, want one file", check, commands)
 		}
 	}
 }
@@ -336,9 +358,10 @@ func TestTable(t *testing.T) {
 			t.Errorf("the imports of %s are not sorted", name)
 		}
 	}
-	for _, check := range []string{"access", "greylist", "headercheck", "provider", "rbl", "spf", "verify"} {
+	checks := checksOf(t, list(t))
+	for _, check := range checks {
 		for imported := range strings.FieldsSeq(allowed[check].module) {
-			if slices.Contains([]string{"access", "greylist", "headercheck", "provider", "rbl", "verify", "config", "pipeline", "policyd", "app", "resolver"}, imported) ||
+			if slices.Contains(checks, imported) || slices.Contains([]string{"admin", "config", "pipeline", "policyd", "milter", "lookup", "app", "resolver"}, imported) ||
 				strings.HasPrefix(imported, "store") {
 				t.Errorf("the check %s may import %s", check, imported)
 			}

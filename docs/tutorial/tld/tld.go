@@ -92,7 +92,7 @@ func (c *Check) Evaluate(_ context.Context, req *policy.Request) (policy.Verdict
 	}, nil
 }
 
-// Status is what `postern status` shows.
+// Status is what `postern status` shows of the check.
 type Status struct {
 	Refused uint64 `json:"refused"`
 }
@@ -106,8 +106,17 @@ func (s Status) WriteStatus(w io.Writer, _ time.Time) {
 }
 
 // Calls are what the check offers the administrator.
-func Calls(check func() *Check) adminapi.Calls {
+func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
-		"GET /v1/tld": adminapi.Answer(func(*http.Request) (any, error) { return check().Status(), nil }),
+		"GET /v1/tld": adminapi.Answer(func(*http.Request) (any, error) { return c.Status(), nil }),
 	}
+}
+
+// Admin makes the check's calls at a running daemon.
+type Admin struct{ *adminapi.Client }
+
+// Refused returns how many senders were refused.
+func (a Admin) Refused(ctx context.Context) (out Status, err error) {
+	err = a.Call(ctx, http.MethodGet, "/v1/tld", nil, &out)
+	return out, err
 }

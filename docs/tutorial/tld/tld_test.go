@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,28 +17,36 @@ import (
 	"postern/policy"
 )
 
-// The page shows this code, to the letter.
+// The page shows code that is compiled and run: here, and in the tests of the
+// packages in which a check has its place.
 func TestThePageShowsTheCode(t *testing.T) {
 	page, err := os.ReadFile("../../new-check.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, err := os.ReadFile("tld.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := strings.Split(string(page), "```go\n")[1:]
-	if len(blocks) < 4 {
-		t.Fatalf("%d blocks of code", len(blocks))
-	}
-	at := 0
-	for _, b := range blocks {
-		b, _, _ = strings.Cut(b, "```")
-		i := strings.Index(string(code)[at:], b)
-		if i < 0 {
-			t.Fatalf("not in tld.go, in this order:\n%s", b)
+	files := []string{"tld.go", "../../../config/tutorial_test.go", "../../../app/tutorial_test.go", "../../../cmd/postern/tutorial_test.go"}
+	used := make(map[string]int)
+	for _, block := range strings.Split(string(page), "```go\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		found := slices.ContainsFunc(files, func(name string) bool {
+			code, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(code), "\n"+block) {
+				return false
+			}
+			used[name]++
+			return true
+		})
+		if !found {
+			t.Errorf("in none of %v:\n%s", files, block)
 		}
-		at += i + len(b)
+	}
+	for _, name := range files {
+		if used[name] == 0 {
+			t.Errorf("nothing of %s is on the page", name)
+		}
 	}
 }
 
@@ -69,7 +78,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	w := httptest.NewRecorder()
-	Calls(func() *Check { return c })["GET /v1/tld"].ServeHTTP(w, httptest.NewRequest("GET", "/v1/tld", nil))
+	c.Calls()["GET /v1/tld"].ServeHTTP(w, httptest.NewRequest("GET", "/v1/tld", nil))
 	if got := strings.TrimSpace(w.Body.String()); got != `{"refused":2}` {
 		t.Error(got)
 	}

@@ -1,0 +1,166 @@
+package app
+
+import (
+	"slices"
+
+	"postern/access"
+	"postern/config"
+	"postern/greylist"
+	"postern/headercheck"
+	"postern/internal/adminapi"
+	"postern/internal/conf"
+	"postern/pipeline"
+	"postern/policy"
+	"postern/provider"
+	"postern/rbl"
+	"postern/spf"
+	"postern/store"
+	"postern/verify"
+)
+
+// checks are those that others in this package talk to by their type.
+type checks struct {
+	access   *access.Check
+	provider *provider.Set
+	rbl      *rbl.Check
+	spf      *spf.Check
+	greylist *greylist.Check
+	headers  *headercheck.Check
+}
+
+// checks makes all checks, in the order in which people read about them. A new
+// one is added here, and nowhere else in this package: add is given its step
+// and how it is made, with the one that it takes the place of after a reload,
+// nil for none.
+func (b *builder) checks() {
+	cfg, g := b.cfg, b.g
+	g.access = add(b, cfg.Access.Step, func(prev *access.Check) (*access.Check, error) {
+		return access.New(cfg.Access, b.log, b.reg, prev)
+	})
+	g.headers = add(b, conf.Step{}, func(prev *headercheck.Check) (*headercheck.Check, error) {
+		return headercheck.New(cfg.Headers, b.log, b.reg, prev)
+	})
+	g.provider = add(b, cfg.Provider.Step, func(prev *provider.Set) (*provider.Set, error) {
+		return provider.New(cfg.Provider, b.providerOptions(prev))
+	})
+	g.rbl = add(b, cfg.RBL.Step, func(prev *rbl.Check) (*rbl.Check, error) {
+		return rbl.New(cfg.RBL, g.resolver, b.log, b.reg, prev)
+	})
+	g.spf = add(b, cfg.SPF.Step, func(prev *spf.Check) (*spf.Check, error) {
+		return spf.New(cfg.SPF, spf.Options{Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Log: b.log, Registry: b.reg}, prev)
+	})
+	add(b, cfg.Verify.Step, func(prev *verify.Check) (*verify.Check, error) {
+		passwords, err := ldapPasswords(cfg)
+		if err != nil {
+			return nil, err
+		}
+		return verify.New(cfg.Verify, verify.Options{
+			Hostname: cfg.Hostname, Passwords: passwords, Store: store.SpaceOf(b.store, "verify"), DNS: g.resolver.Net(), Log: b.log, Metrics: b.reg,
+		}, prev)
+	})
+	g.greylist = add(b, cfg.Greylist.Step, func(prev *greylist.Check) (*greylist.Check, error) {
+		grey := cfg.Greylist
+		grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
+		return greylist.New(grey, greylist.Options{
+			Hostname: cfg.Hostname, Store: b.store, Admin: b.store, Names: g.names, Log: b.log, Metrics: b.reg, Previous: prev,
+		})
+	})
+}
+
+func (b *builder) providerOptions(prev *provider.Set) provider.Options {
+	o := provider.Options{
+		Resolver: dns{b.g.resolver}, Forget: b.g.resolver.Flush, Log: b.log, Registry: b.reg, Previous: prev,
+	}
+	if len(b.cfg.Milter.Listen) > 0 {
+		o.Milter = b.dialogs.Watched
+	}
+	if b.cfg.Store.Kind == store.Redis {
+		o.Shared = store.FleetOf(b.store)
+	}
+	return o
+}
+
+func ldapPasswords(cfg *config.Config) (map[string]string, error) {
+	passwords := make(map[string]string, len(cfg.Verify.LDAP))
+	for _, l := range cfg.Verify.LDAP {
+		secret, err := cfg.Secret(l.PasswordFile)
+		if err != nil {
+			return nil, err
+		}
+		passwords[l.Name] = secret
+	}
+	return passwords, nil
+}
+
+// inspectors are the checks that look at the content of messages, in their
+// order: who may relay comes before who the message is from, and that before
+// what it holds.
+func (g *generation) inspectors() []pipeline.Inspector {
+	var out []pipeline.Inspector
+	if g.provider.Inspects() {
+		out = append(out, pipeline.Inspector{Inspector: g.provider.Inspector(), Step: g.provider.InspectorStep()})
+	}
+	if g.spf.Inspects() && g.cfg.InSomeChain("spf") {
+		out = append(out, pipeline.Inspector{Inspector: g.spf.Inspector(), Step: g.cfg.SPF.Step})
+	}
+	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {
+		out = append(out, pipeline.Inspector{Inspector: g.headers, Step: g.cfg.Headers.Step()})
+	}
+	return slices.Clip(out)
+}
+
+// unit is a check as a generation runs it.
+type unit struct {
+	name  string // in chains, and in the status
+	check interface {
+		Start()
+		Stop()
+	}
+	step   conf.Step // in chains; of no use to what is no [policy.Check]
+	status func() adminapi.Status
+	calls  adminapi.Calls
+}
+
+// check is what the daemon needs of every check, S being what it says of its
+// state. One that chains can name is a [policy.Check], too.
+type check[S adminapi.Status] interface {
+	Name() string
+	Start()
+	Stop() // can be called without Start
+	Status() S
+	Calls() adminapi.Calls
+}
+
+// add makes a check and adds it to the generation. It does nothing once
+// something has failed.
+func add[C check[S], S adminapi.Status](b *builder, step conf.Step, build func(prev C) (C, error)) (c C) {
+	if b.err != nil {
+		return c
+	}
+	var prev C
+	for _, u := range b.prev.units {
+		if same, ok := u.check.(C); ok {
+			prev = same
+		}
+	}
+	made, err := build(prev)
+	if err != nil {
+		b.err = err
+		return c
+	}
+	b.g.units = append(b.g.units, unit{
+		name: made.Name(), check: made, step: step, status: func() adminapi.Status { return made.Status() }, calls: made.Calls(),
+	})
+	return made
+}
+
+// steps are the checks that chains can name.
+func steps(units []unit) map[string]pipeline.Step {
+	out := make(map[string]pipeline.Step, len(units))
+	for _, u := range units {
+		if check, ok := u.check.(policy.Check); ok {
+			out[u.name] = pipeline.Step{Check: check, Step: u.step}
+		}
+	}
+	return out
+}

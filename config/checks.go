@@ -1,0 +1,102 @@
+package config
+
+import (
+	"postern/access"
+	"postern/greylist"
+	"postern/headercheck"
+	"postern/internal/conf"
+	"postern/pipeline"
+	"postern/policy"
+	"postern/provider"
+	"postern/rbl"
+	"postern/spf"
+	"postern/verify"
+)
+
+// Checks are the sections of the checks. A new check gets its field here and
+// its line in sections, and is named nowhere else in this package.
+type Checks struct {
+	Access   access.Config      `toml:"access"`
+	Provider provider.Config    `toml:"provider"`
+	RBL      rbl.Config         `toml:"rbl"`
+	SPF      spf.Config         `toml:"spf"`
+	Verify   verify.Config      `toml:"verify"`
+	Greylist greylist.Config    `toml:"greylist"`
+	Headers  headercheck.Config `toml:"headers"`
+}
+
+// sections are all of them.
+func (c *Checks) sections() []checkSection {
+	return []checkSection{
+		of("access", &c.Access, access.DefaultConfig, &access.Traits),
+		of("provider", &c.Provider, provider.DefaultConfig, &provider.Traits),
+		of("rbl", &c.RBL, rbl.DefaultConfig, &rbl.Traits),
+		of("spf", &c.SPF, spf.DefaultConfig, &spf.Traits),
+		of("verify", &c.Verify, verify.DefaultConfig, &verify.Traits),
+		of("greylist", &c.Greylist, greylist.DefaultConfig, &greylist.Traits),
+		of("headers", &c.Headers, headercheck.DefaultConfig, nil),
+	}
+}
+
+// checkSection is the section of one check.
+type checkSection struct {
+	name  string // of the section, and of the check in chains
+	cfg   settings
+	reset func() // to the defaults
+	// traits are what a chain must know of the check; nil: none can name it.
+	traits *policy.Traits
+}
+
+// settings are what every check's section can do; prefix is its name.
+type settings interface {
+	Validate(prefix string, fs *conf.Faults)
+}
+
+// What a section can do besides.
+type (
+	// warner knows what an administrator should know and can live with.
+	warner interface {
+		Warnings(prefix string) conf.Faults
+	}
+	// unchained says what does not happen because no chain has the check, ""
+	// when nothing is missed.
+	unchained interface {
+		WithoutChain(prefix string) string
+	}
+	// unseen says what does not happen because there is no milter door, "" when
+	// nothing is missed.
+	unseen interface {
+		WithoutMilter(prefix string) string
+	}
+	// secretive names files that hold secrets, by the keys that name them.
+	secretive interface {
+		Secrets(prefix string) map[string]string
+	}
+)
+
+func of[C any, P interface {
+	*C
+	settings
+}](name string, cfg P, defaults func() C, traits *policy.Traits,
+) checkSection {
+	return checkSection{name, cfg, func() { *cfg = defaults() }, traits}
+}
+
+func defaultChecks() (c Checks) {
+	for _, s := range c.sections() {
+		s.reset()
+	}
+	return c
+}
+
+// describe returns the checks that a chain can name, with what it must know of
+// them.
+func (c *Checks) describe() pipeline.Describe {
+	out := pipeline.Describe{}
+	for _, s := range c.sections() {
+		if s.traits != nil {
+			out[s.name] = *s.traits
+		}
+	}
+	return out
+}
