@@ -2,7 +2,9 @@ package policy
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +35,17 @@ func TestNamesRoundTrip(t *testing.T) {
 			t.Errorf("on_error %v: got %v, %v", o, got, err)
 		}
 	}
+	for o := Ran; o <= Hinted; o++ {
+		var got Outcome
+		if err := got.UnmarshalText([]byte(o.String())); err != nil || got != o {
+			t.Errorf("outcome %v: got %v, %v", o, got, err)
+		}
+	}
+	for _, beyond := range []fmt.Stringer{stageCount, actionCount, Off + 1, Hinted + 1, editKindCount} {
+		if got := beyond.String(); got != "unknown" {
+			t.Errorf("%T beyond the last: %q", beyond, got)
+		}
+	}
 	for _, bad := range []interface{ UnmarshalText([]byte) error }{new(Stage), new(Action), new(Mode), new(OnError), new(Outcome)} {
 		if err := bad.UnmarshalText([]byte("nonsense")); err == nil {
 			t.Errorf("%T takes nonsense", bad)
@@ -40,6 +53,40 @@ func TestNamesRoundTrip(t *testing.T) {
 	}
 	if err := new(Stage).UnmarshalText([]byte("unknown")); err == nil {
 		t.Error(`the stage "unknown" can be configured`)
+	}
+}
+
+func TestEditKindNames(t *testing.T) {
+	for k, want := range map[EditKind]string{InsertField: "insert-field", ReplaceBody: "replace-body"} {
+		if got := k.String(); got != want {
+			t.Errorf("edit %d: %q, want %q", k, got, want)
+		}
+	}
+}
+
+func TestActionsThatRefuse(t *testing.T) {
+	for a := range actionCount {
+		if want := a == Reject || a == Defer || a == DeferIfPermit; a.Refuses() != want {
+			t.Errorf("%v refuses: %v", a, !want)
+		}
+	}
+}
+
+func TestProbe(t *testing.T) {
+	var none *Probe // the request path has none
+	none.Add("a", "1", "cache", 0)
+	if none.Len() != 0 || none.From(0) != nil {
+		t.Errorf("no probe: %d notes, %v", none.Len(), none.From(0))
+	}
+	p := new(Probe)
+	p.Add("a", "1", "cache", 0)
+	p.Add("b", "2", "store", time.Second)
+	got := p.From(1)
+	if want := []Note{{"b", "2", "store", time.Second}}; p.Len() != 2 || !slices.Equal(got, want) {
+		t.Errorf("%d notes, from the second %v, want %v", p.Len(), got, want)
+	}
+	if got[0].What = "changed"; p.Notes[1].What != "b" {
+		t.Error("From shares its notes")
 	}
 }
 
@@ -80,6 +127,9 @@ func TestNullSender(t *testing.T) {
 
 func TestFactsResetForgetsEverything(t *testing.T) {
 	var f Facts
+	if f.Suspicious() {
+		t.Error("suspicious without a mark")
+	}
 	f.Mark("a")
 	f.Mark("a")
 	if len(f.Marks) != 1 || !f.Suspicious() {
@@ -132,6 +182,21 @@ func TestTemplates(t *testing.T) {
 		{"5.1.1 no thanks", def5, "554 5.1.1 no thanks"},
 		{"550 5.1.1 listed by {list}", def5, "550 5.1.1 listed by bl.example"},
 		{"{list}", def5, "554 5.7.1 bl.example"},
+		{"550 no code", Reply{Code: 554}, "550 5.7.1 no code"},
+		{"of another class", Reply{Code: 450, Enhanced: "5.1.1"}, "450 4.7.1 of another class"},
+		{"not a code", def5, "554 5.7.1 not a code"}, // three letters
+		{"5/0 5:0 are none", def5, "554 5.7.1 5/0 5:0 are none"},
+		{"5:0 5/0 are none", def5, "554 5.7.1 5:0 5/0 are none"},
+		{"5.123.456 x", def5, "554 5.123.456 x"},
+		{"5.1234.1 x", def5, "554 5.7.1 5.1234.1 x"},
+		{"5.1.1234 x", def5, "554 5.7.1 5.1.1234 x"},
+		{"5.1.1.1 x", def5, "554 5.7.1 5.1.1.1 x"},
+		{"5.1 x", def5, "554 5.7.1 5.1 x"},
+		{"5.x.1 x", def5, "554 5.7.1 5.x.1 x"},
+		{"5.1. x", def5, "554 5.7.1 5.1. x"},
+		{"3.1.1 x", def5, "554 5.7.1 3.1.1 x"},
+		{"45.1.1 x", def4, "450 4.2.0 45.1.1 x"},
+		{"~ first and last  ~", def5, "554 5.7.1 ~ first and last  ~"},
 		{"{{braces}}", def5, "554 5.7.1 {braces}"},
 		{"x {evil}", def5, "554 5.7.1 x a RCPT TO:<x>??"},
 		{"421 4.7.0 go away", def4, "421 4.7.0 go away"},
@@ -149,8 +214,11 @@ func TestTemplates(t *testing.T) {
 		{"x {nope}", def5, "error: unknown placeholder {nope}"},
 		{"x {list", def5, "error: unpaired brace"},
 		{"x }", def5, "error: unpaired brace"},
-		{"gr\u00fc\u00dfe", def5, "error: only printable ASCII"},
+		{"{}", def5, "error: unknown placeholder {}"},
+		{"gr\u00fc\u00dfe", def5, "error: byte 0xc3 at 3: only printable ASCII"},
+		{"a\x7f", def5, "error: byte 0x7f at 2: only printable ASCII"},
 		{"a\r\nb", def5, "error: only printable ASCII"},
+		{strings.Repeat("x", MaxReplyText), def5, "554 5.7.1 " + strings.Repeat("x", MaxReplyText)},
 		{strings.Repeat("x", MaxReplyText+1), def5, "error: at most"},
 	} {
 		tpl, err := ParseTemplate(tt.in, tt.def, "list", "evil")
@@ -164,12 +232,70 @@ func TestTemplates(t *testing.T) {
 			t.Errorf("%q: %v", tt.in, err)
 			continue
 		}
+		if tpl.String() != tt.in {
+			t.Errorf("%q is shown as %q", tt.in, tpl)
+		}
 		if got := tpl.Expand(func(n string) string { return vars[n] }).String(); got != tt.want {
 			t.Errorf("%q: got %q, want %q", tt.in, got, tt.want)
 		}
 	}
 	if got := new(Template).Expand(nil); got != (Reply{}) {
 		t.Errorf("zero template: %q", got)
+	}
+}
+
+func TestExpandedTextIsCut(t *testing.T) {
+	tpl := MustTemplate("{v}", Reply{Code: 450, Enhanced: "4.2.0"}, "v")
+	for _, tt := range []struct{ value, want string }{
+		{strings.Repeat("x", MaxReplyText), strings.Repeat("x", MaxReplyText)},
+		{strings.Repeat("x", MaxReplyText+1), strings.Repeat("x", MaxReplyText-3) + "..."},
+		{" " + strings.Repeat("x", MaxReplyText) + "\n", strings.Repeat("x", MaxReplyText)}, // blanks at the ends go first
+		{"\r\n", "Access denied"},
+	} {
+		if got := tpl.Expand(func(string) string { return tt.value }).Text; got != tt.want {
+			t.Errorf("%.20q of %d bytes: %q, want %q", tt.value, len(tt.value), got, tt.want)
+		}
+	}
+}
+
+func TestUses(t *testing.T) {
+	vars := []string{"a", "b", "c"}
+	tpl := MustTemplate("c {a}{b}", Reply{Code: 450, Enhanced: "4.2.0"}, vars...)
+	for _, name := range vars {
+		if want := name != "c"; tpl.Uses(name) != want {
+			t.Errorf("%q uses %s: %v", tpl, name, !want)
+		}
+	}
+	if new(Template).Uses("") {
+		t.Error("the zero template uses a placeholder")
+	}
+}
+
+func TestMustTemplatePanics(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("no panic")
+		}
+	}()
+	MustTemplate("{nope}", Reply{Code: 450, Enhanced: "4.2.0"})
+}
+
+func TestPrintable(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"", ""},
+		{" a  b~", " a  b~"}, // nothing to replace, nothing changed
+		{"a\tb", "a b"},
+		{"a\rb", "a b"},
+		{"a\nb", "a b"},
+		{"a\r\n\t b", "a b"},
+		{"~~  a\x00", "~~ a?"},
+		{"a\x1f\x7f\xff", "a???"},
+		{"\n a", "a"},
+		{"a \n", "a "},
+	} {
+		if got := Printable(tt.in); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.in, got, tt.want)
+		}
 	}
 }
 

@@ -92,7 +92,7 @@ func ParseTemplate(s string, def Reply, vars ...string) (*Template, error) {
 			continue
 		}
 		end := strings.IndexByte(text[i:], '}')
-		if text[i] == '}' || end < 0 {
+		if end <= 0 { // 0: a closing brace
 			return nil, fmt.Errorf("unpaired brace in reply %q (a literal brace is written twice)", s)
 		}
 		name := text[i+1 : i+end]
@@ -156,7 +156,8 @@ func (t *Template) Expand(value func(name string) string) Reply {
 }
 
 // Printable returns s with every byte outside printable ASCII replaced by
-// "?" and white space folded to one blank.
+// "?" and white space folded to one blank. What is printable ASCII already
+// stays as it is, runs of blanks too.
 func Printable(s string) string {
 	clean := true
 	for i := range len(s) {
