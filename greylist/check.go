@@ -418,9 +418,6 @@ func (c *Config) listOptions(prefix string) list.Options {
 
 // entryDelay returns the delay that an exception asks for.
 func entryDelay(e *list.Entry) (time.Duration, bool) {
-	if e.Params == nil {
-		return 0, false
-	}
 	v, ok := e.Params["delay"]
 	if !ok {
 		return 0, false

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
@@ -349,6 +350,38 @@ func TestCreditCannotBeBorrowed(t *testing.T) {
 	}
 }
 
+// A question whose answer is certain is not put to the store.
+func TestKnownAsksOnlyWhereItMatters(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		client     string
+		knownAfter int
+		asks       bool
+	}{
+		{"an organisation", "mx.example.org", 3, true},
+		{"no name", "", 3, false},
+		{"nobody is known", "mx.example.org", 0, false},
+	} {
+		store := &asked{}
+		c, err := greylist.New(config(t, func(c *greylist.Config) { c.KnownAfter = tt.knownAfter }), greylist.Options{
+			Store: store, Names: judge(t), Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Known(t.Context(), policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Name: tt.client}, time.Now()) || store.times > 0 != tt.asks {
+			t.Errorf("%s: asked %d times", tt.name, store.times)
+		}
+	}
+}
+
+type asked struct{ times int }
+
+func (a *asked) TouchGreylist(context.Context, *greylist.Contact) (greylist.Outcome, error) {
+	a.times++
+	return greylist.Outcome{}, nil
+}
+
 func TestNobodyWaitsLongerThanMaxDelay(t *testing.T) {
 	w := newWorld(t, nil)
 	start := w.now
@@ -370,6 +403,26 @@ func TestNobodyWaitsLongerThanMaxDelay(t *testing.T) {
 	}
 	if waited := w.now.Sub(start); waited < 4*time.Hour {
 		t.Errorf("passed after %v", waited)
+	}
+
+	// Who passes so is no longer delayed from memory, whatever the clock does.
+	w = newWorld(t, nil)
+	w.want("first", first, w.request("192.0.2.7", "", "ann@example.org", "bob@example.com"))
+	w.now = w.now.Add(4*time.Hour - time.Minute)
+	w.want("from another network", first, w.request("198.51.100.7", "", "ann@example.org", "bob@example.com"))
+	w.now = w.now.Add(time.Minute)
+	w.want("when all is over", overdue, w.request("198.51.100.7", "", "ann@example.org", "bob@example.com"))
+	w.now = w.now.Add(-30 * time.Second)
+	if _, ok := w.check.Hint(w.request("198.51.100.7", "", "ann@example.org", "bob@example.com")); ok {
+		t.Error("a hint about what has passed")
+	}
+}
+
+func TestWithoutADelay(t *testing.T) {
+	w := newWorld(t, func(c *greylist.Config) { c.Delay = 0 })
+	v := w.want("a first contact", passes, w.request("192.0.2.7", "", "ann@example.org", "bob@example.com"))
+	if len(v.Add) != 0 || v.Detail != "" {
+		t.Errorf("header %+v, detail %q: nothing was delayed", v.Add, v.Detail)
 	}
 }
 
@@ -512,6 +565,17 @@ func TestHints(t *testing.T) {
 	if !ok || v.Action != policy.DeferIfPermit || v.Reason != early || !strings.HasSuffix(v.Reply.Text, "in 60 seconds") {
 		t.Errorf("too early: %v %v", v, ok)
 	}
+	dry := req()
+	dry.DryRun = true
+	if _, ok := w.check.Hint(dry); !ok {
+		t.Error("no hint about what is only asked")
+	}
+	if err := testutil.GatherAndCompare(w.reg, strings.NewReader(`# HELP postern_greylist_hints_total Retries that came too early and were answered from memory.
+# TYPE postern_greylist_hints_total counter
+postern_greylist_hints_total 1
+`), "postern_greylist_hints_total"); err != nil {
+		t.Error(err)
+	}
 	for what, r := range map[string]*policy.Request{
 		"another client":    w.request("192.0.2.8", "", "ann@example.org", "bob@example.com"),
 		"another sender":    w.request("192.0.2.7", "", "carl@example.org", "bob@example.com"),
@@ -642,6 +706,9 @@ func TestDryRunChangesNothing(t *testing.T) {
 	if notes["match"] != "net:192.0.2.0/24" || notes["credit"] != "net:192.0.2.0/24 example.org" || notes["sender"] != "ann@example.org" || !strings.HasPrefix(notes["state"], "first-contact, would pass in 2m0s") {
 		t.Errorf("notes %v", notes)
 	}
+	passedOver := w.request("192.0.2.7", "", "ann@example.org", "postmaster@example.com")
+	passedOver.DryRun = true
+	w.want("an exception", "greylist-exception", passedOver)
 	gathered, err := w.reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -732,6 +799,27 @@ func TestExplanations(t *testing.T) {
 		notes["state"] != "early-retry, first contact 1m0s ago, would pass in 1m0s" {
 		t.Errorf("an early retry: %v", notes)
 	}
+	if note, ok := notes["passes counted for credit"]; ok {
+		t.Errorf("%s passes of who earns nothing", note)
+	}
+	ann := func(req *policy.Request) { req.Sender = mailaddr.Parse("ann@example.org") }
+	if notes = explain(evaluate, ann); notes["passes counted for credit"] != "0 of 3" {
+		t.Errorf("who can earn credit: %v", notes)
+	}
+	took := w.request("192.0.2.7", "", "ann@example.org", "bob@example.com")
+	took.DryRun, took.Probe = true, new(policy.Probe)
+	w.ask(took)
+	if n := took.Probe.Notes[len(took.Probe.Notes)-2]; n.What != "state" || n.Took < 0 || n.Took > time.Minute {
+		t.Errorf("asking the store: %+v", n)
+	}
+	w.ask(w.request("192.0.2.9", "", "ann@example.org", "bob@example.com"))
+	w.now = w.now.Add(2 * time.Minute)
+	w.want("passes", passes, w.request("192.0.2.9", "", "ann@example.org", "bob@example.com"))
+	notes = explain(evaluate, ann)
+	if note, ok := notes["passes counted for credit"]; ok || !strings.HasPrefix(notes["state"], "known-triplet") {
+		t.Errorf("a triplet that has passed: %v passes in %v", note, notes)
+	}
+	w.now = w.now.Add(-2 * time.Minute)
 	notes = explain(func(req *policy.Request) {
 		if _, ok := w.check.Hint(req); !ok {
 			t.Error("no hint")
@@ -823,6 +911,61 @@ func TestValidate(t *testing.T) {
 	cfg.Validate("greylist", &fs)
 	if want := "greylist.skip[0]: delay: 1h is not less than window (1h)"; len(fs) != 1 || !strings.Contains(fs.Error(), want) {
 		t.Errorf("no %q in\n%s", want, fs)
+	}
+}
+
+func TestBoundsOfTheSettings(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tt := range []struct {
+		key       string
+		set       func(*greylist.Config, time.Duration)
+		low, high time.Duration
+	}{
+		{"timeout", func(c *greylist.Config, d time.Duration) { c.Timeout = conf.Duration(d) }, 10 * time.Millisecond, time.Minute},
+		{"delay", func(c *greylist.Config, d time.Duration) {
+			c.Delay, c.MaxDelay = conf.Duration(d), conf.Duration(5*day)
+		}, 0, 12 * time.Hour},
+		{"max_delay", func(c *greylist.Config, d time.Duration) { c.Delay, c.MaxDelay = 0, conf.Duration(d) }, 0, 5 * day},
+		{"window", func(c *greylist.Config, d time.Duration) { c.Delay, c.Window = 0, conf.Duration(d) }, time.Minute, 60 * day},
+		{"keep", func(c *greylist.Config, d time.Duration) { c.Keep = conf.Duration(d) }, time.Hour, 3660 * day},
+		{"count_every", func(c *greylist.Config, d time.Duration) { c.CountEvery = conf.Duration(d) }, 0, 30 * day},
+		{"known_age", func(c *greylist.Config, d time.Duration) { c.KnownAge = conf.Duration(d) }, 0, 365 * day},
+		{"reload_interval", func(c *greylist.Config, d time.Duration) { c.ReloadInterval = conf.Duration(d) }, 100 * time.Millisecond, time.Hour},
+		{"ipv4_prefix", func(c *greylist.Config, n time.Duration) { c.IPv4Prefix = int(n) }, 8, 32},
+		{"ipv6_prefix", func(c *greylist.Config, n time.Duration) { c.IPv6Prefix = int(n) }, 16, 128},
+		{"hints", func(c *greylist.Config, n time.Duration) { c.Hints = int(n) }, 0, 10_000_000},
+		{"known_after", func(c *greylist.Config, n time.Duration) { c.KnownAfter = int(n) }, 0, 1000},
+	} {
+		for v, want := range map[time.Duration]bool{tt.low - 1: false, tt.low: true, tt.high: true, tt.high + 1: tt.key == "known_after"} {
+			cfg := greylist.DefaultConfig()
+			tt.set(&cfg, v)
+			var fs conf.Faults
+			cfg.Validate("greylist", &fs)
+			if ok := fs == nil; ok != want {
+				t.Errorf("%s = %d: %v", tt.key, v, fs)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		edit func(*greylist.Config)
+		ok   bool
+	}{
+		{"delay = max_delay", func(c *greylist.Config) { c.Delay = c.MaxDelay }, true},
+		{"an exception's delay = max_delay", func(c *greylist.Config) { c.Skip = []string{"to:a@example.org delay=4h"} }, true},
+		{"a delay above max_delay", func(c *greylist.Config) { c.Delay = c.MaxDelay + 1 }, false},
+	} {
+		cfg := greylist.DefaultConfig()
+		tt.edit(&cfg)
+		var fs conf.Faults
+		if cfg.Validate("greylist", &fs); (fs == nil) != tt.ok {
+			t.Errorf("%s: %v", tt.name, fs)
+		}
+	}
+	cfg := greylist.DefaultConfig()
+	cfg.Reply = "{nonsense}"
+	if _, err := greylist.New(cfg, greylist.Options{Log: zap.NewNop(), Metrics: prometheus.NewRegistry()}); err == nil {
+		t.Error("a check with a reply that cannot be expanded")
 	}
 }
 

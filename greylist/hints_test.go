@@ -85,8 +85,12 @@ func TestHintsHoldWhatTheyAreGiven(t *testing.T) {
 			t.Error(what)
 		}
 	}
-	if h.empty(now) || !h.empty(now.Add(time.Hour)) {
+	last := now.Add(time.Duration(len(contacts)) * time.Minute)
+	if h.empty(now) || h.empty(last.Add(-1)) || !h.empty(time.Unix(0, h.latest.Load())) || !h.empty(now.Add(time.Hour)) {
 		t.Error("empty too early, or never")
+	}
+	if n := h.count(last.Add(-1)); n != 1 || h.count(last) != 0 {
+		t.Errorf("%d hints before the last is over, %d after", n, h.count(last))
 	}
 	for at, want := range map[time.Duration]bool{time.Minute - 1: true, time.Minute: false, -time.Second: true, -time.Second - 1: false} {
 		if _, _, ok := h.get(key, now.Add(at)); ok != want {
@@ -100,6 +104,65 @@ func TestHintsHoldWhatTheyAreGiven(t *testing.T) {
 	h.forget(key)
 	if _, _, ok := h.get(key, now); ok || h.count(now) != len(contacts)-1 {
 		t.Errorf("forgotten: %v, %d hints", ok, h.count(now))
+	}
+}
+
+// A table grows only where a hint that holds would have to go.
+func TestHintsGrow(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	groups := func(h *hints) int { return len(h.parts[0].groups) }
+	// Four parts of one group each would do; one part of 2 groups, at most 4.
+	table := func(most int) *hints {
+		h := newHints(hintWays)
+		h.parts[0].most, h.parts[0].groups = most, make([]hintGroup, 1)
+		return h
+	}
+	fill := func(h *hints, until time.Time) (last [2]uint64) {
+		for i := range hintWays {
+			last = h.key(&policy.Request{}, fmt.Sprint(i), "r", 0)
+			h.set(last, now, until, now)
+		}
+		return last
+	}
+	next := func(h *hints, at time.Time) {
+		h.set(h.key(&policy.Request{}, "next", "r", 0), at, at.Add(time.Hour), at)
+	}
+
+	h := table(4)
+	last := fill(h, now.Add(time.Minute))
+	if groups(h) != 1 {
+		t.Errorf("%d groups with a place for each", groups(h))
+	}
+	h.set(last, now, now.Add(time.Hour), now)
+	if groups(h) != 1 {
+		t.Errorf("%d groups after the same again", groups(h))
+	}
+	next(h, now)
+	if groups(h) != 2 || h.count(now) != hintWays+1 {
+		t.Errorf("%d groups and %d hints after one too many", groups(h), h.count(now))
+	}
+
+	h = table(4)
+	fill(h, now.Add(time.Minute))
+	next(h, now.Add(time.Minute))
+	if groups(h) != 1 {
+		t.Errorf("%d groups in the place of one that is over", groups(h))
+	}
+
+	h = table(1)
+	fill(h, now.Add(time.Minute))
+	before := &h.parts[0].groups[0]
+	next(h, now)
+	if groups(h) != 1 || &h.parts[0].groups[0] != before || h.count(now) != hintWays {
+		t.Errorf("%d groups, %d hints where no more fit", groups(h), h.count(now))
+	}
+
+	h = table(4)
+	fill(h, now.Add(time.Minute))
+	h.parts[0].groups[0][0].until = now.UnixNano() // over just now
+	h.parts[0].grow(now.UnixNano())
+	if groups(h) != 2 || h.count(now.Add(-1)) != hintWays-1 {
+		t.Errorf("%d groups, %d hints after growing", groups(h), h.count(now.Add(-1)))
 	}
 }
 

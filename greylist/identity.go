@@ -182,9 +182,9 @@ func srs(local string) (form string, ok bool) {
 		return "srs0=#=#=" + original, ok
 	case "srs1":
 		// The hash, the first forwarder, and its own address without "SRS0".
-		_, rest, ok := strings.Cut(rest, "=")
-		forwarder, rest, more := strings.Cut(rest, "=")
-		if !ok || !more || rest == "" || !srsSeparator(rest[0]) {
+		_, rest, _ := strings.Cut(rest, "=")
+		forwarder, rest, _ := strings.Cut(rest, "=")
+		if rest == "" || !srsSeparator(rest[0]) {
 			return "", false
 		}
 		original, ok := original(rest[1:])
@@ -197,10 +197,10 @@ func srsSeparator(c byte) bool { return c == '=' || c == '+' || c == '-' }
 
 // original drops the hash and the time of "hash=time=domain=user".
 func original(s string) (string, bool) {
-	_, s, hash := strings.Cut(s, "=")
-	_, s, time := strings.Cut(s, "=")
-	domain, user, ok := strings.Cut(s, "=")
-	return s, hash && time && ok && domain != "" && user != ""
+	_, s, _ = strings.Cut(s, "=")
+	_, s, _ = strings.Cut(s, "=")
+	domain, user, _ := strings.Cut(s, "=")
+	return s, domain != "" && user != ""
 }
 
 // numbers replaces what looks like the number of a message by #: what stands
@@ -280,16 +280,17 @@ const tokenSize = 16
 // digits with a decimal one among them, or a token: letters that go on behind
 // digits more than once, which the year behind a name does not.
 func variable(part string) bool {
-	digits, hex, letters, turns := 0, 0, 0, 0
+	var digits, hex, letters bool
+	turns := 0
 	for i := range len(part) {
 		switch c := part[i]; {
 		case c >= '0' && c <= '9':
-			digits++
+			digits = true
 			continue
 		case c >= 'a' && c <= 'f':
-			hex++
+			hex = true
 		case c >= 'g' && c <= 'z':
-			letters++
+			letters = true
 		default:
 			return false
 		}
@@ -298,10 +299,10 @@ func variable(part string) bool {
 		}
 	}
 	switch {
-	case digits == 0:
+	case !digits:
 		return false
-	case letters == 0:
-		return hex == 0 || len(part) >= 8
+	case !letters:
+		return !hex || len(part) >= 8
 	}
 	return turns >= 2 && len(part) >= tokenSize
 }

@@ -71,8 +71,14 @@ func TestIdentities(t *testing.T) {
 			}
 		}
 	}
-	if _, _, ok := newMemo(testNames).identities(&policy.Request{}, 24, 64); ok {
-		t.Error("nobody has an identity")
+	m := newMemo(testNames)
+	for range 2 {
+		if _, _, ok := m.identities(&policy.Request{}, 24, 64); ok {
+			t.Error("nobody has an identity")
+		}
+	}
+	if got, ok := networkOf(netip.MustParseAddr("192.0.2.7"), 33, 64); ok {
+		t.Errorf("a network of 33 bits: %q", got)
 	}
 }
 
@@ -136,6 +142,94 @@ func TestMemoTellsClientsApart(t *testing.T) {
 	}
 }
 
+// countedNames count how often they are asked.
+type countedNames int
+
+func (n *countedNames) Generic(string, netip.Addr) bool {
+	*n++
+	return false
+}
+
+func TestWhatTheMemoHolds(t *testing.T) {
+	long := strings.Repeat("a", 255)
+	now := time.Unix(1e9, 0)
+	for _, tt := range []struct {
+		name          string
+		first, second func(*policy.Request)
+		remembered    bool
+	}{
+		{"the same", nil, nil, true},
+		{"just in time", nil, func(r *policy.Request) { r.Time = now.Add(memoFor - 1) }, true},
+		{"too late", nil, func(r *policy.Request) { r.Time = now.Add(memoFor) }, false},
+		{"by a clock that was ahead", nil, func(r *policy.Request) { r.Time = now.Add(-1) }, false},
+		{"another address", nil, func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("192.0.2.8") }, false},
+		{"another name", nil, func(r *policy.Request) { r.Client.Name = "mx.example.net" }, false},
+		{"another sender", nil, func(r *policy.Request) { r.Sender.Domain = "example.net" }, false},
+		{"SPF passes", nil, func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: "pass"} }, false},
+		{"a provider's", nil, func(r *policy.Request) { r.Facts.Provider = "p" }, false},
+		{"one provider's, and none's", func(r *policy.Request) { r.Facts.Provider = "p" }, nil, false},
+		{"a long name", func(r *policy.Request) { r.Client.Name = long }, func(r *policy.Request) { r.Client.Name = long }, true},
+		{"too long a name", func(r *policy.Request) { r.Client.Name = long + "a" }, func(r *policy.Request) { r.Client.Name = long + "a" }, false},
+		{"a long sender", func(r *policy.Request) { r.Sender.Domain = long }, func(r *policy.Request) { r.Sender.Domain = long }, true},
+		{"too long a sender", func(r *policy.Request) { r.Sender.Domain = long + "a" }, func(r *policy.Request) { r.Sender.Domain = long + "a" }, false},
+	} {
+		names := new(countedNames)
+		m := newMemo(names)
+		ask := func(edit func(*policy.Request)) {
+			req := &policy.Request{
+				Time: now, Client: policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Name: "mx.example.org"}, Sender: mailaddr.Parse("a@example.org"),
+			}
+			if edit != nil {
+				edit(req)
+			}
+			m.identities(req, 24, 64)
+		}
+		ask(tt.first)
+		for i := range m.slots { // what is remembered stands in the place of all others
+			if r := m.slots[i].Load(); r != nil {
+				for j := range m.slots {
+					m.slots[j].Store(r)
+				}
+				break
+			}
+		}
+		before := *names
+		ask(tt.second)
+		if remembered := *names == before; remembered != tt.remembered {
+			t.Errorf("%s: remembered %v", tt.name, remembered)
+		}
+	}
+}
+
+func TestPRVSTag(t *testing.T) {
+	for in, want := range map[string]bool{
+		"0123abcdef": true, "9999999999": true, "0000000000": true, "0123456fff": true,
+		"012abcdef": false, "00123abcdef": false, "a123abcdef": false, "012fabcdef": false, "0123abcdeg": false,
+		"012/abcdef": false, "012:abcdef": false, "0123`bcdef": false, "0123:bcdef": false,
+	} {
+		if prvsTag(in) != want {
+			t.Errorf("%s: %v", in, !want)
+		}
+	}
+}
+
+func TestRecipient(t *testing.T) {
+	for _, tt := range []struct {
+		in   policy.Address
+		want string
+	}{
+		{mailaddr.Parse("Bob"), "bob"},
+		{mailaddr.Parse("bob@example.org"), "bob@example.org"},
+		{mailaddr.Parse("Bob@example.org"), "bob@example.org"},
+		{mailaddr.Parse("bob@Example.org"), "bob@example.org"},
+		{mailaddr.Parse("bob@example.org."), "bob@example.org"},
+	} {
+		if got := recipient(tt.in); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.in.Raw, got, tt.want)
+		}
+	}
+}
+
 func TestNormalise(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                "",
@@ -158,6 +252,11 @@ func TestNormalise(t *testing.T) {
 		"prvs=0123abc=u@d.example":               "u@d.example",
 		"prvs=0123abcdef=u+ext@d.example":        "u@d.example",
 		"PRVS=0123abcdef=prvs=12=u@d.example":    "u@d.example",
+		"prvs=u=0123abcdef@d.example":            "u@d.example",
+		"prvs=u=v=0123abcdef@d.example":          "u=v@d.example",
+		"prvs=u=v@d.example":                     "v@d.example", // neither is a tag
+		"prvs==0123abcdef@d.example":             "0123abcdef@d.example",
+		"msprvs1=u=0123abcdef@d.example":         "0123abcdef@d.example", // the tag is in front, always
 		"prvs=@d.example":                        "prvs=@d.example",
 		"prvs=x@d.example":                       "prvs=x@d.example",
 		"prvs=x=@d.example":                      "prvs=x=@d.example",
@@ -172,15 +271,31 @@ func TestNormalise(t *testing.T) {
 		"SRS1=HHHH=g.example=+HHH=TT=d.example=u@f.example":        "srs1=#=g.example==#=#=d.example=u@f.example",
 		"SRS0=H=TT=d.example=list-bounce-17-x=y.example@f.example": "srs0=#=#=d.example=list-bounce-#-x=y.example@f.example",
 		"prvs=0123abcdef=SRS0=HHH=TT=d.example=u@f.example":        "srs0=#=#=d.example=u@f.example",
-		"srs0@f.example":                    "srs0@f.example",
-		"srs0=ann@f.example":                "srs0=ann@f.example",
-		"srs0+ann@f.example":                "srs0@f.example",
-		"srs1=HHH=g.example=x@f.example":    "srs1=hhh=g.example=x@f.example",
-		"srs1=HHH=g.example==x=y@f.example": "srs1=hhh=g.example==x=y@f.example",
-		"srs2=a=b=c=d@f.example":            "srs2=a=b=c=d@f.example",
+		"srs0@f.example":                              "srs0@f.example",
+		"srs0=ann@f.example":                          "srs0=ann@f.example",
+		"srs0+ann@f.example":                          "srs0@f.example",
+		"srs1=HHH=g.example=x@f.example":              "srs1=hhh=g.example=x@f.example",
+		"srs1=HHH=g.example==x=y@f.example":           "srs1=hhh=g.example==x=y@f.example",
+		"srs2=a=b=c=d@f.example":                      "srs2=a=b=c=d@f.example",
+		"srs1=h=g.example=@f.example":                 "srs1=h=g.example=@f.example",
+		"srs1=h=g.example=xh=t=d.example=u@f.example": "srs1=h=g.example=xh=t=d.example=u@f.example",
+		"srs0=h=t==u@f.example":                       "srs0=h=t==u@f.example",
+		"srs0=h=t=d.example=@f.example":               "srs0=h=t=d.example=@f.example",
 		// VERP
 		"bounce-123-u=d.example@l.example":                                       "bounce-#-u=d.example@l.example",
 		"list-bounces+u=d.example@l.example":                                     "list-bounces@l.example",
+		"owner-list-0@l.example":                                                 "owner-list-#@l.example",
+		"owner-list-9@l.example":                                                 "owner-list-#@l.example",
+		"x-8a3b4c5d-1e2f-4a5b-abcd-0123456789ab@l.example":                       "x-#@l.example",
+		"x-8a3b4c5d-1e2f-4a5b-abcd-0123456789a@l.example":                        "x-#-1e2f-4a5b-abcd-#@l.example",
+		"x-8a3b4c5d_1e2f-4a5b-abcd-0123456789ab@l.example":                       "x-#_1e2f-4a5b-abcd-#@l.example",
+		"x-8a3b4c5da1e2f-4a5b-abcd-0123456789ab@l.example":                       "x-#-4a5b-abcd-#@l.example",
+		"x-8a3b4c5d-1e2g-4a5b-abcd-0123456789ab@l.example":                       "x-#-1e2g-4a5b-abcd-#@l.example",
+		"bounce_aaaaaa9g9hhhhhhh_u@l.example":                                    "bounce_#_u@l.example",
+		"bounce_aaaaaa9g9hhhhhh_u@l.example":                                     "bounce_aaaaaa9g9hhhhhh_u@l.example",  // 15 bytes
+		"bounce_aaaaaa9ghhhhhhh1_u@l.example":                                    "bounce_aaaaaa9ghhhhhhh1_u@l.example", // letters go on once
+		"bounce_x7gh2kq9~z41mmp3_u@l.example":                                    "bounce_x7gh2kq9~z41mmp3_u@l.example",
+		"bounce_0a1b2c3_u@l.example":                                             "bounce_0a1b2c3_u@l.example",
 		"owner-list-17@l.example":                                                "owner-list-#@l.example",
 		"b.0a1b2c3d4e5f.x@l.example":                                             "b.#.x@l.example",
 		"0100018f1a2b3c4d-8a3b4c5d-1e2f-4a5b-abcd-0123456789ab-000000@l.example": "#-#-#@l.example",

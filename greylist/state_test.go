@@ -1,6 +1,7 @@
 package greylist
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -41,15 +42,20 @@ func TestAdvance(t *testing.T) {
 		{"after the window", Triplet{}, Credit{}, waits(now-48*hour-1, now-48*hour-1, now-48*hour-1, 1), FirstContact, 2 * time.Minute, 1, 0},
 		{"after the window, and the correspondence waits", Triplet{}, Credit{}, waits(now-48*hour-1, now-48*hour-1, now-hour, 1), Overdue, 0, 0, 1},
 		{"passed before", Triplet{First: 1, Last: now - 35*day, Attempts: 1, Passes: 4}, Credit{}, Waiting{}, KnownTriplet, 0, 1, 1},
+		{"passed, and seen as long ago as can be", Triplet{First: 1, Last: now - 36*day, Passes: 1}, Credit{}, Waiting{}, KnownTriplet, 0, 0, 1},
+		{"a triplet without a pass is none", Triplet{First: 1, Last: now}, Credit{}, Waiting{}, FirstContact, 2 * time.Minute, 1, 0},
+		{"nor is one without a beginning", Triplet{Last: now, Passes: 3}, Credit{}, Waiting{}, FirstContact, 2 * time.Minute, 1, 0},
 		{"passed too long ago", Triplet{First: 1, Last: now - 36*day - 1, Passes: 4}, Credit{}, Waiting{}, FirstContact, 2 * time.Minute, 1, 0},
 		{"passed, by a clock that was ahead", Triplet{First: now + hour, Last: now + day, Attempts: 1, Passes: 4}, Credit{}, Waiting{}, KnownTriplet, 0, 1, 0},
 		{"credit", Triplet{}, Credit{First: now - day, Last: now - hour, Counted: now - hour, Passes: 3}, Waiting{}, KnownClient, 0, 0, 3},
 		{"credit that is too young", Triplet{}, Credit{First: now - day + 1, Last: now - hour, Counted: now - hour, Passes: 9}, Waiting{}, FirstContact, 2 * time.Minute, 1, 9},
+		{"credit, seen as long ago as can be", Triplet{}, Credit{First: 1, Last: now - 36*day, Passes: 5}, Waiting{}, KnownClient, 0, 0, 5},
 		{"credit of long ago", Triplet{}, Credit{First: 1, Last: now - 36*day - 1, Passes: 5}, Waiting{}, FirstContact, 2 * time.Minute, 1, 0},
 		{"no credit yet", Triplet{}, Credit{First: now - 9*day, Last: now - hour, Passes: 2}, Waiting{}, FirstContact, 2 * time.Minute, 1, 2},
 		{"credit by a clock that was ahead", Triplet{}, Credit{First: now + day, Last: now + day, Counted: now + day, Passes: 5}, Waiting{}, FirstContact, 2 * time.Minute, 1, 5},
 		{"the correspondence waits for max_delay", Triplet{}, Credit{}, other(now-4*hour, now-hour), Overdue, 0, 0, 1},
 		{"it has almost waited", Triplet{}, Credit{}, other(now-4*hour+5, now-hour), FirstContact, 5 * time.Millisecond, 1, 0},
+		{"it was tried as long ago as can be", Triplet{}, Credit{}, other(now-100*hour, now-48*hour), Overdue, 0, 0, 1},
 		{"it is forgotten", Triplet{}, Credit{}, other(now-100*hour, now-48*hour-1), FirstContact, 2 * time.Minute, 1, 0},
 		{"a pass in the same hour is not looked at", Triplet{First: 1, Last: now, Passes: 1}, Credit{First: 1, Last: now - 1, Counted: now - 2*hour, Passes: 1}, Waiting{}, KnownTriplet, 0, 0, 0},
 		{"a pass within an hour of the last is not counted", Triplet{First: 1, Last: now - 1, Passes: 1}, Credit{First: 1, Last: now - 1, Counted: now - hour + 1, Passes: 1}, Waiting{}, KnownTriplet, 0, 0, 1},
@@ -127,6 +133,78 @@ func TestSidesOfACorrespondence(t *testing.T) {
 	}
 	if w.More != nil {
 		t.Errorf("%+v", w)
+	}
+}
+
+func TestWhoMakesRoom(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		sides [MaxSides]Side // Side, then More
+		want  int
+	}{
+		{"the last of equals", [MaxSides]Side{{First: 1}, {First: 2}, {First: 3}, {First: 4}, {First: 5}, {First: 6}, {First: 7}, {First: 8}}, 7},
+		{"the last of those that came at once", [MaxSides]Side{{First: 8}, {First: 8}, {First: 8}, {First: 8}, {First: 8}, {First: 8}, {First: 8}, {First: 8}}, 7},
+		{"the newest, wherever it stands", [MaxSides]Side{{First: 1}, {First: 2}, {First: 9}, {First: 4}, {First: 5}, {First: 6}, {First: 7}, {First: 8}}, 2},
+		{"the first side", [MaxSides]Side{{First: 9}, {First: 2}, {First: 3}, {First: 4}, {First: 5}, {First: 6}, {First: 7}, {First: 8}}, 0},
+		{"who tried once, before who tried twice", [MaxSides]Side{
+			{First: 1, Attempts: 2}, {First: 2, Attempts: 1}, {First: 3, Attempts: 2}, {First: 4, Attempts: 2}, {First: 5, Attempts: 2}, {First: 6, Attempts: 2},
+			{First: 7, Attempts: 2}, {First: 8, Attempts: 2},
+		}, 1},
+	} {
+		w := Waiting{Side: tt.sides[0], More: slices.Clone(tt.sides[1:])}
+		w.add("new")
+		for i, s := range append([]Side{w.Side}, w.More...) {
+			if isNew := s.Match == "new"; isNew != (i == tt.want) {
+				t.Errorf("%s: side %d gone: %v", tt.name, i, isNew)
+			}
+		}
+	}
+}
+
+// When one side passes, nobody waits in vain: max_delay begins anew for the others.
+func TestAPassBeginsTheWaitAnew(t *testing.T) {
+	var w Waiting
+	start := time.UnixMilli(1e12)
+	touch := func(match string, after time.Duration) Outcome {
+		var tr Triplet
+		return Advance(&Contact{Match: match, Time: start.Add(after), Rule: rule}, &tr, new(Credit), &w)
+	}
+	touch("a", 0)
+	touch("b", 0)
+	if out := touch("a", time.Hour); out.State != FirstPass {
+		t.Fatalf("%+v", out)
+	}
+	if out := touch("c", 5*time.Hour-1*time.Second); out.State != FirstContact || out.Wait != time.Second {
+		t.Errorf("before max_delay after the pass: %+v", out)
+	}
+	if out := touch("d", 5*time.Hour); out.State != Overdue {
+		t.Errorf("max_delay after the pass: %+v", out)
+	}
+}
+
+// A store that goes step by step hands in the credit as it stands.
+func TestWhoEarnsNothingLeavesCreditAlone(t *testing.T) {
+	c := &Contact{Match: "m", Time: time.UnixMilli(1e12), Rule: rule}
+	c.Rule.Delay = 0
+	var tr Triplet
+	var w Waiting
+	cr := Credit{First: 1, Last: 2, Counted: 3, Passes: 4}
+	before := cr
+	if out := Wait(c, &tr, &cr, &w); out.State != FirstPass || cr != before {
+		t.Errorf("%+v, %+v", out, cr)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	var n Counts
+	for i, kind := range []string{KindTriplet, KindCredit, KindWaiting} {
+		for range i + 1 {
+			n.Add(&Entry{Kind: kind})
+		}
+	}
+	n.Add(&Entry{Kind: "another"})
+	if n != (Counts{Triplets: 1, Credits: 2, Waiting: 3}) {
+		t.Errorf("%+v", n)
 	}
 }
 
@@ -256,7 +334,9 @@ func TestStates(t *testing.T) {
 			t.Errorf("%v: delays %v", State(s), !delays)
 		}
 	}
-	if s := State(99).String(); s != "unknown" {
-		t.Errorf("state 99 is %q", s)
+	for _, s := range []State{Overdue + 1, 99} {
+		if got := s.String(); got != "unknown" {
+			t.Errorf("state %d is %q", s, got)
+		}
 	}
 }

@@ -110,6 +110,7 @@ var allowed = map[string]rule{
 	},
 
 	// Peers for tests; nothing that is shipped imports them.
+	"internal/admintest":   {testing: true, module: "internal/adminapi"},
 	"internal/dnstest":     {testing: true, outside: dns},
 	"internal/policytest":  {testing: true},
 	"internal/proctest":    {testing: true},
