@@ -70,6 +70,10 @@ bench: ## benchmarks of the packages, then the whole daemon beside a floor (minu
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	@if [ -d bench ]; then echo $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; $(GO) test -run '^TestFigures$$' -v -timeout 60m ./bench -figures; fi
 
+.PHONY: sim
+sim: ## a simulated month of mail: what greylisting delays and lets pass, beside postgrey, sqlgrey and rspamd
+	$(GO) run ./bench/sim
+
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (30s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh

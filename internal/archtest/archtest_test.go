@@ -127,6 +127,7 @@ var allowed = map[string]rule{
 
 	// Tests only.
 	"bench":             {testing: true, outside: "github.com/d--j/go-milter"}, // the milter that does nothing
+	"bench/sim":         {testing: true, module: "greylist internal/conf names policy store/mem", outside: metrics + " " + zap},
 	"configs":           {testing: true},
 	"integration":       {testing: true},
 	"internal/archtest": {testing: true},
@@ -322,6 +323,10 @@ func TestACheckIsAUnit(t *testing.T) {
 			case "cmd/postern":
 				if len(files) > 1 {
 					t.Errorf("the commands of %s are in %v, want one file", check, files)
+				}
+			case "bench/sim": // shows the greylist a simulated world
+				if len(files) > 0 && !slices.Equal(files, []string{"postern.go"}) {
+					t.Errorf("%s is imported by %v of %s, want postern.go", check, files, p.name())
 				}
 			default:
 				if len(files) > 0 {
