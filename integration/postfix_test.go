@@ -43,15 +43,22 @@ func (p *postfix) command(args ...string) { p.t.Helper(); p.Command(args...) }
 func (p *postfix) stop()                  { p.Stop() }
 func (p *postfix) log() string            { return p.Log() }
 
+// files returns the files of the delivered messages, in no order that counts.
+func (p *postfix) files() []string {
+	p.t.Helper()
+	files, err := filepath.Glob(filepath.Join(p.dir, "mail/box/new/*"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return files
+}
+
 // messages waits for n delivered messages and returns all there are.
 func (p *postfix) messages(n int) []string {
 	p.t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
-		files, err := filepath.Glob(filepath.Join(p.dir, "mail/box/new/*"))
-		if err != nil {
-			p.t.Fatal(err)
-		}
+		files := p.files()
 		if len(files) >= n {
 			var out []string
 			for _, f := range files {

@@ -118,7 +118,7 @@ var allowed = map[string]rule{
 	"internal/smtptest":    {testing: true, module: "internal/certtest"},
 	"internal/certtest":    {testing: true},
 	"internal/netns":       {testing: true},
-	"internal/postfixtest": {testing: true},
+	"internal/postfixtest": {testing: true, module: "internal/proctest"},
 	"internal/ldaptest":    {testing: true, module: "internal/certtest internal/proctest"},
 	"store/storetest":      {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
 

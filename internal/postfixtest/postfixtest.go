@@ -3,7 +3,6 @@
 package postfixtest
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"os"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"postern/internal/proctest"
 )
 
 // patience is how long is waited for what should come soon. Nothing is timed by
@@ -128,7 +129,7 @@ default_process_limit = 20
 	if chroot {
 		yn = "y"
 	}
-	master := fmt.Sprintf(`127.0.0.1:%[1]d inet n - %[2]s - - smtpd
+	services := fmt.Sprintf(`127.0.0.1:%[1]d inet n - %[2]s - - smtpd
 [::1]:%[1]d inet n - %[2]s - - smtpd
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
@@ -152,8 +153,15 @@ relay unix - - n - - smtp
 flush unix n - n 1000? 0 flush
 postlog unix-dgram n - n - 1 postlogd
 `, p.Port, yn)
-	for name, text := range map[string]string{"main.cf": main, "master.cf": master} {
-		if err := os.WriteFile(filepath.Join(p.Config, name), []byte(text), 0o644); err != nil {
+	// Each of Postfix's programs reads a file that is younger than two seconds
+	// again and again until it is that old.
+	old := time.Now().Add(-time.Minute)
+	for name, text := range map[string]string{"main.cf": main, "master.cf": services} {
+		path := filepath.Join(p.Config, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, old, old); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -227,24 +235,19 @@ func (p *Instance) Stop() {
 	if p.t.Failed() {
 		p.t.Logf("Postfix's log:\n%s", p.Log())
 	}
-	// A master whose log service is stuck does not end by itself.
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	_ = exec.CommandContext(ctx, "postfix", "-c", p.Config, "stop").Run() // it may not have started
 	if err != nil {
-		return
+		return // it has not started
 	}
 	n := strings.TrimSpace(string(pid))
-	if id, err := strconv.Atoi(n); err == nil && ctx.Err() != nil {
-		_ = syscall.Kill(id, syscall.SIGKILL) // it may have ended at last
+	id, err := strconv.Atoi(n)
+	if err != nil {
+		p.t.Errorf("Postfix's master.pid: %v", err)
+		return
 	}
-	for range 500 {
-		if _, err := os.Stat("/proc/" + n); err != nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	p.t.Errorf("Postfix's master %s is still there", n)
+	// All its processes at once: "postfix stop" and the master, too, wait for
+	// seconds so that the last lines can be logged.
+	_ = syscall.Kill(-id, syscall.SIGKILL) // it may have ended by now
+	proctest.Gone(p.t, id)
 }
 
 // Log returns what Postfix has logged so far.
