@@ -349,6 +349,26 @@ func TestReplies(t *testing.T) {
 	})
 }
 
+func TestRepliesToBounces(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example")
+		dns.set("a.example", "192.0.2.1", "127.0.0.2")
+		s := newSite(t, dns, "lists = [\"a.example*3\"]\nreply = \"{sender} {client_name} {helo}\"").started()
+		defer s.check.Stop()
+		req := request("192.0.2.1")
+		if got := s.ask(req).Reply.Text; got != "a@example.com unknown mx.example.com" {
+			t.Errorf("a message: %q", got)
+		}
+		req.Sender, req.Helo, req.Client.Name = policy.Address{}, "", "mx.example.net"
+		if got := s.ask(req).Reply.Text; got != "<> mx.example.net unknown" {
+			t.Errorf("a bounce: %q", got)
+		}
+		if dns.texts != 0 {
+			t.Errorf("%d TXT queries for a reply that does not show the reason", dns.texts)
+		}
+	})
+}
+
 // The reason is asked for only when a refusal is certain, and never waited
 // for longer than allowed.
 func TestReasonOnlyForRefusals(t *testing.T) {
@@ -378,6 +398,15 @@ func TestReasonOnlyForRefusals(t *testing.T) {
 		start = time.Now()
 		if v, err := s.check.Evaluate(ctx, request("192.0.2.3")); err != nil || v.Action != policy.Reject || time.Since(start) != 10*time.Millisecond {
 			t.Errorf("with 10ms left: %v %v after %v", v.Action, err, time.Since(start))
+		}
+		dns.change(func() { clear(dns.delay) })
+		before := dns.texts
+		if v, err := s.check.Evaluate(ctx, request("192.0.2.3")); err != nil || v.Action != policy.Reject || dns.texts != before {
+			t.Errorf("with no time left: %v %v, %d TXT queries", v.Action, err, dns.texts-before)
+		}
+		s.check.cfg.ReasonTimeout = 0
+		if v := s.ask(request("192.0.2.3")); v.Action != policy.Reject || dns.texts != before {
+			t.Errorf("reason_timeout = 0: %v, %d TXT queries", v.Action, dns.texts-before)
 		}
 	})
 }
@@ -492,6 +521,9 @@ func TestMissingAllowListDefers(t *testing.T) {
 		if v.Action != policy.Defer || v.Reason != "rbl-allow-list-missing" || v.Reply.Code != 450 {
 			t.Errorf("got %v %q %v", v.Action, v.Reason, v.Reply)
 		}
+		if want := "score 3; bl.example 127.0.0.2 (3); not asked: -2"; v.Detail != want {
+			t.Errorf("detail %q, want %q", v.Detail, want)
+		}
 		if len(req.Facts.Missing) != 1 || !strings.HasPrefix(req.Facts.Missing[0], "dnsbl wl.example: ") {
 			t.Errorf("missing: %q", req.Facts.Missing)
 		}
@@ -501,8 +533,44 @@ func TestMissingAllowListDefers(t *testing.T) {
 		}
 		dns.change(func() { delete(dns.err, "wl.example") })
 		time.Sleep(failureTTL)
-		if v := s.ask(request("192.0.2.1")); v.Action != policy.Reject {
-			t.Errorf("when it is back: %v", v.Action)
+		if v := s.ask(request("192.0.2.1")); v.Action != policy.Reject || v.Detail != "score 3; bl.example 127.0.0.2 (3)" {
+			t.Errorf("when it is back: %v, detail %q", v.Action, v.Detail)
+		}
+	})
+}
+
+func TestMarks(t *testing.T) {
+	for _, tt := range []struct {
+		mark int
+		want bool
+	}{{0, false}, {1, true}, {3, true}, {4, false}} {
+		bubble(t, func(t *testing.T) {
+			dns := newDNS().zone("a.example")
+			dns.set("a.example", "192.0.2.1", "127.0.0.2")
+			s := newSite(t, dns, fmt.Sprintf("lists = [\"a.example*3\"]\nmark_at = %d", tt.mark)).started()
+			defer s.check.Stop()
+			req := request("192.0.2.1")
+			if v := s.ask(req); v.Action != policy.Reject || req.Facts.Suspicious() != tt.want {
+				t.Errorf("mark_at = %d: %v, marks %v", tt.mark, v.Action, req.Facts.Marks)
+			}
+		})
+	}
+}
+
+// A name that would be too long for the DNS is not asked for.
+func TestLongNamesAreNotAskedFor(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example")
+		s := newSite(t, dns, `lists = ["sender:a.example*3"]`).started()
+		defer s.check.Stop()
+		longest := strings.Repeat("abc.", 60) + "abc" // 243 bytes, and 10 for the dot and the list
+		for domain, want := range map[string]int{longest: 1, longest + "c": 0} {
+			req := request("192.0.2.1")
+			req.Sender.Domain = domain
+			s.ask(req)
+			if n := dns.count("a.example", domain); n != want {
+				t.Errorf("a domain of %d bytes: %d queries, want %d", len(domain), n, want)
+			}
 		}
 	})
 }
@@ -739,6 +807,15 @@ func TestDeadLists(t *testing.T) {
 		if n := s.check.lists[0].queries.Load(); n != 4 {
 			t.Errorf("%d queries ended, want 4: one probe is under way", n)
 		}
+		sent := 0
+		for i := range 50 {
+			sent += dns.count("a.example", client(100+i))
+		}
+		s.check.Warm(t.Context(), netip.MustParseAddr(client(99)))
+		synctest.Wait()
+		if n := dns.count("a.example", client(99)); n != 0 || sent != 1 {
+			t.Errorf("%d probes, and %d queries when a client connects", sent, n)
+		}
 		// The others still count.
 		dns.set("b.example", "192.0.2.200", "127.0.0.2")
 		if v := s.ask(request("192.0.2.200")); v.Action != policy.Reject {
@@ -751,6 +828,9 @@ func TestDeadLists(t *testing.T) {
 		synctest.Wait()
 		if v := s.ask(request("192.0.2.201")); v.Action != policy.Reject {
 			t.Errorf("when it is back: %v", v.Action)
+		}
+		if n := s.logs.FilterMessage("DNS list answers again").Len(); n != 1 {
+			t.Errorf("told %d times that it is back", n)
 		}
 		if st := s.check.Status()[0]; st.State != StateOn {
 			t.Errorf("status: %v %q", st.State, st.Why)
@@ -793,7 +873,55 @@ func TestTooManyQueriesInFlight(t *testing.T) {
 		if _, err := s.try(request("192.0.2.99")); err == nil || !strings.Contains(err.Error(), "too many queries") || time.Since(start) != 0 {
 			t.Errorf("got %v after %v", err, time.Since(start))
 		}
+		// A dead list that could not be asked is asked the next time.
+		l := s.check.lists[0]
+		l.dead.Store(true)
+		_, _ = s.try(request("192.0.2.98")) // no list could be asked
+		time.Sleep(s.check.cfg.ListTimeout.D())
+		synctest.Wait()
+		_, _ = s.try(request("192.0.2.97")) // as above
+		synctest.Wait()
+		if a, b := dns.count("a.example", "192.0.2.98"), dns.count("a.example", "192.0.2.97"); a != 0 || b != 1 {
+			t.Errorf("a dead list was asked %d and %d times, want 0 and 1", a, b)
+		}
 	})
+}
+
+func TestNewMakesOneListOfAZone(t *testing.T) {
+	s := newSite(t, newDNS(), `lists = ["a.example=127.0.0.2*3", "sender:a.example", "a.example=127.0.0.3", "b.example=127.0.0.2*-1"]
+		[[zone]]
+		zone = "a.example"
+		families = ["ipv4"]`)
+	if n, q := len(s.check.lists), len(s.check.queries); n != 2 || q != 3 || len(s.check.queries[0].entries) != 2 {
+		t.Errorf("%d lists, %d queries", n, q)
+	}
+	a, b := s.check.lists[0], s.check.lists[1]
+	if fmt.Sprint(a.families, a.aspects, b.families, b.aspects) != "[ipv4] [true false true] [] [true true false]" {
+		t.Errorf("%v %v, %v %v", a.families, a.aspects, b.families, b.aspects)
+	}
+	v6 := s.make("lists = [\"a.example*3\"]\n[[zone]]\nzone = \"a.example\"\nfamilies = [\"ipv6\"]", nil).lists[0]
+	if fmt.Sprint(v6.families, v6.aspects) != "[ipv6] [false true false]" {
+		t.Errorf("%v %v", v6.families, v6.aspects)
+	}
+	if s.check.Idle() || !s.make("", nil).Idle() {
+		t.Error("idle with lists, or not without")
+	}
+	if v, err := s.make("", nil).Evaluate(t.Context(), request("192.0.2.1")); err != nil || v.Action != policy.Continue {
+		t.Errorf("without lists: %v %v", v, err)
+	}
+	for what, edit := range map[string]func(*Config){
+		"reply: ":              func(c *Config) { c.Reply = "{x}" },
+		"defer_reply: ":        func(c *Config) { c.DeferReply = "{x}" },
+		"key of a.example: ":   func(c *Config) { c.Zones = []ZoneConfig{{Zone: "a.example", KeyFile: "/nonexistent"}} },
+		"reply of a.example: ": func(c *Config) { c.Zones = []ZoneConfig{{Zone: "a.example", Reply: "{x}"}} },
+		`"nonsense": `:         func(c *Config) { c.Lists = []string{"nonsense"} },
+	} {
+		cfg := load(t, `lists = ["a.example*3"]`)
+		edit(&cfg)
+		if _, err := New(cfg, newDNS(), s.log, nil, nil); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%v, want %q", err, what)
+		}
+	}
 }
 
 func TestPanicOfTheResolver(t *testing.T) {
@@ -831,8 +959,10 @@ func TestShadowAndOffLists(t *testing.T) {
 		if !strings.Contains(v.Detail, "a.example 127.0.0.2 (3, shadow)") {
 			t.Errorf("detail %q", v.Detail)
 		}
-		if n := testutil.ToFloat64(s.check.shared.metrics.shadowed.WithLabelValues("a.example")); n != 1 {
-			t.Errorf("shadow counted %v times", n)
+		for list, want := range map[string]float64{"a.example": 1, "b.example": 0} {
+			if n := testutil.ToFloat64(s.check.shared.metrics.shadowed.WithLabelValues(list)); n != want {
+				t.Errorf("%s: shadow counted %v times, want %v", list, n, want)
+			}
 		}
 		if n := dns.count("c.example", "192.0.2.1"); n != 0 {
 			t.Errorf("a list that is off was asked %d times", n)
@@ -843,6 +973,64 @@ func TestShadowAndOffLists(t *testing.T) {
 		s.ask(request("192.0.2.2"))
 		if took := time.Since(start); took != 0 {
 			t.Errorf("waited %v for a list in shadow mode", took)
+		}
+	})
+}
+
+// A list in shadow mode is counted where it would have changed what happens.
+func TestWhatAShadowListWouldHaveChanged(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		lists  string
+		listed string // zones that list the client
+		dry    bool
+		want   float64
+	}{
+		{"it would be refused", `"s.example*3", "b.example"`, "s.example", false, 1},
+		{"only asked", `"s.example*3", "b.example"`, "s.example", true, 0},
+		{"it is refused anyway", `"s.example*3", "b.example*3"`, "s.example b.example", false, 0},
+		{"it would not be refused", `"s.example*-1", "b.example*3"`, "s.example b.example", false, 1},
+		{"too little", `"s.example", "b.example*3"`, "s.example", false, 1}, // it would be marked
+		{"another list in shadow", `"s.example*3", "b.example*3", "t.example*3"`, "t.example", false, 0},
+		{"no entry matches", `"s.example=127.0.0.9*3", "b.example*3", "t.example*3"`, "s.example t.example", false, 0},
+	} {
+		bubble(t, func(t *testing.T) {
+			dns := newDNS().zone("s.example", "b.example", "t.example")
+			text := "lists = [" + tt.lists + "]\n[[zone]]\nzone = \"s.example\"\nmode = \"shadow\"\n"
+			if strings.Contains(tt.lists, "t.example") {
+				text += "[[zone]]\nzone = \"t.example\"\nmode = \"shadow\"\n"
+			}
+			s := newSite(t, dns, text).started()
+			defer s.check.Stop()
+			for _, z := range strings.Fields(tt.listed) {
+				dns.set(z, "192.0.2.1", "127.0.0.2")
+			}
+			s.check.Warm(t.Context(), netip.MustParseAddr("192.0.2.1"))
+			synctest.Wait()
+			req := request("192.0.2.1")
+			req.DryRun = tt.dry
+			s.ask(req)
+			if n := testutil.ToFloat64(s.check.shared.metrics.shadowed.WithLabelValues("s.example")); n != tt.want {
+				t.Errorf("%s: counted %v times, want %v", tt.name, n, tt.want)
+			}
+		})
+	}
+}
+
+func TestWarmAsksWhatWouldBeAsked(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example", "dbl.example") // off.example has no test entries
+		s := newSite(t, dns, `lists = ["a.example*3", "off.example*3", "sender:dbl.example"]`).started()
+		defer s.check.Stop()
+		addr := netip.MustParseAddr("192.0.2.1")
+		for range 2 {
+			s.check.Warm(t.Context(), addr)
+			synctest.Wait()
+		}
+		for zone, want := range map[string]int{"a.example": 1, "off.example": 0, "dbl.example": 0} {
+			if n := dns.count(zone, addr.String()); n != want {
+				t.Errorf("%s was asked %d times, want %d", zone, n, want)
+			}
 		}
 	})
 }
@@ -894,6 +1082,42 @@ func TestProbeShowsEveryAnswer(t *testing.T) {
 			"dbl.example (sender): example.com: resolver: example.com.dbl.example: SERVFAIL [network] 0s",
 			"score: 3 [] 0s",
 			"reason: bad [a.example] 0s",
+		}
+		if strings.Join(got, "\n") != strings.Join(want, "\n") {
+			t.Errorf("notes:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
+func TestProbeShowsListsInShadow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example", "s.example", "slow.example")
+		s := newSite(t, dns, `lists = ["a.example*3", "s.example", "slow.example"]
+			[[zone]]
+			zone = "s.example"
+			mode = "shadow"
+			[[zone]]
+			zone = "slow.example"
+			mode = "shadow"`).started()
+		defer s.check.Stop()
+		dns.change(func() { dns.delay["a.example"], dns.delay["slow.example"] = 10*time.Millisecond, 40*time.Millisecond })
+		req := request("192.0.2.1")
+		req.Probe = &policy.Probe{}
+		s.ask(req)
+		s.ask(req)
+		var got []string
+		for _, n := range req.Probe.Notes {
+			got = append(got, n.What+": "+n.Value+" ["+n.Source+"]")
+		}
+		want := []string{
+			"a.example: 192.0.2.1: not listed [network]",
+			"s.example: 192.0.2.1: not listed, in shadow [network]",
+			"slow.example: 192.0.2.1: not waited for []",
+			"score: 0 []",
+			"a.example: 192.0.2.1: not listed [cache]",
+			"s.example: 192.0.2.1: not listed, in shadow [cache]",
+			"slow.example: 192.0.2.1: not waited for []",
+			"score: 0 []",
 		}
 		if strings.Join(got, "\n") != strings.Join(want, "\n") {
 			t.Errorf("notes:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -344,7 +344,7 @@ func (c *Config) validateNumbers(prefix string, fs *conf.Faults) {
 			fs.Keyf(prefix+"."+n.key, "%d is out of range: %d to %d", n.value, n.low, n.high)
 		}
 	}
-	if c.DeferAt > 0 && c.RejectAt > 0 && c.DeferAt >= c.RejectAt {
+	if c.RejectAt > 0 && c.DeferAt >= c.RejectAt {
 		fs.Keyf(prefix+".defer_at", "%d is never used: from reject_at = %d on requests are rejected", c.DeferAt, c.RejectAt)
 	}
 }

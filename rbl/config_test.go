@@ -144,6 +144,83 @@ func TestConfigFaults(t *testing.T) {
 	}
 }
 
+func TestBoundsOfTheSettings(t *testing.T) {
+	for _, tt := range []struct {
+		key       string
+		good, bad []string // lines of the section
+	}{
+		{"timeout", []string{"timeout = \"100ms\"\nlist_timeout = \"50ms\"\nreason_timeout = \"0s\"", `timeout = "60s"`}, []string{`timeout = "99ms"`, `timeout = "60001ms"`}},
+		{"list_timeout", []string{`list_timeout = "10ms"`, `list_timeout = "4999ms"`}, []string{`list_timeout = "9ms"`, `list_timeout = "5s"`}},
+		{"reason_timeout", []string{`reason_timeout = "0s"`, `reason_timeout = "5s"`}, []string{`reason_timeout = "5001ms"`}},
+		{"min_ttl", []string{`min_ttl = "1s"`, `min_ttl = "1h"`}, []string{`min_ttl = "999ms"`, `min_ttl = "3601s"`}},
+		{"max_ttl", []string{`max_ttl = "1m"`, `max_ttl = "1d"`}, []string{`max_ttl = "86401s"`}},
+		{"test_every", []string{`test_every = "1m"`, `test_every = "7d"`}, []string{`test_every = "59s"`, `test_every = "604801s"`}},
+		{"volume.window", []string{"[volume]\nwindow = \"1m\"", "[volume]\nwindow = \"1d\""}, []string{"[volume]\nwindow = \"59s\"", "[volume]\nwindow = \"86401s\""}},
+		{"volume.share", []string{"[volume]\nshare = 0", "[volume]\nshare = 100"}, []string{"[volume]\nshare = -1", "[volume]\nshare = 101"}},
+		{"volume.clients", []string{"[volume]\nclients = 10", "[volume]\nclients = 2048"}, []string{"[volume]\nclients = 9", "[volume]\nclients = 2049"}},
+		{"default_weight", []string{"default_weight = 1", "default_weight = 1000"}, []string{"default_weight = 0", "default_weight = 1001"}},
+		{"cache_size", []string{"cache_size = 1000", "cache_size = 10000000"}, []string{"cache_size = 999", "cache_size = 10000001"}},
+		{"defer_at", []string{"defer_at = 2", "defer_at = 4\nreject_at = 0"}, []string{"defer_at = 3", "defer_at = 4", "defer_at = -1"}},
+		{"zone[0].timeout", []string{
+			"[[zone]]\nzone = \"bl.example.org\"\ntimeout = \"10ms\"", "[[zone]]\nzone = \"bl.example.org\"\ntimeout = \"4999ms\"", "[[zone]]\nzone = \"bl.example.org\"\ntimeout = \"0s\"",
+		}, []string{"[[zone]]\nzone = \"bl.example.org\"\ntimeout = \"9ms\"", "[[zone]]\nzone = \"bl.example.org\"\ntimeout = \"5s\""}},
+		{"zone[0].volume_share", []string{"[[zone]]\nzone = \"bl.example.org\"\nvolume_share = 0", "[[zone]]\nzone = \"bl.example.org\"\nvolume_share = 100"}, []string{
+			"[[zone]]\nzone = \"bl.example.org\"\nvolume_share = -1", "[[zone]]\nzone = \"bl.example.org\"\nvolume_share = 101",
+		}},
+		{"zone[0].name", []string{"[[zone]]\nzone = \"bl.example.org\"\nname = \"" + strings.Repeat("n", 100) + "\""}, []string{
+			"[[zone]]\nzone = \"bl.example.org\"\nname = \"" + strings.Repeat("n", 101) + "\"",
+		}},
+	} {
+		for _, text := range tt.good {
+			if got := faults(load(t, "lists = [\"bl.example.org*9\"]\n"+text)); len(got) != 0 {
+				t.Errorf("%s\n%s", text, strings.Join(got, "\n"))
+			}
+		}
+		for _, text := range tt.bad {
+			got := faults(load(t, "lists = [\"bl.example.org*9\"]\n"+text))
+			if len(got) == 0 || !strings.Contains(strings.Join(got, "\n"), "rbl."+tt.key+": ") {
+				t.Errorf("%s\n%s", text, strings.Join(got, "\n"))
+			}
+		}
+	}
+}
+
+func TestKeysAndZones(t *testing.T) {
+	key := func(text string) string {
+		p := filepath.Join(t.TempDir(), "key")
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	long := strings.Repeat("k", 50) + "." + strings.Repeat("k", 49) // 100 bytes
+	for _, tt := range []struct{ name, key, zone, want string }{
+		{"the shortest key", "abcdef", "zen.example.org", ""},
+		{"too short a key", "abcde", "zen.example.org", "at least 6"},
+		{"the longest key", long, "zen.example.org", ""},
+		{"too long a key", long + "k", "zen.example.org", "at most 100"},
+		{"a bad first letter", "@bcdefg", "zen.example.org", "holds more than a key"},
+		{"the longest key and zone", long, strings.Repeat("z", 40) + "." + strings.Repeat("z", 39) + ".example", ""},
+		{"too long together", long, strings.Repeat("z", 40) + "." + strings.Repeat("z", 40) + ".example", "together"},
+	} {
+		c := load(t, fmt.Sprintf("lists = [%q]\nreject_at = 1\n[[zone]]\nzone = %q\nkey_file = %q", tt.zone, tt.zone, key(tt.key)))
+		if got := strings.Join(faults(c), "\n"); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %s, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// The shipped table of error codes stays for a zone that has other options only.
+func TestErrorsOfAZone(t *testing.T) {
+	c := load(t, "[[zone]]\nzone = \"a.example\"\nmode = \"shadow\"\n[[zone]]\nzone = \"b.example\"\nerrors = [\"127.0.0.9\", \"nonsense\", \"127.0.0.8\"]\n[[zone]]\nzone = \"c.example\"\nerrors = []")
+	for zone, want := range map[string]int{"a.example": -1, "b.example": 2, "c.example": 0, "d.example": -1} {
+		filters := c.zoneErrors(zone)
+		if (filters == nil) != (want < 0) || filters != nil && len(filters) != want {
+			t.Errorf("%s: %v", zone, filters)
+		}
+	}
+}
+
 // Modes and switches that are off must not be counted on.
 func TestUnreachableCountsWhatIsOn(t *testing.T) {
 	c := load(t, "lists = [\"a.example.org*2\", \"b.example.org*2\"]\n[[zone]]\nzone = \"b.example.org\"\nmode = \"off\"")

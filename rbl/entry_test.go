@@ -34,6 +34,12 @@ func TestParseEntry(t *testing.T) {
 		{"helo:dbl.example.org", KindHelo, "dbl.example.org", 0, nil, nil},
 		{"name:dbl.example.org", KindName, "dbl.example.org", 0, nil, nil},
 		{"reverse:dbl.example.org", KindReverse, "dbl.example.org", 0, nil, nil},
+		{"bl.example.org=127.0.0.[2..2]", KindClient, "bl.example.org", 0, []code{{127, 0, 0, 2}}, []code{{127, 0, 0, 3}}},
+		{"bl.example.org*1000", KindClient, "bl.example.org", 1000, nil, nil},
+		{"bl.example.org*-1000", KindClient, "bl.example.org", -1000, nil, nil},
+		{"az.AZ.09.example", KindClient, "az.az.09.example", 0, nil, nil},
+		{strings.Repeat("a", 63) + ".example", KindClient, strings.Repeat("a", 63) + ".example", 0, nil, nil},
+		{strings.Repeat("a.", 94) + "a", KindClient, strings.Repeat("a.", 94) + "a", 0, nil, nil}, // 189 bytes
 		{"client:_bl.example.org*-1", KindClient, "_bl.example.org", -1, nil, nil},
 	} {
 		e, err := ParseEntry(tt.in)
@@ -76,6 +82,17 @@ func TestParseEntryFaults(t *testing.T) {
 		{"zen.example.org*+1", 17, "whole number"},
 		{"zen.example.org*0", 17, "shadow"},
 		{"zen.example.org*1001", 17, "out of range"},
+		{"zen.example.org*-1001", 17, "out of range"},
+		{"sender:zen.example.org*x", 24, `weight "x" is not a whole number`},
+		{":zen.example.org", 1, "unknown kind \"\""},
+		{"*3", 1, "name of the list is missing"},
+		{"zen.example.org=127.0.0.[x]", 26, "number should be"},
+		{"zen.example.org=127.0.0.12345", 25, "1234 is more than 255"},
+		{"a`.example", 2, `"` + "`" + `" cannot stand`},
+		{"a{.example", 2, `"{" cannot stand`},
+		{"a@.example", 2, `"@" cannot stand`},
+		{"a[.example", 2, `"[" cannot stand`},
+		{"a/.example", 2, `"/" cannot stand`},
 		{"zen.example.org*2*3", 17, "whole number"},
 		{"zen.example.org=", 17, "ends where a number"},
 		{"zen.example.org=127.0.0", 24, "ends where"},
@@ -91,6 +108,7 @@ func TestParseEntryFaults(t *testing.T) {
 		{"zen.example.org=127.0.0.x", 25, "number should be"},
 		{strings.Repeat("a", 64) + ".example", 1, "64 bytes"},
 		{strings.Repeat("a.", 100) + "example", 1, "at most 189"},
+		{strings.Repeat("a.", 93) + "a.aa", 1, "at most 189"}, // 190 bytes
 	} {
 		_, err := ParseEntry(tt.in)
 		se, ok := errors.AsType[*SyntaxError](err)
@@ -101,6 +119,23 @@ func TestParseEntryFaults(t *testing.T) {
 		if se.Column != tt.column || !strings.Contains(se.Text, tt.text) {
 			t.Errorf("%q: %v, want %q at character %d", tt.in, se, tt.text, tt.column)
 		}
+	}
+}
+
+func TestEntriesAreWritten(t *testing.T) {
+	for in, want := range map[string]string{
+		"A.example.":                            "a.example",
+		"client:a.example=127.0.0.2*1":          "a.example=127.0.0.2*1",
+		"sender:a.example=127.0.0.[7]*-1":       "sender:a.example=127.0.0.7*-1",
+		"a.example=[1;3].[1;2].[5..7].[0..255]": "a.example=[1;3].[1..2].[5..7].[0..255]",
+		"a.example=127.0.0.[9;2;254;255]":       "a.example=127.0.0.[2;9;254..255]",
+	} {
+		if e, err := ParseEntry(in); err != nil || e.String() != want {
+			t.Errorf("%s: %v, %v, want %s", in, e, err, want)
+		}
+	}
+	if got := kindCount.String(); got != "unknown" {
+		t.Errorf("a kind beyond the last: %q", got)
 	}
 }
 

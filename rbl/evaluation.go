@@ -122,7 +122,7 @@ func (c *Check) revive(l *list, s subject, counted bool) {
 func (r *evaluation) wait(ctx context.Context) {
 	for {
 		t := r.tally()
-		if t.pending == 0 || !r.showAll && r.check.limits.settled(t.score, t.missing, t.high, t.low) {
+		if !t.pending || !r.showAll && r.check.limits.settled(t.score, t.missing, t.high, t.low) {
 			return
 		}
 		select {
@@ -158,7 +158,7 @@ func (r *evaluation) conclude(ctx context.Context, req *policy.Request) (policy.
 	// Here an answer that is still outstanding no longer matters.
 	what := c.limits.of(t.score, t.missing)
 	r.report(req, t)
-	if t.answered == 0 && t.failed > 0 && what == clean {
+	if !t.answered && t.failed > 0 && what == clean {
 		if err := ctx.Err(); err != nil {
 			return policy.Verdict{}, fmt.Errorf("rbl: %w", err)
 		}

@@ -88,6 +88,9 @@ func TestListComesBackWithBackOff(t *testing.T) {
 		if n := tests() - before; n < 21 || n > 24 {
 			t.Errorf("%d tests a day, want one an hour", n)
 		}
+		if got := s.logs.FilterMessage("DNS list passes its test again and is on").Len(); got != 1 {
+			t.Errorf("told %d times that it is back, a day later", got)
+		}
 	})
 }
 
@@ -162,6 +165,7 @@ func TestDNSDownAndTests(t *testing.T) {
 		if st := s.check.Status()[0]; st.Tests["ipv4"] != "passed" {
 			t.Errorf("DNS down later: %+v", st.Tests)
 		}
+		s.errorsLogged("could not be tested", "could not be tested") // once each time, not with every test
 	})
 }
 
@@ -319,6 +323,171 @@ func TestVolumeGuard(t *testing.T) {
 	})
 }
 
+// The arithmetic of the guard at its edges.
+func TestVolumeGuardAtItsEdges(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		ask, listed   int // clients before the window is over
+		trips         bool
+		after         time.Duration
+		ask2, listed2 int // and clients then
+		held          bool
+	}{
+		{name: "too few clients", ask: 19, listed: 19},
+		{name: "enough", ask: 20, listed: 20, trips: true, held: true},
+		{name: "the share exactly", ask: 20, listed: 16, trips: true, held: true},
+		{name: "less than the share", ask: 20, listed: 15},
+		{name: "within the window", ask: 20, listed: 20, trips: true, after: 10*time.Minute - 1, ask2: 30, held: true},
+		{name: "at its end", ask: 20, listed: 20, trips: true, after: 10 * time.Minute, ask2: 30}, // 20 of 50: 64 percent would hold it
+		{name: "too few to return by", ask: 20, listed: 20, trips: true, after: 11 * time.Minute, ask2: 4, held: true},
+		{name: "a quarter of the clients", ask: 20, listed: 20, trips: true, after: 11 * time.Minute, ask2: 5},
+		{name: "four fifths of the share", ask: 20, listed: 20, trips: true, after: 11 * time.Minute, ask2: 25, listed2: 16, held: true},
+		{name: "less than that", ask: 20, listed: 20, trips: true, after: 11 * time.Minute, ask2: 26, listed2: 16},
+	} {
+		bubble(t, func(t *testing.T) {
+			s := newSite(t, newDNS(), "lists = [\"a.example*3\"]\n[volume]\nshare = 80\nclients = 20\nwindow = \"10m\"")
+			l := s.check.lists[0]
+			client := 0
+			ask := func(n, listed int) { // those that are listed come first
+				for i := range n {
+					client++
+					codes := []code{{127, 0, 0, 2}}
+					if i >= listed {
+						codes = nil
+					}
+					l.observe(subject{addr: netip.AddrFrom4([4]byte{192, 0, byte(client >> 8), byte(client)})}, codes)
+				}
+			}
+			gen := l.gen.Load()
+			ask(tt.ask, tt.listed)
+			if l.tripped.Load() != tt.trips || (l.gen.Load() != gen) != tt.trips {
+				t.Errorf("%s: tripped %v", tt.name, !tt.trips)
+			}
+			time.Sleep(tt.after)
+			ask(tt.ask2, tt.listed2)
+			if l.tripped.Load() != tt.held {
+				t.Errorf("%s: held %v", tt.name, !tt.held)
+			}
+			for message, want := range map[string]bool{
+				"DNS list lists most of the traffic and is in shadow mode until it does not": tt.trips,
+				"DNS list lists no more than usual and counts again":                         tt.trips && !tt.held,
+			} {
+				if n := s.logs.FilterMessage(message).Len(); n > 1 || (n == 1) != want {
+					t.Errorf("%s: %d times %q", tt.name, n, message)
+				}
+			}
+			if got, want := testutil.ToFloat64(l.metrics.state[StateShadow]), tt.held; (got == 1) != want {
+				t.Errorf("%s: the gauge of its state is %v", tt.name, got)
+			}
+		})
+	}
+}
+
+// A list is dead when enough queries in a row had no answer over enough time.
+func TestWhenAListDies(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		deadAfter int
+		queries   int
+		over      time.Duration
+		want      bool
+	}{
+		{"too few", 4, 3, time.Minute, false},
+		{"in too short a time", 4, 4, 3*time.Second - 1, false},
+		{"just so", 4, 4, 3 * time.Second, true},
+		{"never", 0, 100, time.Hour, false},
+	} {
+		bubble(t, func(t *testing.T) {
+			s := newSite(t, newDNS(), fmt.Sprintf("lists = [\"a.example*3\"]\ndead_after = %d", tt.deadAfter))
+			l := s.check.lists[0]
+			l.answered()
+			for i := range tt.queries {
+				if i == tt.queries-1 {
+					time.Sleep(tt.over)
+				}
+				l.unanswered("no answer in time")
+			}
+			if l.dead.Load() != tt.want {
+				t.Errorf("%s: dead %v", tt.name, !tt.want)
+			}
+			l.answered()
+			n := s.logs.FilterMessage("DNS list answers again").Len()
+			if l.dead.Load() || (n == 1) != tt.want {
+				t.Errorf("%s: dead %v after an answer, told %d times", tt.name, l.dead.Load(), n)
+			}
+		})
+	}
+}
+
+// Answers learned before a list's health changed are not used after it, those
+// learned while it was not known yet are.
+func TestGenerations(t *testing.T) {
+	s := newSite(t, newDNS(), `lists = ["sender:a.example*3"]`)
+	l := s.check.lists[0]
+	for _, tt := range []struct {
+		health  health
+		changes bool
+	}{{untested, false}, {passed, false}, {passed, false}, {untested, false}, {failed, true}, {failed, false}, {passed, true}} {
+		before := l.gen.Load()
+		l.apply([aspectCount]finding{aspectDomain: {health: tt.health, why: "why"}})
+		if changed := l.gen.Load() != before; changed != tt.changes {
+			t.Errorf("%v: a new generation: %v", tt.health, changed)
+		}
+	}
+}
+
+func TestTestsInARow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example")
+		dns.delay["a.example"] = 50 * time.Millisecond
+		s := newSite(t, dns, `lists = ["sender:a.example*3"]`)
+		l := s.check.lists[0]
+		tests := func() int { return dns.count("a.example", "test") }
+		first, second := l.startTest(s.check.tasks.run), l.startTest(s.check.tasks.run)
+		if first != second {
+			t.Error("two tests at once")
+		}
+		<-first
+		synctest.Wait()
+		for _, tt := range []struct {
+			after time.Duration
+			tests int
+		}{{0, 1}, {retryUnknown/2 - 1, 1}, {1, 2}} {
+			time.Sleep(tt.after)
+			<-l.startTest(s.check.tasks.run)
+			if tests() != tt.tests {
+				t.Errorf("%d tests, want %d", tests(), tt.tests)
+			}
+		}
+		// An error answer brings the next test forward, never back.
+		for _, tt := range []struct {
+			name string
+			next time.Duration // after the last test
+			test bool
+			want time.Duration
+		}{
+			{"in an hour", time.Hour, true, retryFailed},
+			{"at that time", retryFailed, true, retryFailed},
+			{"soon anyway", retryUnknown, true, retryUnknown},
+			{"never", time.Hour, false, time.Hour},
+		} {
+			l.next, l.test = l.lastTest.Add(tt.next), tt.test
+			l.hurry()
+			if got := l.next.Sub(l.lastTest); got != tt.want {
+				t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+			}
+			moved := len(l.kick) == 1
+			if moved != (tt.want != tt.next) {
+				t.Errorf("%s: the tester is told: %v", tt.name, moved)
+			}
+			if moved {
+				<-l.kick
+			}
+		}
+		s.check.Stop()
+	})
+}
+
 func TestVolumeGuardByOrderAndPerList(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		dns := newDNS().zone("a.example", "b.example", "wl.example")
@@ -335,6 +504,7 @@ func TestVolumeGuardByOrderAndPerList(t *testing.T) {
 			}
 			s.ask(request(fmt.Sprintf("192.0.2.%d", i)))
 		}
+		synctest.Wait()                                               // not every list is waited for
 		for i, want := range []State{StateShadow, StateOn, StateOn} { // b: switched off; wl: an allow list may list everybody
 			if st := s.check.Status()[i]; st.State != want {
 				t.Errorf("%s: %v, want %v", st.List, st.State, want)
@@ -342,6 +512,15 @@ func TestVolumeGuardByOrderAndPerList(t *testing.T) {
 		}
 		if known, held := s.check.Reset("a.example"); !known || !held || s.check.Status()[0].State != StateOn {
 			t.Errorf("Reset: %v %v, %v", known, held, s.check.Status()[0].State)
+		}
+		if n := s.logs.FilterMessage("DNS list counts again, by order").Len(); n != 1 {
+			t.Errorf("told %d times that a list counts again", n)
+		}
+		if known, held := s.check.Reset("b.example"); !known || held {
+			t.Errorf("Reset of a list that counts: %v %v", known, held)
+		}
+		if n := s.logs.FilterMessage("DNS list counts again, by order").Len(); n != 1 {
+			t.Errorf("told %d times that a list counts again", n)
 		}
 		if known, _ := s.check.Reset("c.example"); known {
 			t.Error("Reset knows a list that is not there")
@@ -511,6 +690,12 @@ func TestTestIP(t *testing.T) {
 				t.Errorf("got  %s\nwant %+v", got, want[i])
 			}
 		}
+		if strings.Contains(rep.Note, "global") {
+			t.Errorf("note %q", rep.Note)
+		}
+		if st := s.check.Status(); st[2].Mode != policy.Shadow || st[0].Mode != policy.Enforce || strings.Join(st[0].Entries, " ") != "a.example*3" || strings.Join(st[5].Entries, " ") != "sender:dbl.example*3" {
+			t.Errorf("status %+v", st)
+		}
 		s.ask(request("192.0.2.9"))
 		if rep := s.check.TestIP(t.Context(), netip.MustParseAddr("192.0.2.9")); !rep.Results[0].Cached || rep.Action != policy.Continue {
 			t.Errorf("cached: %+v", rep)
@@ -523,4 +708,37 @@ func TestTestIP(t *testing.T) {
 			t.Errorf("counted: %+v", st)
 		}
 	})
+}
+
+func TestReportsWithoutAnAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example")
+		s := newSite(t, dns, `lists = ["a.example*3"]`).started()
+		dns.change(func() { dns.err["a.example"] = errors.New("SERVFAIL") })
+		if rep := s.check.TestIP(t.Context(), netip.MustParseAddr("192.0.2.1")); !strings.Contains(rep.Note, "none of 1 lists") {
+			t.Errorf("note %q", rep.Note)
+		}
+		if rep := s.check.TestIP(t.Context(), netip.MustParseAddr("10.0.0.1")); !strings.Contains(rep.Note, "not a global address") {
+			t.Errorf("note %q", rep.Note)
+		}
+		s.check.Stop()
+		dns.change(func() { clear(dns.err) })
+		s.check = s.make("ask_private = true\nlists = [\"a.example*3\"]", s.check)
+		if rep := s.check.TestIP(t.Context(), netip.MustParseAddr("10.0.0.2")); rep.Note != "" {
+			t.Errorf("ask_private: note %q", rep.Note)
+		}
+		s.check.Stop()
+	})
+}
+
+func TestStates(t *testing.T) {
+	for s := range stateCount {
+		var got State
+		if err := got.UnmarshalText([]byte(s.String())); err != nil || got != s {
+			t.Errorf("%v: %v, %v", s, got, err)
+		}
+	}
+	if err := new(State).UnmarshalText([]byte("nonsense")); err == nil || stateCount.String() != "unknown" {
+		t.Errorf("nonsense: %v, beyond the last: %v", err, stateCount)
+	}
 }

@@ -116,6 +116,15 @@ func TestErrorCodes(t *testing.T) {
 			t.Errorf("%s of %s: %q, want %q", tt.answer, tt.zone, wrong, tt.wrong)
 		}
 	}
+	for answer, want := range map[string]string{
+		"127.255.255.254": "127.255.255.254: asked through a public resolver, use your own",
+		"127.255.255.7":   "127.255.255.7: an error code in 127.255.255.0/24", // the row is for many
+		"2001:db8::1":     "2001:db8::1 is no answer of a list",
+	} {
+		if _, wrong := classify(errorsOf("bl.example.org", nil), []netip.Addr{netip.MustParseAddr(answer)}); wrong != want {
+			t.Errorf("%s: %q, want %q", answer, wrong, want)
+		}
+	}
 	codes, wrong := classify(errorsOf("bl.example.org", nil),
 		[]netip.Addr{netip.MustParseAddr("127.0.0.10"), netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("::ffff:127.0.0.4")})
 	if wrong != "" || textOf(codes) != "127.0.0.2 127.0.0.4 127.0.0.10" {
@@ -124,6 +133,17 @@ func TestErrorCodes(t *testing.T) {
 	if _, wrong := classify(errorsOf("bl.example.org", nil),
 		[]netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.255.255.255")}); wrong == "" {
 		t.Error("a listing beside an error code is taken for a listing")
+	}
+}
+
+func TestTestPoints(t *testing.T) {
+	for zone, want := range map[string]string{
+		"dbl.spamhaus.org": "dbltest.com", "key.dbl.dq.spamhaus.net": "dbltest.com", "multi.surbl.org": "surbl-org-permanent-test-point.com",
+		"multi.uribl.com": "test.uribl.com", "notsurbl.org": "", "dbl.example.org": "",
+	} {
+		if got := testPointOf(zone); got != want {
+			t.Errorf("%s: %q, want %q", zone, got, want)
+		}
 	}
 }
 
@@ -184,6 +204,13 @@ func TestSubjects(t *testing.T) {
 			t.Errorf("%v: %q, want %q", kind, got.domain, want)
 		}
 	}
+	longest := strings.Repeat("abc.", 61) + "example.a" // 253 bytes
+	for helo, want := range map[string]bool{longest: true, longest + "b": false} {
+		req := policy.Request{Helo: helo}
+		if got := subjectOf(KindHelo, &req, false).ok(); got != want {
+			t.Errorf("a name of %d bytes: %v", len(helo), got)
+		}
+	}
 	for _, helo := range []string{
 		"", "[192.0.2.1]", "[IPv6:2001:db8::1]", "192.0.2.1", "localhost", "mail", "host.123", "a..b", ".example.org", "a b.example",
 		"a/b.example", strings.Repeat("a", 64) + ".example", strings.Repeat("abc.", 70) + "example", "\x00.example", "a.example..",
@@ -208,7 +235,8 @@ func TestJudge(t *testing.T) {
 		{"as it should be", []probe{no, yes}, passed, false, ""},
 		{"lists the world", []probe{yes, yes}, failed, false, "the world"},
 		{"lists the wrong one only", []probe{yes, no}, failed, false, "the world"},
-		{"lists nothing", []probe{no, no}, failed, true, "does not list"},
+		{"lists nothing", []probe{no, no}, failed, true, "does not list its test entry test"},
+		{"lists neither", []probe{no, no, no}, failed, true, "does not list its test entry test or dbltest.com"},
 		{"refuses", []probe{refused, refused}, failed, false, "public resolver"},
 		{"refuses one", []probe{no, refused}, failed, false, "public resolver"},
 		{"DNS down", []probe{down, down}, untested, false, "in time"},
@@ -266,6 +294,10 @@ func TestWindow(t *testing.T) {
 	if n, listed := w.counts(); n != 10 || listed != 4 {
 		t.Errorf("after a change: %d of %d, want 4 of 10", listed, n)
 	}
+	w.add(now.Add(time.Minute), time.Minute, at(0), false)
+	if n, listed := w.counts(); n != 10 || listed != 4 {
+		t.Errorf("at the end of the window: %d of %d, want 4 of 10", listed, n)
+	}
 	w.add(now.Add(61*time.Second), time.Minute, at(100), true)
 	if n, listed := w.counts(); n != 1 || listed != 1 {
 		t.Errorf("after the window: %d of %d, want 1 of 1", listed, n)
@@ -279,6 +311,17 @@ func TestWindow(t *testing.T) {
 	if len(w.queue) > 2*maxWindow+1 {
 		t.Errorf("queue has %d places", len(w.queue))
 	}
+	// What is over goes to the end of the queue's memory at once, not with each.
+	w = window{}
+	for i := range 2*maxWindow + 1 {
+		w.add(now, time.Minute, at(i), true)
+		if want := max(0, i+1-maxWindow); i < 2*maxWindow && w.head != want {
+			t.Fatalf("%d forgotten after %d, want %d", w.head, i+1, want)
+		}
+	}
+	if w.head != 0 || len(w.queue) != maxWindow {
+		t.Errorf("%d places of %d are empty", w.head, len(w.queue))
+	}
 }
 
 func TestErrorTextHasNoKey(t *testing.T) {
@@ -291,8 +334,19 @@ func TestErrorTextHasNoKey(t *testing.T) {
 	if got := l.errorFrom(t.Context(), context.DeadlineExceeded); got.class != failTimeout {
 		t.Errorf("deadline: %v", got.class)
 	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got := l.errorFrom(gone, err); got.class != failTimeout {
+		t.Errorf("an error when time is up: %v", got.class)
+	}
 	if got := l.errorFrom(t.Context(), timeoutError{}); got.class != failTimeout {
 		t.Errorf("timeout of the network: %v", got.class)
+	}
+	if got := l.key.hide("S3cretKey0.zen.example s3cretkey0s3cretkey0"); got != hidden+".zen.example "+hidden+hidden {
+		t.Errorf("hidden: %q", got)
+	}
+	if got := secret("").hide("zen.example"); got != "zen.example" {
+		t.Errorf("without a key: %q", got)
 	}
 	// Lower-casing changes the length of some Unicode; the key goes all the same.
 	if got := l.key.hide("\u0130\xff S3CRETKEY0 \u0130"); strings.Contains(strings.ToLower(got), "s3cret") {

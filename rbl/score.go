@@ -73,13 +73,13 @@ func (l limits) settled(score, missing, high, low int) bool {
 // tally is what the answers so far add up to.
 type tally struct {
 	score     int
-	missing   int // negative weights that could not be asked for
-	high, low int // what outstanding answers can add and take away
-	pending   int // outstanding answers that count
-	shadow    int // what lists in shadow mode would add
-	answered  int // lists that count and gave an answer
-	failed    int // lists that count and gave none
-	top       int // question of the matching list that counts most, -1 for none
+	missing   int  // negative weights that could not be asked for
+	high, low int  // what outstanding answers can add and take away
+	pending   bool // some answer that counts is outstanding
+	shadow    int  // what lists in shadow mode would add
+	answered  bool // some list that counts gave an answer
+	failed    int  // lists that count and gave none
+	top       int  // question of the matching list that counts most, -1 for none
 }
 
 func (r *evaluation) tally() tally {
@@ -92,7 +92,7 @@ func (r *evaluation) tally() tally {
 		case s.state == questionSkipped:
 		case s.state == questionPending:
 			if !shadow {
-				t.pending++
+				t.pending = true
 				t.high += q.highest
 				t.low += q.lowest
 			}
@@ -114,7 +114,7 @@ func (r *evaluation) tally() tally {
 				t.shadow += sum
 				continue
 			}
-			t.answered++
+			t.answered = true
 			t.score += sum
 			if sum > best {
 				best, t.top = sum, i

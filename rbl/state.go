@@ -396,7 +396,7 @@ func (l *list) apply(found [aspectCount]finding) {
 			continue
 		case f.health == failed:
 			worst = failed
-			wentOff = wentOff || was != failed || l.why[a] != f.why
+			wentOff = wentOff || l.why[a] != f.why
 		default:
 			cameBack = cameBack || was == failed
 		}
