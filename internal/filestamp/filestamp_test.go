@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -128,4 +129,31 @@ func TestTracker(t *testing.T) {
 	if !tr.Torn(path) || !tr.Due(path, at.Add(time.Second)) {
 		t.Error("a change while it was read goes unseen")
 	}
+}
+
+func TestWatcher(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w Watcher
+		polls, others := 0, 0
+		if w.Stop() {
+			t.Error("stopped before it was started")
+		}
+		for range 2 {
+			polls = 0
+			if !w.Start(time.Second, func(time.Time) { polls++ }) {
+				t.Error("not started")
+			}
+			if w.Start(time.Second, func(time.Time) { others++ }) {
+				t.Error("started twice")
+			}
+			time.Sleep(3500 * time.Millisecond)
+			if !w.Stop() || w.Stop() {
+				t.Error("not stopped, or twice")
+			}
+			time.Sleep(time.Minute)
+			if polls != 3 || others != 0 {
+				t.Errorf("%d polls, %d of another", polls, others)
+			}
+		}
+	})
 }

@@ -93,10 +93,7 @@ func insideQuotes(s string, i int) bool {
 // "IPv6:". An IPv4-mapped address is IPv4, a zone is dropped; what is no
 // address ("unknown") is the invalid one.
 func IP(s string) netip.Addr {
-	a, err := netip.ParseAddr(strings.TrimPrefix(s, "IPv6:"))
-	if err != nil {
-		return netip.Addr{}
-	}
+	a, _ := netip.ParseAddr(strings.TrimPrefix(s, "IPv6:")) // the invalid one, with an error
 	return a.Unmap().WithZone("")
 }
 
@@ -136,20 +133,12 @@ func Domain(name string) string {
 
 // OrgDomain returns the organisational domain of a name in the compared form:
 // the public suffix and one label more (RFC 7489 section 3.2). It is "" for an
-// address, a public suffix itself and a name without one.
+// address, an address literal, a public suffix itself and a name without one.
 func OrgDomain(name string) string {
-	if name == "" {
-		return ""
+	if strings.HasSuffix(name, "]") {
+		return "" // an address literal; publicsuffix knows plain addresses
 	}
-	if c := name[len(name)-1]; c >= '0' && c <= '9' || c == ']' {
-		if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
-			return ""
-		}
-	}
-	org, err := publicsuffix.EffectiveTLDPlusOne(name)
-	if err != nil {
-		return ""
-	}
+	org, _ := publicsuffix.EffectiveTLDPlusOne(name) // "", with an error
 	return org
 }
 

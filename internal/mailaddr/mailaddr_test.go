@@ -19,6 +19,12 @@ func TestParse(t *testing.T) {
 		{"user@B\u00dcCHER.example", "user", "xn--bcher-kva.example"},
 		{"user@_x.example", "user", "_x.example"},
 		{"user@\xff\xfe", "user", "\xff\xfe"},
+		{"user@A\x80", "user", "A\x80"},
+		{"user@A.z", "user", "a.z"},
+		{"user@Z.z", "user", "z.z"},
+		// names that IDNA refuses
+		{"user@XN--\u00fc.example", "user", "xn--\u00fc.example"},
+		{"user@\u00ad", "user", "\u00ad"},
 		{"@example.org", "", "example.org"},
 		{"user@", "user", ""},
 		{"..@a..b", "..", "a..b"},
@@ -31,17 +37,22 @@ func TestParse(t *testing.T) {
 
 func TestOrgDomain(t *testing.T) {
 	for in, want := range map[string]string{
-		"":                       "",
-		"mail.out.example.org":   "example.org",
-		"example.org":            "example.org",
-		"a.b.example.co.uk":      "example.co.uk",
-		"co.uk":                  "",
-		"com":                    "",
-		"192.0.2.1":              "",
-		"[192.0.2.1]":            "",
-		"2001:db8::1":            "",
-		"host-1-2-3.example.net": "example.net",
-		"..":                     "",
+		"":                        "",
+		"mail.out.example.org":    "example.org",
+		"example.org":             "example.org",
+		"a.b.example.co.uk":       "example.co.uk",
+		"co.uk":                   "",
+		"com":                     "",
+		"192.0.2.1":               "",
+		"192.0.2.0":               "",
+		"192.0.2.9":               "",
+		"[192.0.2.1]":             "",
+		"2001:db8::1":             "",
+		"::ffff:192.0.2.1":        "",
+		"[ipv6:2001:db8::1]":      "",
+		"[ipv6:::ffff:192.0.2.1]": "", // was "2.1]"
+		"host-1-2-3.example.net":  "example.net",
+		"..":                      "",
 	} {
 		if got := OrgDomain(in); got != want {
 			t.Errorf("OrgDomain(%q) = %q, want %q", in, got, want)
@@ -72,7 +83,10 @@ func TestSplitExtension(t *testing.T) {
 }
 
 func TestPlainNamesCostNothing(t *testing.T) {
-	if n := testing.AllocsPerRun(100, func() { Parse("User@mail.example.org") }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() {
+		Parse("User@mail.example.org")
+		ParsePath("<User@mail.example.org>")
+	}); n != 0 {
 		t.Errorf("%v allocations for a lower-case address", n)
 	}
 }
@@ -106,6 +120,9 @@ func TestParsePath(t *testing.T) {
 		{`<"a@b"@example.com>`, "a@b@example.com", "example.com"},
 		{`<"a\"b\\c"@example.com>`, `a"b\c@example.com`, "example.com"},
 		{`<bob\ smith@example.com>`, "bob smith@example.com", "example.com"},
+		{`"bob smith"@example.com`, "bob smith@example.com", "example.com"},
+		{`\bob@example.com`, "bob@example.com", "example.com"},
+		{`<@"a">`, `@"a"`, `"a"`},
 		{`<"a@b">`, "a@b", ""},
 		{`<"a@b>`, "a@b", ""},
 		{`<a@[IPv6:2001:db8::1]>`, "a@[IPv6:2001:db8::1]", "[ipv6:2001:db8::1]"},
@@ -114,6 +131,18 @@ func TestParsePath(t *testing.T) {
 	} {
 		if got := ParsePath(tt.in); got.Raw != tt.raw || got.Domain != tt.domain {
 			t.Errorf("%s: %+v, want %q at %q", tt.in, got, tt.raw, tt.domain)
+		}
+	}
+}
+
+func TestDeliverable(t *testing.T) {
+	for in, want := range map[string]bool{
+		"bob@example.com": true, "b@e": true, "a@b@example.com": true,
+		"": false, "bob": false, "@example.com": false, "bob@": false, "bob smith@example.com": false, "a,b@example.com": false,
+		"<bob@example.com": false, "bob@example.com>": false, "b\u00f6b@example.com": false, "bob@example.com\n": false,
+	} {
+		if got := Deliverable(in); got != want {
+			t.Errorf("%q: %v", in, got)
 		}
 	}
 }

@@ -178,7 +178,7 @@ func ParseExplanation(text string) (DomainSpec, error) {
 		return DomainSpec{}, &SyntaxError{Pos: MaxLength + 1, Text: fmt.Sprintf("more than %d bytes", MaxLength)}
 	}
 	var d DomainSpec
-	for at := 0; at <= len(text); {
+	for at := 0; at < len(text); {
 		word, _, more := strings.Cut(text[at:], " ")
 		if err := d.parse(word, at, false, true); err != nil {
 			err.Pos++

@@ -332,9 +332,6 @@ func cutLengths(s string) (domain, lengths string) {
 
 // parseDual reads dual-cidr-length: "/24", "//64", "/24//64" or nothing.
 func (t *Term) parseDual(s string, at int) *SyntaxError {
-	if s == "" {
-		return nil
-	}
 	v4, v6, both := strings.Cut(s, "//")
 	if v4 != "" {
 		n, err := length(v4[1:], 32, at+1)

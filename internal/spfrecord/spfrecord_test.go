@@ -31,6 +31,12 @@ func TestParse(t *testing.T) {
 		{"v=spf1 x= EXP=e.%{D1R+-} y=%{c}%%%_%-", "v=spf1 x= exp=e.%{D1r+-} y=%{c}%%%_%-"},
 		{"v=spf1 a:%{H}.bar a:1-2.a-1", "v=spf1 a:%{H}.bar a:1-2.a-1"},
 		{"v=spf1 a:a.%{d099999999999999999999}", "v=spf1 a:a.%{d253}"},
+		{"v=spf1 a:a.%{d254}", "v=spf1 a:a.%{d253}"},
+		{"v=spf1 a:a.%{d2r.-}", "v=spf1 a:a.%{d2r.-}"},
+		{"v=spf1 x=!~", "v=spf1 x=!~"},
+		{"v=spf1 A:example.com Z.A=1", "v=spf1 a:example.com z.a=1"},
+		{"v=spf1 a/32//128 a:example.com/19 a:example.com/20", "v=spf1 a/32//128 a:example.com/19 a:example.com/20"},
+		{"v=spf1 ip4:192.0.2.1/32 ip6:2001:db8::/128", "v=spf1 ip4:192.0.2.1/32 ip6:2001:db8::/128"},
 
 		// What the RFC 7208 test suite calls a permerror of the record's syntax.
 		{"v=spf10", "1: does not begin"},
@@ -60,6 +66,14 @@ func TestParse(t *testing.T) {
 		{"v=spf1 a:museum.", "10: at least two labels"},
 		{"v=spf1 a//129 -all", "11: from 0 to 128"},
 		{"v=spf1 a/33 -all", "10: from 0 to 32"},
+		{"v=spf1 a/00", "10: without leading zeros"},
+		{"v=spf1 a/1000", "10: without leading zeros"},
+		{"v=spf1 a:example.com/33", "22: from 0 to 32"},
+		{"v=spf1 a:example.com//129", "23: from 0 to 128"},
+		{"v=spf1 a:example.com-", "18: cannot be the last label"},
+		{"v=spf1 =x", "8: no mechanism begins like this"},
+		{"v=spf1 exp=a", "12: at least two labels"},
+		{"v=spf1 x=b%(h)", "11: %( is no macro"},
 		{"v=spf1 a/24/64 -all", "12: a prefix length is a number"},
 		{"v=spf1 a/024", "10: without leading zeros"},
 		{"v=spf1 a/", "10: a prefix length"},
@@ -124,6 +138,23 @@ func TestParse(t *testing.T) {
 		if want := "spf record: column " + column + ": "; !strings.HasPrefix(err.Error(), want) || !strings.Contains(fault.Text, text) {
 			t.Errorf("%q: %v, want %s", tt.in, err, tt.want)
 		}
+	}
+	for in, want := range map[string]string{
+		"v=spf2": `spf record: column 1: does not begin with "v=spf1" and a blank`,
+		"v=spf1 a:%\x1f" + strings.Repeat("x", 76): `spf record: column 10: "a:%\x1f` + strings.Repeat("x", 76) + `": %? is no macro`,
+		"v=spf1 a:%~" + strings.Repeat("x", 77):    `spf record: column 10: "a:%~` + strings.Repeat("x", 73) + `...": %~ is no macro`,
+	} {
+		if _, err := Parse(in); err == nil || err.Error() != want {
+			t.Errorf("%q: %v, want %s", in, err, want)
+		}
+	}
+	for c, want := range map[byte]byte{0x1f: '?', ' ': ' ', '~': '~', 0x7f: '?', 0xff: '?'} {
+		if got := printable(c); got != want {
+			t.Errorf("byte 0x%02x is shown as %c", c, got)
+		}
+	}
+	if _, err := Parse("v=spf1 " + strings.Repeat(" ", MaxLength-len("v=spf1 ")-len("-all")) + "-all"); err != nil {
+		t.Errorf("the longest record: %v", err)
 	}
 	if _, err := Parse("v=spf1 " + strings.Repeat("a ", MaxLength)); err == nil {
 		t.Error("a record without end was read")
@@ -206,6 +237,23 @@ func TestExpand(t *testing.T) {
 	}
 	if m := d.Macros(); len(m) != 2 || m[1].Letter != 'p' {
 		t.Errorf("macros %v", m)
+	}
+	for _, tt := range []struct {
+		macro Macro
+		want  string
+	}{{Macro{Reverse: true}, "com.example."}, {Macro{Keep: 2}, "example.com"}, {Macro{Keep: 3}, ".example.com"}, {Macro{Delimiters: "x"}, ".e.ample.com"}} {
+		if got := tt.macro.apply(".example.com"); got != tt.want {
+			t.Errorf("%v of .example.com: %q, want %q", tt.macro, got, tt.want)
+		}
+	}
+	for value, want := range map[string]string{ // with .x.example behind it
+		"a" + strings.Repeat(".abcdefgh", 26) + ".abcdefg":  "a" + strings.Repeat(".abcdefgh", 26) + ".abcdefg", // 253 bytes
+		"ab" + strings.Repeat(".abcdefgh", 26) + ".abcdefg": strings.Repeat("abcdefgh.", 26) + "abcdefg",        // and 254
+	} {
+		got, err := d.Expand(func(l byte) (string, bool) { return map[byte]string{'d': value, 'p': "x"}[l], true })
+		if err != nil || got != want+".x.example" {
+			t.Errorf("a name of %d bytes became %q, %v", len(value)+len(".x.example"), got, err)
+		}
 	}
 	long := strings.Repeat("abcdefghi.", 30) + "end"
 	got, err := d.Expand(func(byte) (string, bool) { return long, true })
@@ -294,6 +342,9 @@ func TestParseExplanation(t *testing.T) {
 		if column, _, _ := strings.Cut(tt.want, ":"); !strings.HasPrefix(err.Error(), "spf record: column "+column+":") {
 			t.Errorf("%q: %v, want %s", tt.in, err, tt.want)
 		}
+	}
+	if _, err := ParseExplanation(strings.Repeat("x", MaxLength)); err != nil {
+		t.Errorf("the longest text: %v", err)
 	}
 	d, err := ParseExplanation("%{l}")
 	if err != nil {
