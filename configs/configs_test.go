@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"postern/config"
+	"postern/internal/postfixtest"
 )
 
 func read(t *testing.T, name string) string {
@@ -33,7 +34,7 @@ func read(t *testing.T, name string) string {
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	if err := postfixtest.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

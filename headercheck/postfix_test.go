@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"postern/internal/mailaddr"
+	"postern/internal/postfixtest"
 	"postern/policy"
 )
 
@@ -120,7 +121,7 @@ postlog unix-dgram n - n - 1 postlogd
 		files["dynamicmaps.cf"] = string(data)
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(m.config, name), []byte(text), 0o644); err != nil {
+		if err := postfixtest.WriteFile(filepath.Join(m.config, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -162,19 +163,7 @@ func (m *mta) stop() {
 	if m.conn != nil {
 		_ = m.conn.Close() // done with it
 	}
-	pid, err := os.ReadFile(filepath.Join(m.dir, "queue/pid/master.pid"))
-	_ = exec.Command("postfix", "-c", m.config, "stop").Run() // it may not have started
-	if err != nil {
-		return
-	}
-	n := strings.TrimSpace(string(pid))
-	for range 500 {
-		if _, err := os.Stat("/proc/" + n); err != nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	m.t.Errorf("Postfix's master %s is still there", n)
+	postfixtest.Stop(m.t, filepath.Join(m.dir, "queue"))
 }
 
 func (m *mta) say(code int, format string, args ...any) string {

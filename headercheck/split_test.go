@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"postern/internal/postfixtest"
 )
 
 var testLimits = splitLimits{header: 60000, line: 2048, nesting: 100, boundary: 2048}
@@ -93,7 +95,7 @@ func needPostmap(t *testing.T) string {
 		missing("postmap is not installed: the comparison with Postfix is left out")
 	}
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nmail_owner = postfix\nsmtputf8_enable = no\n"), 0o644); err != nil {
+	if err := postfixtest.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nmail_owner = postfix\nsmtputf8_enable = no\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile("/etc/postfix/dynamicmaps.cf"); err == nil {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"postern/internal/postfixtest"
 )
 
 // tool returns the path of a Postfix command.
@@ -157,7 +159,7 @@ func TestPostfixReadsExportedFiles(t *testing.T) {
 		in.WriteString(a.String() + "\n")
 	}
 	conf := t.TempDir()
-	if err := os.WriteFile(filepath.Join(conf, "main.cf"), []byte("compatibility_level = 3.6\n"), 0o600); err != nil {
+	if err := postfixtest.WriteFile(filepath.Join(conf, "main.cf"), []byte("compatibility_level = 3.6\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(postmap, "-c", conf, "-q", "-", "cidr:"+path)

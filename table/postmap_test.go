@@ -13,12 +13,17 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"postern/internal/postfixtest"
 )
 
 // postmap asks the real Postfix. It returns the answers by key and what was
 // written to standard error.
 func postmap(t *testing.T, kind Kind, file string, keys []string) (map[string]string, string) {
 	t.Helper()
+	if err := postfixtest.Age(file); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("postmap", "-c", postfixDir(t), "-q", "-", kind.String()+":"+file)
 	cmd.Stdin = strings.NewReader(strings.Join(keys, "\n") + "\n")
 	var out, errs bytes.Buffer
@@ -41,7 +46,7 @@ var madePostfixDir = sync.OnceValues(func() (dir string, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return dir, err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nmail_owner = postfix\nsmtputf8_enable = no\n"), 0o644); err != nil {
+	if err := postfixtest.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nmail_owner = postfix\nsmtputf8_enable = no\n"), 0o644); err != nil {
 		return dir, err
 	}
 	// Where Debian lists pcre and other loadable table types.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"postern/internal/postfixtest"
 )
 
 // Properties are those of Postfix's own PCRE2, byte for byte.
@@ -21,7 +23,7 @@ func TestPropertiesBesidePostfix(t *testing.T) {
 	}
 	dir := t.TempDir()
 	// Bytes that are no UTF-8 are keys only without SMTPUTF8.
-	if err := os.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nsmtputf8_enable = no\n"), 0o600); err != nil {
+	if err := postfixtest.WriteFile(filepath.Join(dir, "main.cf"), []byte("compatibility_level = 3.6\nsmtputf8_enable = no\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	patterns := []string{

@@ -153,15 +153,8 @@ relay unix - - n - - smtp
 flush unix n - n 1000? 0 flush
 postlog unix-dgram n - n - 1 postlogd
 `, p.Port, yn)
-	// Each of Postfix's programs reads a file that is younger than two seconds
-	// again and again until it is that old.
-	old := time.Now().Add(-time.Minute)
 	for name, text := range map[string]string{"main.cf": main, "master.cf": services} {
-		path := filepath.Join(p.Config, name)
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chtimes(path, old, old); err != nil {
+		if err := WriteFile(filepath.Join(p.Config, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -179,6 +172,21 @@ postlog unix-dgram n - n - 1 postlogd
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// WriteFile is [os.WriteFile] and [Age].
+func WriteFile(name string, data []byte, perm os.FileMode) error {
+	if err := os.WriteFile(name, data, perm); err != nil {
+		return err
+	}
+	return Age(name)
+}
+
+// Age makes a file a minute old. Postfix reads main.cf and texthash tables that
+// are younger than two seconds again and again, until they are that old.
+func Age(name string) error {
+	old := time.Now().Add(-time.Minute)
+	return os.Chtimes(name, old, old)
 }
 
 // lastOfEach leaves of several settings of one name the last. Postfix would
@@ -231,23 +239,29 @@ func (p *Instance) Command(args ...string) {
 // Stop ends the instance and waits until its master is gone. It may be called
 // more than once, and is called at the test's end.
 func (p *Instance) Stop() {
-	pid, err := os.ReadFile(filepath.Join(p.Dir, "queue/pid/master.pid"))
 	if p.t.Failed() {
 		p.t.Logf("Postfix's log:\n%s", p.Log())
 	}
+	Stop(p.t, filepath.Join(p.Dir, "queue"))
+}
+
+// Stop ends the Postfix with a queue directory, if one has started, and waits
+// until its master is gone.
+func Stop(t testing.TB, queue string) {
+	t.Helper()
+	pid, err := os.ReadFile(filepath.Join(queue, "pid/master.pid"))
 	if err != nil {
 		return // it has not started
 	}
-	n := strings.TrimSpace(string(pid))
-	id, err := strconv.Atoi(n)
+	id, err := strconv.Atoi(strings.TrimSpace(string(pid)))
 	if err != nil {
-		p.t.Errorf("Postfix's master.pid: %v", err)
+		t.Errorf("Postfix's master.pid: %v", err)
 		return
 	}
 	// All its processes at once: "postfix stop" and the master, too, wait for
 	// seconds so that the last lines can be logged.
 	_ = syscall.Kill(-id, syscall.SIGKILL) // it may have ended by now
-	proctest.Gone(p.t, id)
+	proctest.Gone(t, id)
 }
 
 // Log returns what Postfix has logged so far.
