@@ -978,7 +978,7 @@ func TestTraits(t *testing.T) {
 	}
 }
 
-// The path of nearly all mail that is let past stays cheap.
+// The path of nearly all mail that is not delayed stays cheap.
 func TestAllocations(t *testing.T) {
 	w := newWorld(t, func(c *greylist.Config) {
 		c.Delay, c.KnownAfter = 0, 0

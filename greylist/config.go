@@ -75,7 +75,7 @@ type Config struct {
 	// {client}, {helo}, {sender}, {recipient}. Default "450 4.2.0 Greylisted,
 	// please try again in {wait} seconds".
 	Reply string `toml:"reply"`
-	// Hints is how many delayed contacts are remembered in memory, so that a
+	// Hints is how many delayed contacts are kept in memory, so that a
 	// retry that comes too early is answered before any costlier check.
 	// Default 100000.
 	Hints int `toml:"hints"`

@@ -474,9 +474,9 @@ table = "pcre:{dir}/checks"
 	d.eventually("the table is gone", func() bool { return strings.Contains(d.run("status"), "no such file") })
 	matches(t, "without the file", s.send(eml("two"), to), `^550 5\.7\.1 two \[ref `)
 	d.put("checks", "/^Subject: three/ REJECT three\n")
-	d.eventually("the mended table is in force", func() bool { return strings.HasPrefix(s.send(eml("three"), to), "550 5.7.1 three [ref ") })
+	d.eventually("the corrected table is in force", func() bool { return strings.HasPrefix(s.send(eml("three"), to), "550 5.7.1 three [ref ") })
 	if out := d.run("status"); strings.Contains(out, "NOT TAKEN") {
-		t.Errorf("status after it was mended:\n%s", out)
+		t.Errorf("status after it was corrected:\n%s", out)
 	}
 	// Without [headers] new sessions are not looked at; those under way keep on.
 	d.configure(content)

@@ -650,7 +650,7 @@ func (p *postfix) logs(text string) {
 }
 
 // A table that is not there, or cannot answer, makes mail wait: it is neither
-// refused for good nor let past.
+// refused for good nor let in.
 func TestUnknownTableMakesMailWait(t *testing.T) {
 	t.Parallel()
 	require(t, "postfix")

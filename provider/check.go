@@ -20,7 +20,7 @@ func (s *Set) Traits() policy.Traits { return Traits }
 // Idle implements [policy.Idler]: no list is configured.
 func (s *Set) Idle() bool { return len(s.Names()) == 0 }
 
-// Evaluate implements [policy.Check]. A client in a list is let past the checks
+// Evaluate implements [policy.Check]. A client in a list is exempt from the checks
 // that the list names. At RCPT one that meets all conditions of a relay
 // section that can be checked by then is permitted, which counts in a chain
 // with purpose = "relay" only; Skip is that of an allow then, too.

@@ -103,7 +103,7 @@ func (l *ListConfig) PostfixLines(lookup string) []string {
 		e := &l.Exports[i]
 		table := "cidr:" + e.Path
 		if strings.EqualFold(e.result(), "permit") {
-			out = append(out, "# let past postscreen's tests", "postscreen_access_list = permit_mynetworks, "+table)
+			out = append(out, "# exempt from postscreen's tests", "postscreen_access_list = permit_mynetworks, "+table)
 			continue
 		}
 		out = append(out, use(table)...)

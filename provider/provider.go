@@ -1,6 +1,6 @@
 // Package provider is the check that knows the networks of large senders. It
 // reads their SPF records (RFC 7208) into lists, keeps the lists right, and
-// uses them: a client in a list is let past named checks; one that meets the
+// uses them: a client in a list is exempt from named checks; one that meets the
 // conditions of a relay section is permitted to relay, and its message is held
 // to those conditions that only the message can show; files and look-ups give
 // the lists to Postfix.

@@ -3,7 +3,7 @@
 // LDAP directories and the next hop itself (a callout), and remembers the
 // answers as Postfix's verify(8) does, but for its known pains: only what
 // speaks of the mailbox is a negative answer, a failure is soon tried again,
-// the cache can be seen, shared and mended, and a next hop that takes every
+// the cache can be seen, shared and corrected, and a next hop that takes every
 // address or refuses us is found out.
 package verify
 

@@ -20,7 +20,7 @@ type Config struct {
 	// comes back. Default "6s".
 	Wait conf.Duration `toml:"wait"`
 	// RejectCode is 450 or 550: how an unknown recipient is refused. 450 lets
-	// mistakes in this file be mended without loss. Default 450.
+	// mistakes in this file be corrected without loss. Default 450.
 	RejectCode int `toml:"reject_code"`
 	// RejectText is what the client reads of an unknown recipient. Placeholders:
 	// {recipient}, {sender}, {client}, {helo}. Postfix puts "<recipient>:
@@ -51,7 +51,7 @@ type Config struct {
 	// pause after a refresh that failed. Default "2m".
 	TemporaryExpire conf.Duration `toml:"temporary_expire"`
 	// RefusedExpire is how long an answer that speaks of us, or says nothing, is
-	// remembered. Default "30m".
+	// cached. Default "30m".
 	RefusedExpire conf.Duration `toml:"refused_expire"`
 	// Retry is when an address is asked about again in the background after the
 	// next hop has answered "try again later", as one that greylists does; 0
@@ -63,7 +63,7 @@ type Config struct {
 	// are asked.
 	// Default "+".
 	Delimiters string `toml:"delimiters"`
-	// MaxEntries is the most addresses remembered; beyond it only known ones
+	// MaxEntries is the most addresses cached; beyond it only known ones
 	// are. Default 1000000.
 	MaxEntries int `toml:"max_entries"`
 	// MaxPending is the most addresses that are being asked about at once; more

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -8,6 +9,7 @@ import (
 
 	"postern/admin"
 	"postern/config"
+	"postern/internal/adminapi"
 )
 
 func (c *cli) checkCommand() *cobra.Command {
@@ -63,7 +65,9 @@ func (c *cli) reloadCommand() *cobra.Command {
 			}
 			if err := (admin.Client{Client: cl}).Reload(cmd.Context()); err != nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), err)
-				fmt.Fprintln(cmd.ErrOrStderr(), "the daemon keeps the configuration it had")
+				if !errors.Is(err, adminapi.ErrNotRunning) {
+					fmt.Fprintln(cmd.ErrOrStderr(), "the daemon keeps the configuration it had")
+				}
 				return errSaid
 			}
 			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "reloaded") })

@@ -101,7 +101,7 @@ func TestDecode(t *testing.T) {
 		A int `json:"a"`
 	}
 	for body, want := range map[string]string{
-		`{"a":7}`: "", `{"a":"x"}`: "cannot be read", `{"b":1}`: "unknown field", "": "EOF", `{"a":` + strings.Repeat(" ", 100) + `1}`: "too large",
+		`{"a":7}`: "", `{"a":"x"}`: "cannot be read", `{"b":1}`: "unknown field", "": "EOF", `{"a":7}x`: "something follows", `{"a":7} {}`: "something follows", "{\"a\":7} \n": "", `{"a":` + strings.Repeat(" ", 100) + `1}`: "too large",
 	} {
 		err := Decode(httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body)), 50, &v)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
@@ -120,6 +120,22 @@ func TestDecode(t *testing.T) {
 		addr, err := Addr(r, "addr")
 		if (err != nil) != (want == "") || err == nil && addr.String() != want {
 			t.Errorf("%q: %v, %v", text, addr, err)
+		}
+	}
+}
+
+func TestAnotherVersionAnswers(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/known", Answer(func(*http.Request) (any, error) { return nil, NotFound(errors.New("no such entry")) }))
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	c := NewClient("tcp:"+s.Listener.Addr().String(), "")
+	for call, want := range map[string]string{
+		"GET /v1/new": "has no call GET /v1/new: it may be of another version", "GET /v1/known": "has no call GET /v1/known", "POST /v1/known": "no such entry",
+	} {
+		method, path, _ := strings.Cut(call, " ")
+		if err := c.Call(t.Context(), method, path, nil, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", call, err, want)
 		}
 	}
 }

@@ -76,6 +76,9 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Res
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 		if json.Unmarshal(text, &f) != nil || f.Error == "" {
 			f.Error = strings.TrimSpace(string(text))
+			if res.StatusCode == http.StatusNotFound || res.StatusCode == http.StatusMethodNotAllowed {
+				f.Error = fmt.Sprintf("the daemon at %s has no call %s %s: it may be of another version than this command", c.where, method, path)
+			}
 		}
 		return nil, errors.New(f.Error)
 	}

@@ -73,7 +73,7 @@ type Config struct {
 	// RefusedPause is how long a next hop that refuses our greeting or sender
 	// for good is left alone. Default "10m".
 	RefusedPause conf.Duration `toml:"refused_pause"`
-	// AcceptAllKeep is how long it is remembered whether a next hop takes every
+	// AcceptAllKeep is how long it is cached whether a next hop takes every
 	// address of a domain, which a random address tells; 0: not asked.
 	// Default "12h".
 	AcceptAllKeep conf.Duration `toml:"accept_all_keep"`
