@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
 
+	"postern/internal/admintest"
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
 	"postern/policy"
@@ -128,17 +129,19 @@ func TestHitsAndEntries(t *testing.T) {
 		t.Errorf("notes %+v", req.Probe.Notes)
 	}
 	req.DryRun = true
-	if _, err := c.Evaluate(t.Context(), req); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		if _, err := c.Evaluate(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var got []Entry
 	c.Entries(time.Now(), func(e Entry) bool { got = append(got, e); return true })
 	if len(got) != 2 || got[0].Hits != 1 || got[0].Owner != "ann" || got[0].Kind != "deny" || got[0].Action != "reject" || !got[1].Expired {
 		t.Errorf("entries %+v", got)
 	}
-	c.Entries(time.Now(), func(Entry) bool { got = nil; return false })
-	if got != nil {
-		t.Error("did not stop when told")
+	n := 0
+	if c.Entries(time.Now(), func(Entry) bool { n++; return false }); n != 1 {
+		t.Errorf("%d entries after it was told to stop", n)
 	}
 
 	next, err := New(c.cfg, zaptest.NewLogger(t), prometheus.NewRegistry(), c)
@@ -174,6 +177,75 @@ func TestStartWatchesTheFiles(t *testing.T) {
 			t.Fatal("the edit never came into force")
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func TestCalls(t *testing.T) {
+	c := check(t, func(cfg *Config) {
+		cfg.Allow, cfg.Deny = []string{"inline:192.0.2.1", "inline:192.0.2.2"}, []string{"inline:192.0.2.3 owner=ann no"}
+	})
+	a := Admin{admintest.Serve(t, c.Calls())}
+	for most, want := range map[int]string{9: "192.0.2.1 192.0.2.2 192.0.2.3", 2: "192.0.2.1 192.0.2.2"} {
+		var got []string
+		if err := a.List(t.Context(), func(e Entry) bool {
+			got = append(got, e.Pattern)
+			return len(got) < most
+		}); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%v, %v, want %s", got, err, want)
+		}
+	}
+	var b strings.Builder
+	c.Status().WriteStatus(&b, time.Now())
+	if want := "list      allow: inline:192.0.2.1: 1 entries, 0 hits\nlist      allow: inline:192.0.2.2: 1 entries, 0 hits\nlist      deny: inline:192.0.2.3 owner=ann no: 1 entries, 0 hits\n"; b.String() != want {
+		t.Errorf("status %q", b.String())
+	}
+}
+
+func TestIdle(t *testing.T) {
+	for name, edit := range map[string]func(*Config){
+		"allow": func(c *Config) { c.Allow = []string{"inline:192.0.2.1"} }, "deny": func(c *Config) { c.Deny = []string{"inline:192.0.2.1"} },
+		"tables": func(c *Config) { c.Tables = []string{"inline:192.0.2.1 ok"} }, "": func(*Config) {},
+	} {
+		if got := check(t, edit).Idle(); got != (name == "") {
+			t.Errorf("idle with %q: %v", name, got)
+		}
+	}
+}
+
+func TestBoundsOfTheSettings(t *testing.T) {
+	for _, tt := range []struct {
+		timeout, reload time.Duration
+		ok              bool
+	}{
+		{10 * time.Millisecond, 100 * time.Millisecond, true},
+		{time.Minute, time.Hour, true},
+		{10*time.Millisecond - 1, time.Second, false},
+		{time.Minute + 1, time.Second, false},
+		{time.Second, 100*time.Millisecond - 1, false},
+		{time.Second, time.Hour + 1, false},
+	} {
+		cfg := DefaultConfig()
+		cfg.Timeout, cfg.ReloadInterval = conf.Duration(tt.timeout), conf.Duration(tt.reload)
+		var fs conf.Faults
+		if cfg.Validate("access", &fs); (fs == nil) != tt.ok {
+			t.Errorf("timeout = %v, reload_interval = %v: %v", tt.timeout, tt.reload, fs)
+		}
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "regexp")
+	if err := os.WriteFile(path, []byte("/a/ OK\n/(/ OK\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := DefaultConfig()
+	cfg.Lenient, cfg.Tables = true, []string{"regexp:" + path}
+	if warnings := cfg.Warnings("access"); len(warnings) != 1 || warnings[0].Line != 2 {
+		t.Errorf("%v", warnings)
+	}
+	cfg.Tables = append(cfg.Tables, "/nowhere") // a fault, which is told elsewhere
+	if warnings := cfg.Warnings("access"); len(warnings) != 0 {
+		t.Errorf("%v", warnings)
 	}
 }
 

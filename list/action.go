@@ -122,20 +122,18 @@ func (o *Options) setReply(e *Entry, s string, base int) error {
 
 // setHeader reads "Name: value" (RFC 5322 section 2.2).
 func setHeader(e *Entry, s string, base int) error {
-	name, value, ok := strings.Cut(s, ":")
+	name, value, _ := strings.Cut(s, ":")
 	value = strings.TrimSpace(value)
-	if !ok || name == "" || value == "" || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+	if name == "" || value == "" || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
 		return faultf(base, "prepend needs a header field: prepend X-Name: value")
 	}
 	if value != policy.Printable(value) {
 		return faultf(base+len(name)+1, "a header field holds printable ASCII only")
 	}
-	e.Header = policy.Header{Name: textproto.CanonicalMIMEHeaderKey(name), Value: value}
-	if !strings.EqualFold(e.Header.Name, name) {
-		e.Header.Name = name
-	} else if name != strings.ToLower(name) {
-		e.Header.Name = name // as the operator spells it
+	if name == strings.ToLower(name) { // else as the operator spells it
+		name = textproto.CanonicalMIMEHeaderKey(name)
 	}
+	e.Header = policy.Header{Name: name, Value: value}
 	return nil
 }
 

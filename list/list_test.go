@@ -106,6 +106,11 @@ func TestPatterns(t *testing.T) {
 		{`to:/a b/`, false, false},
 		{`from:"Ann+news"@example.org`, true, false},
 		{`from:"a b"@example.org`, false, false},
+		{"from:@org", false, false},
+		{"0.0.0.0-255.255.255.255", true, false},
+		{"192.0.2.7/32", true, false},
+		{"255.255", false, false},
+		{"helo:/^$/", false, false},
 	} {
 		s := load(t, Options{Delimiters: "+"}, "inline:"+tt.pattern)
 		if got := s.Find(typical) != nil; got != tt.first {
@@ -113,6 +118,37 @@ func TestPatterns(t *testing.T) {
 		}
 		if got := s.Find(v6) != nil; got != tt.last {
 			t.Errorf("%s matches the second request: %v", tt.pattern, got)
+		}
+	}
+}
+
+func TestAddressesAsTheyAreWritten(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, sender string
+		want            bool
+	}{
+		{`from:"a\"b c"@example.org`, `a"b c@example.org`, true},
+		{`from:"a\\b"@example.org`, `a\b@example.org`, true},
+		{`from:"a\"@example.org`, `a\@example.org`, true},
+		{`from:""@example.org`, "@example.org", true},
+		{`from:a"@example.org`, `a"@example.org`, true},
+		{`from:"a@example.org`, `"a@example.org`, true},
+		{"from:a@[192.0.2.1]", "a@[192.0.2.1]", true},
+		{"from:a@[192.0.2.1]", "a@192.0.2.1", false},
+		{"from:@[IPv6:2001:db8::1]", "a@[IPv6:2001:db8::1]", true},
+		{"from:az09-_.example.org", "a@az09-_.example.org", true},
+		{"from:ann@example.org", "Ann@example.org", true},
+		{"from:ann@example.org", "ann@EXAMPLE.org", true},
+		{"from:ann@example.org", "ann@example.org.", true},
+		{"from:ann@example.org", "bob@example.org", false},
+		{"from:ann@", "ann+x@example.org", true},
+		{"from:ann@", "+ann@example.org", false},
+		{"from:" + strings.Repeat("a", 63) + ".example", "a@" + strings.Repeat("a", 63) + ".example", true},
+		{"from:" + strings.Repeat("abc.", 61) + "example.a", "a@" + strings.Repeat("abc.", 61) + "example.a", true}, // 253 bytes
+	} {
+		s := load(t, Options{Delimiters: "+"}, "inline:"+tt.pattern)
+		if got := s.Find(request("", "", "", tt.sender, "")) != nil; got != tt.want {
+			t.Errorf("%s matches %s: %v", tt.pattern, tt.sender, got)
 		}
 	}
 }
@@ -134,6 +170,45 @@ func TestWhatIsNotKnownDoesNotMatch(t *testing.T) {
 	if e := s.Find(&policy.Request{Time: now, Stage: policy.StageMail}); e == nil || e.Pattern != "from:<>" {
 		t.Errorf("at MAIL FROM:<>: %v", e)
 	}
+	if e := s.Find(&policy.Request{Time: now, Stage: policy.StageVrfy}); e != nil {
+		t.Errorf("at VRFY, without a sender: %s", e.Pattern)
+	}
+	s = load(t, Options{}, "inline:helo:/^/", "inline:to:/^/", "inline:/^/", "inline:from:/./")
+	if e := s.Find(&policy.Request{Time: now, Stage: policy.StageRcpt, Sender: mailaddr.Parse("")}); e == nil || e.Field != Sender {
+		t.Errorf("without anything but <>: %v", e)
+	}
+}
+
+// What a table is looked up by, and when that is known.
+func TestTablesByField(t *testing.T) {
+	path := write(t, "t", "/^/ REJECT\n")
+	client := request("192.0.2.7", "", "", "", "")
+	client.Stage = policy.StageConnect
+	name := request("", "mx.example.org", "", "", "")
+	name.Stage = policy.StageConnect
+	helo := request("", "", "mx.example.org", "", "")
+	helo.Stage = policy.StageHelo
+	bounce := request("", "", "", "", "")
+	bounce.Stage = policy.StageMail
+	sender := request("", "", "", "a@example.org", "")
+	sender.Stage = policy.StageMail
+	vrfy := request("", "", "", "", "bob")
+	vrfy.Stage = policy.StageVrfy
+	for _, tt := range []struct {
+		name string
+		req  *policy.Request
+		want string
+	}{
+		{"an address", client, "client"}, {"a name", name, "client"}, {"HELO", helo, "helo"},
+		{"<>", bounce, "sender"}, {"a sender", sender, "sender"}, {"VRFY", vrfy, "recipient"},
+	} {
+		for _, field := range fieldNames {
+			s := load(t, Options{NeedAction: true, Actions: []policy.Action{policy.Reject}}, field+"=regexp:"+path)
+			if got := s.Find(tt.req) != nil; got != (field == tt.want) {
+				t.Errorf("%s is found by %s: %v", tt.name, field, got)
+			}
+		}
+	}
 }
 
 func TestTheMostSpecificDecides(t *testing.T) {
@@ -147,6 +222,7 @@ func TestTheMostSpecificDecides(t *testing.T) {
 		"from:ann@",
 		".mail.example.org",
 		".example.org",
+		".org",
 		"unknown",
 		"/example/",
 	}
@@ -161,6 +237,42 @@ func TestTheMostSpecificDecides(t *testing.T) {
 		}
 		if e := load(t, Options{}, sources...).Find(req); e == nil || e.Pattern != ordered[i] {
 			t.Errorf("of %v: %+v", ordered[i:], e)
+		}
+	}
+	// Across fields and kinds of sources.
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	opts := Options{NeedAction: true, Actions: []policy.Action{policy.Allow, policy.Reject}}
+	cidr := "cidr:" + file("cidr", "192.0.2.0/24 OK\n")
+	hash := "texthash:" + file("hash", "192.0.2 OK\nmail.a.b.c.d.example.org OK\n!! OK\n")
+	many := request("192.0.2.7", "mail.a.b.c.d.example.org", "[192.0.2.7]", "ann@example.org", "bob@example.com")
+	none := request("192.0.2.7", "", "", "ann@example.org", "bob@example.com")
+	v6 := request("2001:db8::7", "", "", "ann@example.org", "bob@example.com")
+	for _, tt := range []struct {
+		req     *policy.Request
+		winner  string
+		sources []string
+	}{
+		{many, "helo:[192.0.2.7]", []string{"inline:mail.a.b.c.d.example.org ok", "inline:helo:[192.0.2.7] ok"}},
+		{many, "mail.a.b.c.d.example.org", []string{"inline:from:example.org ok", "inline:.b.c.d.example.org ok", hash}},
+		{many, "mail.a.b.c.d.example.org", []string{hash, "inline:mail.a.b.c.d.example.org ok"}}, // the first of two alike
+		{none, "from:example.org", []string{"inline:unknown ok", "inline:from:example.org ok"}},
+		{none, "192.0.2.0/24", []string{"inline:192.0.0.0/16 reject", cidr}},
+		{none, "192.0.2.0/28", []string{cidr, "inline:192.0.2.0/28 reject"}},
+		{none, "192.0.2", []string{"inline:192.0.0.0/16 reject", hash}},
+		{none, "192.0.2.0/28", []string{hash, "inline:192.0.2.0/28 reject"}},
+		{none, "from:ann@example.org", []string{"inline:from:ann@example.org ok", "inline:to:bob@example.com reject"}},
+		{none, "to:bob@example.com", []string{"inline:to:bob@example.com reject", "inline:from:ann@example.org ok"}},
+		{v6, "2001:db8::/120", []string{"inline:2001:db8::/112 reject", "inline:2001:db8::/120 ok", "inline:0.0.0.0/0 ok"}},
+	} {
+		if e := load(t, opts, tt.sources...).Find(tt.req); e == nil || e.Pattern != tt.winner {
+			t.Errorf("%v: %+v, want %s", tt.sources, e, tt.winner)
 		}
 	}
 	two := load(t, Options{}, "inline:192.0.2.7 owner=first", "inline:192.0.2.7 owner=second")
@@ -186,6 +298,19 @@ func TestExpiredEntriesDoNotMatch(t *testing.T) {
 	late.Time = time.Date(2030, 6, 16, 0, 0, 0, 0, time.Local)
 	if e := s.Find(late); e != nil {
 		t.Errorf("the day after: %+v", e)
+	}
+}
+
+// A range is several networks, each with entries of others behind it.
+func TestExpiredRanges(t *testing.T) {
+	s := load(t, Options{}, "inline:192.0.2.7-192.0.2.10 until=2030-06-01", "inline:192.0.2.10 owner=ten", "inline:192.0.2.8/31 owner=eight", "inline:192.0.2.7 owner=seven")
+	for client, want := range map[string]string{"192.0.2.7": "seven", "192.0.2.8": "eight", "192.0.2.10": "ten"} {
+		if e := s.Find(request(client, "", "", "", "")); e == nil || e.Owner != want {
+			t.Errorf("%s: %+v", client, e)
+		}
+	}
+	if e := s.Find(request("192.0.2.11", "", "", "", "")); e != nil {
+		t.Errorf("beyond the range: %+v", e)
 	}
 }
 
@@ -230,6 +355,28 @@ func TestActions(t *testing.T) {
 			t.Errorf("%s: reply %q", tt.text, got)
 		}
 	}
+	for in, want := range map[string]policy.Header{
+		"X-Spam-ID: 7":                  {Name: "X-Spam-ID", Value: "7"},
+		"x-spam-id: 7":                  {Name: "X-Spam-Id", Value: "7"},
+		"!~: \t a:b \\# c":              {Name: "!~", Value: "a:b # c"},
+		"until=2031-01-01 X-Until: yes": {Name: "X-Until", Value: "yes"},
+	} {
+		if e := load(t, opts, "inline:192.0.2.7 prepend "+in).Find(req); e.Header != want {
+			t.Errorf("prepend %s: %+v", in, e.Header)
+		}
+	}
+	// What looks like a key and is none begins the text.
+	for _, text := range []string{"=x y", "{{=1", "`=1", "Ab=c", "a-b=c", "a b=c", "a # b=c"} {
+		want, _, _ := strings.Cut(text, " #")
+		if e := load(t, opts, "inline:192.0.2.7 reject owner=ann "+text).Find(req); e.Text != want || e.Owner != "ann" {
+			t.Errorf("reject %s: text %q", text, e.Text)
+		}
+	}
+	for text, want := range map[string]string{"a#b": "a#b", "a# b": "a# b", "a\t#b": "a", "a #": "a", "a \\#b": "a #b"} {
+		if e := load(t, opts, "inline:192.0.2.7 reject "+text).Find(req); e.Text != want {
+			t.Errorf("reject %s: text %q, want %q", text, e.Text, want)
+		}
+	}
 	e := load(t, opts, "inline:192.0.2.7 redirect a@example.org").Find(req)
 	if e.Arg != "a@example.org" {
 		t.Errorf("redirect to %q", e.Arg)
@@ -264,7 +411,34 @@ func TestFaultsHaveAPlace(t *testing.T) {
 		{"to:<>", "<> is a sender"},
 		{"form:a@example.org", `":" cannot stand in it`},
 		{"/a(b/", ":1:1: "},
-		{"/ab", "has no closing /"},
+		{"/ab", ":1:1: the regular expression has no closing /"},
+		{`/ab\`, ":1:1: the regular expression has no closing /"},
+		{`helo:/ab\/ x`, ":1:1: the regular expression has no closing /"},
+		{"helo:[192.0.2.1", "cannot stand in it"},
+		{"helo:192.0.2.1]", "cannot stand in it"},
+		{"from:a@[192.0.2.1", "cannot stand in it"},
+		{"from:a@192.0.2.1]", "cannot stand in it"},
+		{"from: a@example.org", "nothing behind the prefix"},
+		{"from:a@.", "is not a host name"},
+		{"a`.example", "cannot stand in it"},
+		{"a{.example", "cannot stand in it"},
+		{"a/.example", "is not an IP address"},
+		{"a:.example", "cannot stand in it"},
+		{strings.Repeat("a", 64) + ".example", "longer than 63"},
+		{strings.Repeat("abc.", 61) + "example.aa", "is not a host name"}, // 254 bytes
+		{"192.0.2/24", `"192.0.2" is not an IP address`},
+		{"192.0.2.7/-1", "is not a prefix length"},
+		{"192.0.2.7/+32", "is not a prefix length"},
+		{"192.0.2.7/x", "is not a prefix length"},
+		{"192.0.2.7/", "is not a prefix length"},
+		{"fe80::1%eth0", "is not an IPv6 address"},
+		{"g::1", "is not an IPv6 address"},
+		{"192.256", "is not an IPv4 address"},
+		{"192.00", "is not an IPv4 address"},
+		{"192.0.2.7 reject  {clinet}", ":1:19: unknown placeholder"},
+		{"192.0.2.7 reject owner=ann\t{clinet}", ":1:28: unknown placeholder"},
+		{"192.0.2.7 a=b", `unknown key "a"`},
+		{"192.0.2.7 z_=b", `unknown key "z_"`},
 		{"192.0.2.7 allow", ":1:11: allow cannot stand in k (one of defer, dunno, reject)"},
 		{"192.0.2.7 until=yesterday x", ":1:11: until=yesterday is not a date"},
 		{"192.0.2.7 untill=2030-01-01 x", `:1:11: unknown key "untill" (one of owner, skip, until)`},
@@ -286,9 +460,116 @@ func TestFaultsHaveAPlace(t *testing.T) {
 			if len(faults) > 0 {
 				t.Errorf("%q: %v", tt.line, faults)
 			}
-		case len(faults) != 1 || !strings.Contains(strings.ReplaceAll(faults.Error(), path, ""), tt.want):
+		case len(faults) != 1 || faults[0].File != path || !strings.Contains(strings.ReplaceAll(faults.Error(), path, ""), tt.want):
 			t.Errorf("%q: faults %q, want one with %q", tt.line, faults, tt.want)
 		}
+	}
+}
+
+func TestFaultsOfActions(t *testing.T) {
+	all := []policy.Action{policy.Allow, policy.Reject, policy.Redirect}
+	for _, tt := range []struct {
+		opts       Options
+		line, want string
+	}{
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 nonsense", `:1:11: "nonsense" is not an action`},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 redirect", ":1:19: redirect needs one address"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 redirect a@b c", ":1:20: redirect needs one address"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 prepend X-Name", ":1:19: prepend needs a header field"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 prepend X-Name: ", ":1:19: prepend needs a header field"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 prepend : value", ":1:19: prepend needs a header field"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 prepend X Name: value", ":1:19: prepend needs a header field"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 prepend \x01X: value", ":1:19: prepend needs a header field"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 prepend X\x7f: value", ":1:19: prepend needs a header field"},
+		{Options{NeedAction: true, Actions: all}, "192.0.2.7 prepend X-Name: v\u00e4lue", ":1:26: a header field holds printable ASCII only"},
+		{Options{Key: "k"}, "192.0.2.7 reject", ":1:11: reject cannot stand in k (one of allow, dunno)"},
+		{Options{Key: "k"}, "192.0.2.7 allow", ""},
+		{Options{Key: "k", Default: policy.Reject}, "192.0.2.7 allow", ":1:11: allow cannot stand in k (one of dunno, reject)"},
+		{Options{Key: "k", Default: policy.Reject}, "192.0.2.7 reject", ""},
+		{Options{Key: "k"}, "192.0.2.7 prepend X-Name: value", "cannot stand in k"},
+	} {
+		path := write(t, "bad.list", tt.line+"\n")
+		_, faults := Load([]string{path}, tt.opts)
+		if got := strings.ReplaceAll(faults.Error(), path, ""); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%q: %q, want %q", tt.line, got, tt.want)
+		}
+	}
+	takes := func(string) error { return nil }
+	s := load(t, Options{Params: map[string]func(string) error{"skip": takes, "delay": takes}}, "inline:192.0.2.7 skip=rbl delay=5m text")
+	if e := s.Entries()[0]; e.Params["skip"] != "rbl" || e.Params["delay"] != "5m" || e.Text != "text" {
+		t.Errorf("%+v", e)
+	}
+	// A table's result has an action, whatever the list does without one.
+	_, faults := Load([]string{"cidr:" + write(t, "c", "192.0.2.7 something\n")}, Options{})
+	if !strings.Contains(faults.Error(), `"something" is not an action`) {
+		t.Error(faults)
+	}
+}
+
+func TestSources(t *testing.T) {
+	odd := write(t, "a:b", "\ufeff\n  # a remark\n\n \t\r\n192.0.2.7\n")
+	for _, source := range []string{odd, "file:" + odd, "client=" + odd} {
+		if s := load(t, Options{}, source); s.Len() != 1 || s.Entries()[0].Line != 5 {
+			t.Errorf("%s: %d entries, %+v", source, s.Len(), s.Entries())
+		}
+	}
+	long := "192.0.2.7" + strings.Repeat(" ", maxLine-len("192.0.2.7 x")) + " #" // as long as a line may be
+	load(t, Options{}, write(t, "long", long))
+	big := write(t, "big", "")
+	if err := os.Truncate(big, maxFile+1); err != nil { // takes no room
+		t.Fatal(err)
+	}
+	list, table := write(t, "list", "192.0.2.7\n"), write(t, "table", strings.Repeat("192.0.2.7 nonsense\n", 3*maxFaults))
+	bad := write(t, "bad", strings.Repeat("192.0.2.300 OK\n", 3*maxFaults))
+	for _, tt := range []struct {
+		source string
+		opts   Options
+		want   string
+		n      int
+	}{
+		{"sender=postgrey-clients:" + list, Options{}, "postgrey-clients says by itself", 1},
+		{"sender=postgrey-recipients:" + list, Options{}, "postgrey-recipients says by itself", 1},
+		{"cidr:", Options{}, "the name of the file is missing", 1},
+		{"inline:# only a remark", Options{Key: "k"}, `k[0]: there is no entry in "inline:# only a remark"`, 1},
+		{"inline:", Options{KeyAt: func(i int) string { return "at" + itoa(i) }}, "at0: there is no entry", 1},
+		{"inline:*.x", Options{Key: "k"}, "k[0]: \"*.x\": there are no wildcards", 1},
+		{"relative.list", Options{Key: "k"}, "k[0]: relative.list cannot be read: no such file", 1},
+		{big, Options{}, "at most 268435456 can be read", 1},
+		{"cidr:" + big, Options{}, "at most 268435456 can be read", 1},
+		{"postgrey-clients:" + write(t, "p", "# x\n   *.x # y\n"), Options{}, ":2:4: \"*.x\": there are no wildcards", 1},
+		{"postgrey-clients:" + list, Options{Key: "deny", Default: policy.Reject}, ":1:1: a postgrey whitelist lets past; that cannot stand in deny", 1},
+		{"cidr:" + table, Options{}, "is not an action", maxFaults},
+		{"cidr:" + bad, Options{}, "and more faults", maxFaults + 1},
+		{write(t, "zero", "\x00192.0.2.7\n"), Options{}, ":1:1: a zero byte", 1},
+		{write(t, "utf8", "\ufffd x\xff\n"), Options{}, ":1:6: not UTF-8", 1},
+	} {
+		_, faults := Load([]string{tt.source}, tt.opts)
+		if len(faults) != tt.n || !strings.Contains(faults.Error(), tt.want) {
+			t.Errorf("%s: %d faults: %v, want %q", tt.source, len(faults), faults, tt.want)
+		}
+	}
+	just := write(t, "just", strings.Repeat("192.0.2.300 OK\n", maxFaults))
+	if _, faults := Load([]string{"cidr:" + just}, Options{}); len(faults) != maxFaults || strings.Contains(faults.Error(), "more faults") {
+		t.Errorf("%d faults: %v", len(faults), faults)
+	}
+}
+
+func TestFieldNames(t *testing.T) {
+	for f := range fieldCount {
+		if s := load(t, Options{Field: f}, f.String()+"="+write(t, "l", "/x/\n")); s.Entries()[0].Field != f {
+			t.Errorf("%v: %v", f, s.Entries()[0].Field)
+		}
+	}
+	if got := fieldCount.String(); got != "unknown" {
+		t.Errorf("a field beyond the last: %q", got)
+	}
+}
+
+func TestPlainRequestsCostNothing(t *testing.T) {
+	s := load(t, Options{Delimiters: "+"}, "inline:192.0.2.0/24", "inline:.example.net", "inline:from:bob@example.org", "inline:to:bob@")
+	req := request("198.51.100.7", "mail.example.org", "mail.example.org", "ann@example.org", "dora@example.com")
+	if n := testing.AllocsPerRun(100, func() { s.Find(req) }); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
 
@@ -461,6 +742,12 @@ func TestRanges(t *testing.T) {
 		}
 		if want := !x.Less(lo) && !hi.Less(x); in != want {
 			t.Fatalf("%v in %v-%v: %v", x, lo, hi, in)
+		}
+		for i := 1; i < len(prefixes); i++ { // as few as can be: no two are halves of one
+			a, b := prefixes[i-1], prefixes[i]
+			if wider := netip.PrefixFrom(a.Addr(), a.Bits()-1); a.Bits() == b.Bits() && wider.Masked() == wider && wider.Contains(b.Addr()) {
+				t.Fatalf("%v and %v are one", a, b)
+			}
 		}
 		if prefixes[0].Addr() != lo || lastOf(prefixes[len(prefixes)-1]) != hi {
 			t.Fatalf("%v-%v became %v", lo, hi, prefixes)

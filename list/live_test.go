@@ -1,6 +1,7 @@
 package list
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,6 +49,21 @@ func TestListsAreReadAgain(t *testing.T) {
 		l.Start(time.Second)
 		defer l.Stop()
 		look := func() { time.Sleep(1500 * time.Millisecond); synctest.Wait() }
+		gauge := func(name string, want int) {
+			t.Helper()
+			text := map[string]string{"entries": "Entries of the lists in force.", "expired_entries": "Entries that have passed their date and no longer match.", "faulty": "Lists whose last edit was not taken."}
+			if err := testutil.GatherAndCompare(reg, strings.NewReader(fmt.Sprintf("# HELP postern_access_list_%s %s\n# TYPE postern_access_list_%s gauge\npostern_access_list_%s %d\n",
+				name, text[name], name, name, want)), "postern_access_list_"+name); err != nil {
+				t.Error(err)
+			}
+		}
+		gauge("entries", 2)
+		gauge("faulty", 0)
+		look()
+		look()
+		if n := logs.FilterMessage("list reloaded").Len(); n != 0 {
+			t.Errorf("read again %d times though nothing changed", n)
+		}
 		found := func(client string) bool {
 			req := request(client, "", "", "", "")
 			req.Time = time.Now()
@@ -108,9 +124,35 @@ postern_access_list_reloads_total{result="taken"} 1
 		if found("192.0.2.1") || !found("192.0.2.4") || l.Status()[0].Fault != "" {
 			t.Error("the file that came back is not in force")
 		}
+		before := logs.FilterMessage("list reloaded").Len()
 		if faults := l.Reload(); len(faults) > 0 || !found("192.0.2.4") {
 			t.Error("an explicit reload:", faults)
 		}
+		if n := logs.FilterMessage("list reloaded").Len() - before; n != 1 {
+			t.Errorf("%d lists were read again, want the file", n)
+		}
+		edit(t, path, "1.2.3.4.5\n", 5)
+		if faults := l.Reload(); len(faults) != 1 || !strings.Contains(l.Status()[0].Fault, ":1:1: ") {
+			t.Error("an explicit reload of a broken edit:", faults)
+		}
+
+		// Several have the gauges in common.
+		edit(t, path, "192.0.2.5\n192.0.2.6 until="+time.Now().Add(time.Minute).Format("2006-01-02T15:04:05")+"\n", 6)
+		look()
+		other, faults := NewLive([]string{"inline:192.0.2.1", "inline:192.0.2.2 until=1999-01-01"}, Options{Key: "k"}, zap.New(core), l.metrics)
+		if err := faults.Err(); err != nil {
+			t.Fatal(err)
+		}
+		other.Start(time.Second)
+		other.Start(time.Second)
+		gauge("entries", 5)
+		gauge("expired_entries", 1)
+		time.Sleep(2 * time.Minute)
+		gauge("expired_entries", 2)
+		other.Stop()
+		look()
+		gauge("entries", 3)
+		gauge("expired_entries", 1)
 	})
 }
 
@@ -195,4 +237,71 @@ func modified(t *testing.T, path string) time.Time {
 		t.Fatal(err)
 	}
 	return st.ModTime()
+}
+
+func TestNothingIsMadeOfFaults(t *testing.T) {
+	for _, source := range []string{"nonsense:x", "inline:*.x"} {
+		if l, faults := NewLive([]string{"inline:192.0.2.1", source}, Options{Key: "k"}, zap.NewNop(), nil); l != nil || len(faults) != 1 || faults[0].Key != "k[1]" {
+			t.Errorf("%s: %v, %v", source, l, faults)
+		}
+	}
+	l, faults := NewLive([]string{"inline:192.0.2.1"}, Options{Key: "k"}, zap.NewNop(), nil)
+	if err := faults.Err(); err != nil {
+		t.Fatal(err)
+	}
+	l.Adopt(nil)
+	if !l.Find(t, "192.0.2.1") {
+		t.Error("nothing was taken over, and all is gone")
+	}
+}
+
+// A file that changes while it is read is read again.
+func TestAFileThatIsTorn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.list")
+	edit(t, path, "192.0.2.1\n", 1)
+	tears := 0
+	opts := Options{Key: "k", Params: map[string]func(string) error{"tear": func(string) error {
+		if tears++; tears == 1 {
+			edit(t, path, "192.0.2.3 tear=again\n", 3)
+		}
+		return nil
+	}}}
+	l, faults := NewLive([]string{path}, opts, zap.NewNop(), nil)
+	if err := faults.Err(); err != nil {
+		t.Fatal(err)
+	}
+	edit(t, path, "192.0.2.2 tear=once\n", 2)
+	l.poll(time.Now())
+	if !l.Find(t, "192.0.2.1") {
+		t.Error("taken though it changed meanwhile")
+	}
+	l.poll(time.Now())
+	if !l.Find(t, "192.0.2.3") || tears != 2 {
+		t.Errorf("not read again; read %d times", tears)
+	}
+}
+
+func TestMetricsAreShared(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	a, b := NewMetrics(reg, "access"), NewMetrics(reg, "access")
+	a.taken()
+	b.taken()
+	if n := testutil.ToFloat64(a.reloads[1]); n != 2 {
+		t.Errorf("counted %v of 2", n)
+	}
+}
+
+func TestStatusLines(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	for want, st := range map[string]Status{
+		"list      access deny: inline:192.0.2.1: 1 entries, 0 hits\n": {Source: "inline:192.0.2.1", Entries: 1},
+		"list      access deny: /a: 3 entries, 7 hits, 1 EXPIRED, read 5s ago\n          EDIT NOT TAKEN 2s ago, the entries above stay in force:\n          /a:1: x\n          /a:2: y\n": {
+			Source: "/a", File: "/a", Entries: 3, Hits: 7, Expired: 1, Loaded: now.Add(-5 * time.Second), Fault: "/a:1: x\n/a:2: y", FaultAt: now.Add(-2 * time.Second),
+		},
+	} {
+		var b strings.Builder
+		if WriteStatus(&b, "access deny", []Status{st}, now); b.String() != want {
+			t.Errorf("got  %q\nwant %q", b.String(), want)
+		}
+	}
 }

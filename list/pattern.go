@@ -138,9 +138,6 @@ func (p *pattern) parseAddress(s string) error {
 }
 
 func unquote(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		if s[i] == '\\' && i+1 < len(s) {

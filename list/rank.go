@@ -10,7 +10,7 @@ import (
 // rank says how specific a pattern is; the higher goes first.
 type rank struct {
 	level uint8
-	width uint8 // within a level: prefix length, or number of labels
+	width uint8 // within a level: prefix length, or number of dots
 }
 
 // The levels, from the least specific.
@@ -31,18 +31,11 @@ func (r rank) compare(o rank) int {
 	return cmp.Compare(o.width, r.width)
 }
 
-// networkRank makes a host of either family equally specific, and networks of
-// both comparable: IPv4 counts as the last 32 of 128 bits.
-func networkRank(p netip.Prefix) rank {
-	bits := p.Bits()
-	if p.Addr().Is4() {
-		bits += 96
-	}
-	return rank{levelNetwork, uint8(bits)}
-}
+// networkRank ranks networks of one family: no client has an address of both.
+func networkRank(p netip.Prefix) rank { return rank{levelNetwork, uint8(p.Bits())} }
 
 func nameRank(level uint8, name string) rank {
-	return rank{level, uint8(min(strings.Count(name, ".")+1, 255))}
+	return rank{level, uint8(min(strings.Count(name, "."), 255))}
 }
 
 func writeInt(b *strings.Builder, n int) {

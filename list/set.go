@@ -190,9 +190,7 @@ func (s *Set) Find(req *policy.Request) *Entry {
 	if req.Recipient.Raw != "" {
 		f.address(Recipient, req.Recipient)
 	}
-	if len(s.tables) > 0 {
-		f.tables(req)
-	}
+	f.tables(req)
 	return f.best
 }
 

@@ -247,13 +247,9 @@ func (s *source) readTable(o *Options, c *content, faults *conf.Faults) {
 			e.rank = keyRank(r.Pattern, s.field)
 		case table.PCRE, table.Regexp: // as said
 		}
-		result := r.Result
-		if r.Substitutes {
-			// What the groups will hold is not known; any word will do to see
-			// whether the action can be carried out.
-			result = placeholders.Replace(result)
-		}
-		if err := o.setAction(e, strings.TrimSpace(result), 0, true); err != nil {
+		// What groups will hold is not known: "$1" as a word will do to see
+		// whether the action can be carried out.
+		if err := o.setAction(e, strings.TrimSpace(r.Result), 0, true); err != nil {
 			faults.Filef(s.file, r.Line, 0, "%v", err)
 			if len(*faults) >= maxFaults {
 				return
@@ -262,11 +258,6 @@ func (s *source) readTable(o *Options, c *content, faults *conf.Faults) {
 		c.entries = append(c.entries, e)
 	}
 }
-
-// placeholders makes a result with groups into one without.
-var placeholders = strings.NewReplacer("$1", "x", "$2", "x", "$3", "x", "$4", "x", "$5", "x", "$6", "x", "$7", "x", "$8", "x", "$9", "x",
-	"${1}", "x", "${2}", "x", "${3}", "x", "${4}", "x", "${5}", "x", "${6}", "x", "${7}", "x", "${8}", "x", "${9}", "x",
-	"$(1)", "x", "$(2)", "x", "$(3)", "x", "$(4)", "x", "$(5)", "x", "$(6)", "x", "$(7)", "x", "$(8)", "x", "$(9)", "x", "$$", "$")
 
 // keyRank ranks a key of a texthash as access(5) tries them.
 func keyRank(key string, f Field) rank {
