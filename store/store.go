@@ -93,7 +93,7 @@ type Config struct {
 	MaxEntries int `toml:"max_entries"`
 	// MaxWaiting is the most first contacts that are remembered until they come
 	// back. When more come, those go that nobody has tried again, the oldest of
-	// the network that has most. Some 250 bytes of memory each.
+	// the network that has most. Some 300 bytes of memory each.
 	// Default 1000000.
 	MaxWaiting int `toml:"max_waiting"`
 	// Redis is for kind = "redis".

@@ -561,13 +561,17 @@ func flood(t *testing.T, open func(t testing.TB) store.Store) {
 		name string
 		addr func(i int) netip.Addr
 		// The share of newcomers that must pass, in percent.
-		pass int
+		pass  int
+		tries int // of each contact
 	}{
-		{"one network", func(int) netip.Addr { return netip.MustParseAddr("198.51.100.7") }, 95},
-		{"a hundred networks", func(i int) netip.Addr { return netip.AddrFrom4([4]byte{100, 1, byte(i % 100), 7}) }, 90},
+		{"one network", func(int) netip.Addr { return netip.MustParseAddr("198.51.100.7") }, 95, 1},
+		// Fewer than there are places, in each part of the room.
+		{"fifty networks", func(i int) netip.Addr { return netip.AddrFrom4([4]byte{100, 1, byte(i % 50), 7}) }, 95, 1},
 		{"an IPv6 /32", func(i int) netip.Addr {
 			return netip.AddrFrom16([16]byte{0x2a, 0, 0xb, 0xad, byte(i >> 16), byte(i >> 8), byte(i), 0, 1})
-		}, 95},
+		}, 95, 1},
+		{"more networks than places", func(i int) netip.Addr { return netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 7}) }, 0, 1},
+		{"all tried again", func(int) netip.Addr { return netip.MustParseAddr("198.51.100.7") }, 0, 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := open(t)
@@ -591,13 +595,15 @@ func flood(t *testing.T, open func(t testing.TB) store.Store) {
 					wg.Go(func() {
 						for i := worker; i < count; i += workers {
 							a := tt.addr(n + i)
-							out, err := s.TouchGreylist(context.Background(), &greylist.Contact{
-								Match: "net:" + a.String(), Sender: fmt.Sprintf("f%d@spam.example", n+i), Recipient: "r", Addr: a,
-								Time: at.Add(time.Duration(n+i) * time.Microsecond), Rule: Rule,
-							})
-							if err != nil || !out.State.Delays() {
-								t.Errorf("a contact of the flood is let in: %v, %v", out.State, err)
-								return
+							for range tt.tries {
+								out, err := s.TouchGreylist(context.Background(), &greylist.Contact{
+									Match: "net:" + a.String(), Sender: fmt.Sprintf("f%d@spam.example", n+i), Recipient: "r", Addr: a,
+									Time: at.Add(time.Duration(n+i) * time.Microsecond), Rule: Rule,
+								})
+								if err != nil || !out.State.Delays() {
+									t.Errorf("a contact of the flood is let in: %v, %v", out.State, err)
+									return
+								}
 							}
 						}
 					})
@@ -629,6 +635,9 @@ func flood(t *testing.T, open func(t testing.TB) store.Store) {
 			room := s.Status().Room
 			if room.Waiting > MaxWaiting+MaxWaiting/10 || room.Waiting < MaxWaiting/2 || room.PushedOut == 0 {
 				t.Errorf("room %+v", room)
+			}
+			if counts, err := s.CountGreylist(context.Background(), at); err != nil || counts.Waiting > MaxWaiting+MaxWaiting/10 || counts.Waiting < MaxWaiting/2 {
+				t.Errorf("%+v, %v", counts, err)
 			}
 		})
 	}

@@ -5,13 +5,11 @@
 // place without letting anybody in or forgetting those who matter. What nobody
 // has tried again goes first, and of that the oldest of the network that takes
 // most of the room: who floods pushes out his own (fair queueing that drops
-// from the longest queue). Networks are told apart as a hash into a fixed
-// number of queues, /24 for IPv4 and /64 for IPv6; where a /48 or a /32 of IPv6
-// fills many of its /64, it is one network from then on.
+// from the longest queue). A network is a /24 of IPv4 or a /64 of IPv6; where a
+// /48 or a /32 of IPv6 fills many of its /64, it is one network from then on.
 package waiting
 
 import (
-	"hash/maphash"
 	"net/netip"
 	"time"
 
@@ -32,14 +30,13 @@ type Entry struct {
 	// Expires is when it may be dropped, Unix milliseconds.
 	Expires int64
 
-	key    Key
-	seq    uint64
-	queue  int32
-	next   int32 // in the queue, or the list of free ones
-	prev   int32
-	tried  bool // in the queue of those that were tried again
-	dirty  bool
-	stored bool
+	link    // in the queue of its network, or of those that were tried again
+	key     Key
+	seq     uint64
+	network int32
+	tried   bool
+	dirty   bool
+	stored  bool
 }
 
 // Key is that of the correspondence.
@@ -48,30 +45,16 @@ func (e *Entry) Key() Key { return e.key }
 // Seq is the number under which the entry is stored. Numbers grow.
 func (e *Entry) Seq() uint64 { return e.seq }
 
-const (
-	// queues is how many queues networks are spread over.
-	queues = 1 << 16
-	// wide48 and wide32 are how many first contacts of an IPv6 /48 or /32 are
-	// told apart by /64; with more it is one network.
-	wide48, wide32 = 16, 64
-	none           = -1
-)
-
 // Table is the room. It is not safe for concurrent use.
 type Table struct {
 	most    int
 	index   map[Key]int32
-	entries entries
-	free    int32
+	entries places[Entry, *Entry]
 	seq     uint64 // of the last entry
-	seed    maphash.Seed
-	swept   int // where sweeping goes on
+	swept   int    // where sweeping goes on
 
-	queue   [queues]list
-	longest int32 // a queue that is, or was, the longest
-	tried   list
-	// How many first contacts there are of networks with that hash.
-	wide [2][queues]int32
+	networks *networks // what nobody has tried again
+	tried    list
 
 	dirty   []int32
 	deleted []uint64 // stored numbers that are to be removed
@@ -80,37 +63,10 @@ type Table struct {
 	age     int64 // of the last one that was evicted, in ms
 }
 
-// entries are places for entries, in blocks, so that a room that grows moves
-// nothing.
-type entries struct {
-	blocks []*[block]Entry
-	n      int32
-}
-
-const block = 1024
-
-func (e *entries) at(i int32) *Entry { return &e.blocks[i/block][i%block] }
-
-func (e *entries) grow() int32 {
-	if int(e.n) == len(e.blocks)*block {
-		e.blocks = append(e.blocks, new([block]Entry))
-	}
-	e.n++
-	return e.n - 1
-}
-
-type list struct {
-	head, tail int32
-	n          int32
-}
-
 // New returns a table for at most so many entries.
 func New(most int) *Table {
-	t := &Table{most: max(most, 1), index: make(map[Key]int32), free: none, seed: maphash.MakeSeed()}
-	for i := range t.queue {
-		t.queue[i] = list{none, none, 0}
-	}
-	t.tried = list{none, none, 0}
+	t := &Table{most: max(most, 1), index: make(map[Key]int32), entries: noPlaces[Entry](), tried: emptyList}
+	t.networks = newNetworks(&t.entries)
 	return t
 }
 
@@ -138,21 +94,21 @@ func (t *Table) Find(k Key) *Entry {
 func (t *Table) Put(k Key, w *greylist.Waiting, addr netip.Addr, label string, now, expires int64) {
 	i, ok := t.index[k]
 	if !ok {
-		if len(t.index) >= t.most {
-			t.evict(now)
-		}
-		i = t.take()
+		i = t.entries.take()
 		t.index[k] = i
 		t.seq++
-		*t.entries.at(i) = Entry{key: k, seq: t.seq, Addr: addr, queue: none, next: none, prev: none}
-		t.enqueue(i)
+		*t.entries.at(i) = Entry{key: k, seq: t.seq, Addr: addr}
+		t.networks.push(i)
+		if len(t.index) > t.most {
+			t.evict(now, i) // it may be one of the same network
+		}
 	}
 	e := t.entries.at(i)
 	e.Waiting, e.Label, e.Expires = *w, label, expires
 	if !e.tried && tried(w) {
-		t.dequeue(i)
+		t.networks.remove(i)
 		e.tried = true
-		t.tried.push(&t.entries, i)
+		t.entries.push(&t.tried, i)
 	}
 	if !e.dirty {
 		e.dirty = true
@@ -202,123 +158,28 @@ func (t *Table) Remove(k Key) bool {
 func (t *Table) drop(i int32) {
 	e := t.entries.at(i)
 	if e.tried {
-		t.tried.remove(&t.entries, i)
+		t.entries.remove(&t.tried, i)
 	} else {
-		t.dequeue(i)
+		t.networks.remove(i)
 	}
 	if e.stored {
 		t.deleted = append(t.deleted, e.seq)
 	}
 	delete(t.index, e.key)
-	*e = Entry{next: t.free}
-	t.free = i
+	t.entries.give(i)
 }
 
-// take returns a free place.
-func (t *Table) take() int32 {
-	if i := t.free; i != none {
-		t.free = t.entries.at(i).next
-		return i
-	}
-	return t.entries.grow()
-}
-
-// evict makes place for one.
-func (t *Table) evict(now int64) {
-	q := &t.queue[t.longest]
-	i := q.head
-	if q.n <= 1 {
-		// Nobody floods: the oldest of any queue that has some, or, when all
-		// have been tried again, the one of these that was so first.
-		for j := range queues {
-			if c := &t.queue[(int(t.longest)+1+j)%queues]; c.n > 0 {
-				i = c.head
-				t.longest = int32((int(t.longest) + 1 + j) % queues)
-				break
-			}
-		}
-		if i == none {
-			i = t.tried.head
-		}
+// evict makes place for a newcomer: the oldest of the network that has most
+// goes or, when all others have been tried again, the one of these that was so
+// first.
+func (t *Table) evict(now int64, newcomer int32) {
+	i := t.networks.oldest()
+	if i == newcomer {
+		i = t.tried.head
 	}
 	t.evicted++
 	t.age = max(0, now-t.entries.at(i).Since)
 	t.drop(i)
-}
-
-// enqueue puts a new entry into the queue of its network.
-func (t *Table) enqueue(i int32) {
-	e := t.entries.at(i)
-	q := t.networkOf(e.Addr)
-	e.queue = q
-	t.queue[q].push(&t.entries, i)
-	if t.queue[q].n > t.queue[t.longest].n {
-		t.longest = q
-	}
-	t.widen(e.Addr, 1)
-}
-
-func (t *Table) dequeue(i int32) {
-	e := t.entries.at(i)
-	t.queue[e.queue].remove(&t.entries, i)
-	t.widen(e.Addr, -1)
-}
-
-func (t *Table) widen(addr netip.Addr, by int32) {
-	if addr.Is6() {
-		t.wide[0][t.hash(addr, 48)] += by
-		t.wide[1][t.hash(addr, 32)] += by
-	}
-}
-
-func (t *Table) hash(addr netip.Addr, bits int) int32 {
-	p, _ := addr.Prefix(bits)
-	return int32(maphash.Comparable(t.seed, p) % queues)
-}
-
-// networkOf returns the queue of a client's network.
-func (t *Table) networkOf(addr netip.Addr) int32 {
-	switch {
-	case !addr.IsValid():
-		return 0
-	case addr.Is4():
-		return t.hash(addr, 24)
-	}
-	if h := t.hash(addr, 32); t.wide[1][h] >= wide32 {
-		return h
-	}
-	if h := t.hash(addr, 48); t.wide[0][h] >= wide48 {
-		return h
-	}
-	return t.hash(addr, 64)
-}
-
-func (l *list) push(all *entries, i int32) {
-	e := all.at(i)
-	e.next, e.prev = none, l.tail
-	if l.tail != none {
-		all.at(l.tail).next = i
-	} else {
-		l.head = i
-	}
-	l.tail = i
-	l.n++
-}
-
-func (l *list) remove(all *entries, i int32) {
-	e := all.at(i)
-	if e.prev != none {
-		all.at(e.prev).next = e.next
-	} else {
-		l.head = e.next
-	}
-	if e.next != none {
-		all.at(e.next).prev = e.prev
-	} else {
-		l.tail = e.prev
-	}
-	e.next, e.prev = none, none
-	l.n--
 }
 
 // Sweep drops entries whose time is over, looking at no more than n places

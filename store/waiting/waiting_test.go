@@ -1,6 +1,7 @@
 package waiting
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
@@ -86,6 +87,45 @@ func TestWideNetworks(t *testing.T) {
 		if tb.Find(key(0)) == nil {
 			t.Errorf("%s has pushed out another network", name)
 		}
+	}
+}
+
+// Nobody from elsewhere has to go for a flood from fewer networks than there is
+// room for; with more the oldest go, whoever they are.
+func TestManyNetworks(t *testing.T) {
+	const room, honest = 5000, 500
+	for name, tt := range map[string]struct {
+		networks, more int // of the flood, and how many contacts of it
+		stay           bool
+	}{
+		"fewer than places": {room - honest, 10 * room, true},
+		"more, for a while": {2 * room, room - honest, true},
+		"more":              {2 * room, room, false},
+	} {
+		tb := New(room)
+		put := func(i, network int) {
+			tb.Put(key(i), one(int64(i+1), 1), v4(byte(network>>16), byte(network>>8), byte(network), 1), "", int64(i), 1e9)
+		}
+		n := 0
+		flood := func(contacts int) {
+			for range contacts {
+				n++
+				put(n, 1<<20+n%tt.networks)
+			}
+		}
+		flood(2 * room)
+		first := n + 1
+		for range honest {
+			n++
+			put(n, n)
+		}
+		flood(tt.more)
+		for i := first; i < first+honest; i++ {
+			if there := tb.Find(key(i)) != nil; there != tt.stay {
+				t.Fatalf("%s: the newcomer %d is there: %v", name, i-first, there)
+			}
+		}
+		whole(t, tb)
 	}
 }
 
@@ -215,16 +255,27 @@ func whole(t *testing.T, tb *Table) {
 		}
 		n += int(count)
 	}
-	for i := range tb.queue {
-		walk(&tb.queue[i])
+	ns, ranked := tb.networks, 0
+	for length := range ns.byLength {
+		for at := ns.byLength[length].head; at != none; at = ns.places.at(at).next {
+			net := ns.places.at(at)
+			if int(net.n) != length || length == 0 || ns.index[net.key] != at {
+				t.Fatalf("a network of %d is among those of %d", net.n, length)
+			}
+			walk(&net.list)
+			ranked++
+		}
+	}
+	if ranked != len(ns.index) || len(ns.byLength) > 1 && ns.byLength[len(ns.byLength)-1].n == 0 {
+		t.Fatalf("%d of %d networks are in a list", ranked, len(ns.index))
 	}
 	walk(&tb.tried)
 	if n != tb.Len() {
 		t.Fatalf("%d entries are in lists, of %d", n, tb.Len())
 	}
 	sum := int32(0)
-	for i := range tb.wide[0] {
-		sum += tb.wide[0][i] - tb.wide[1][i]
+	for i := range ns.wide[0] {
+		sum += ns.wide[0][i] - ns.wide[1][i]
 	}
 	if sum != 0 {
 		t.Fatal("the counts of wide networks differ")
@@ -253,6 +304,12 @@ func TestTheLaterOfTwoIsRestored(t *testing.T) {
 }
 
 func BenchmarkPut(b *testing.B) {
+	for _, networks := range []int{1, 1000, 1 << 24} {
+		b.Run(fmt.Sprintf("%d networks", networks), func(b *testing.B) { benchmarkPut(b, networks) })
+	}
+}
+
+func benchmarkPut(b *testing.B, networks int) {
 	tb := New(1_000_000)
 	w := one(1, 1)
 	b.ReportAllocs()
@@ -261,7 +318,7 @@ func BenchmarkPut(b *testing.B) {
 	i := 0
 	for b.Loop() {
 		i++
-		tb.Put(key(i), w, v4(byte(i>>16), byte(i>>8), byte(i), 1), "", int64(i), 1e9)
+		tb.Put(key(i), w, v4(byte(i%networks>>16), byte(i%networks>>8), byte(i%networks), 1), "", int64(i), 1e9)
 		if i%1000 == 0 {
 			tb.Take(1<<30, func(*Entry) {}, func(uint64) {})
 		}
