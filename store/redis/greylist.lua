@@ -5,8 +5,8 @@
 -- ARGV: 1 now, 2 delay, 3 window, 4 keep, 5 max delay (ms), 6 known after,
 --       7 known age, 8 count every (ms), 9 dry run (1 or 0), 10 slack (ms that a
 --       key outlives its use), 11 match, 12 credit (empty: nobody), 13 most sides,
---       14 most who wait in this part of the room, 15 to 17 queues: the network's,
---       those of the /48 and /32 above it (-1: none).
+--       14 most who wait in this part of the room, 15 the client's network, 16 and
+--       17 the /48 and /32 above it (empty: none).
 -- Returns state, first contact (ms), wait (ms), attempts, passes for credit, how
 -- many wait in this part, how many had to go, and how old the last one was (ms).
 --
@@ -155,57 +155,103 @@ for _, s in ipairs(sides) do text[#text + 1] = pack('>dddHc0', s[1], s[2], s[3],
 put(KEYS[2], table.concat(text), now + window)
 if waits then return out end
 
--- A newcomer in the room. Each network has a queue; from the longest the oldest
--- goes when there is no place. What is in a queue can be long gone.
+-- A newcomer in the room. Each network has a queue, a list of "first /48 /32 key";
+-- what stands in it can be long gone. In one sorted set the networks are by how
+-- much they have in it, with as much by who has the oldest, in another by the
+-- oldest alone. Where there is no place the oldest of the network that has most
+-- goes, unless it was tried again: that goes when nothing else is left.
 local room = KEYS[4]
+local byLength, byAge, triedAgain = room .. '#length', room .. '#age', room .. '#tried'
 local q, q48, q32 = ARGV[15], ARGV[16], ARGV[17]
-if q32 ~= '-1' then
-  local in32, in48 = redis.call('HINCRBY', room, 'w' .. q32, 1), redis.call('HINCRBY', room, 'w' .. q48, 1)
+local e = string.format('%.0f', now) .. ' ' .. q48 .. ' ' .. q32 .. ' ' .. KEYS[2]
+
+-- widen counts what waits of a wide network of IPv6, by a hash of it.
+local function widen(net, by)
+  local field = 'w' .. tonumber(string.sub(redis.sha1hex(net), 1, 3), 16)
+  return redis.call('HINCRBY', room, field, by)
+end
+if q32 ~= '' then
+  -- One that has much is one network.
+  local in32, in48 = widen(q32, 1), widen(q48, 1)
   if in32 > 64 then
     q = q32
   elseif in48 > 16 then
     q = q48
   end
 end
-local function popped(queue)
-  local e = redis.call('LPOP', room .. queue)
-  if not e then return end
-  redis.call('HINCRBY', room, 'n', -1)
-  local first, h48, h32, key = string.match(e, '^(%d+) (%-?%d+) (%-?%d+) (.*)$')
-  if h32 ~= '-1' then
-    redis.call('HINCRBY', room, 'w' .. h32, -1)
-    redis.call('HINCRBY', room, 'w' .. h48, -1)
+
+-- rank puts a network into both sets.
+local function rank(net, length, oldest)
+  local age = 1 - oldest / 4398046511104 -- 2^42 ms are 139 years
+  redis.call('ZADD', byLength, string.format('%.17g', length + age), net)
+  redis.call('ZADD', byAge, string.format('%.0f', oldest), net)
+end
+
+-- popped takes the oldest out of a network's queue.
+local function popped(net)
+  local queue = room .. net
+  local first, h48, h32, key = string.match(redis.call('LPOP', queue) or '', '^(%d+) (%x*) (%x*) (.*)$')
+  if first then
+    redis.call('HINCRBY', room, 'n', -1)
+    if h32 ~= '' then
+      widen(h32, -1)
+      widen(h48, -1)
+    end
+  end
+  local head = redis.call('LINDEX', queue, 0)
+  if head then
+    rank(net, redis.call('LLEN', queue), tonumber(string.match(head, '^%d+')))
+  else
+    redis.call('ZREM', byLength, net)
+    redis.call('ZREM', byAge, net)
   end
   return tonumber(first), key
 end
--- What is too old leaves at the other end.
-local head = redis.call('LINDEX', room .. q, 0)
-if head and now - tonumber(string.match(head, '^%d+')) > window then popped(q) end
-local length = redis.call('RPUSH', room .. q, string.format('%.0f', now) .. ' ' .. q48 .. ' ' .. q32 .. ' ' .. KEYS[2])
+
+local length = redis.call('RPUSH', room .. q, e)
 local n = redis.call('HINCRBY', room, 'n', 1)
-local longest = redis.call('HGET', room, 'm')
-if not longest or (longest ~= q and length > redis.call('LLEN', room .. longest)) then
-  longest = q
-  redis.call('HSET', room, 'm', q)
+if length == 1 then
+  rank(q, 1, now)
+else
+  rank(q, length, tonumber(string.match(redis.call('LINDEX', room .. q, 0), '^%d+')))
+end
+-- What is too old leaves, more of it than comes.
+for _ = 1, 2 do
+  local old = redis.call('ZRANGE', byAge, 0, 0, 'WITHSCORES')
+  if now - tonumber(old[2]) <= window then break end
+  popped(old[1])
+  n = n - 1
+end
+local head = redis.call('LINDEX', triedAgain, 0)
+if head and now - tonumber(string.match(head, '^%d+')) > window then
+  redis.call('LPOP', triedAgain)
+  n = redis.call('HINCRBY', room, 'n', -1)
 end
 local most = tonumber(ARGV[14])
 for _ = 1, 8 do
   if n <= most then break end
-  local first, key = popped(longest)
-  if first then
-    n = n - 1
-    local v = key ~= KEYS[2] and redis.call('GET', key)
-    if v then
-      local _, _, tries = unpack('>ddd', v, 17)
-      if tries < 2 then
-        redis.call('DEL', key)
-        out[7], out[8] = out[7] + 1, max(0, now - first)
-      end
-    end
+  local net = redis.call('ZREVRANGE', byLength, 0, 0)[1]
+  local first, key, last
+  if net == q and redis.call('LLEN', room .. q) == 1 then
+    -- There is nobody else but those who were tried again.
+    first, key = string.match(redis.call('LPOP', triedAgain) or '', '^(%d+) (.*)$')
+    if not first then break end
+    first, last = tonumber(first), true
+    redis.call('HINCRBY', room, 'n', -1)
   else
-    -- It has run empty; any other that is known to be there will do.
-    longest = q
-    redis.call('HSET', room, 'm', q)
+    first, key = popped(net)
+  end
+  n = n - 1
+  local v = key ~= KEYS[2] and redis.call('GET', key)
+  if v then
+    local _, _, tries = unpack('>ddd', v, 17)
+    if tries < 2 or last then
+      redis.call('DEL', key)
+      out[7], out[8] = out[7] + 1, max(0, now - first)
+    else
+      redis.call('RPUSH', triedAgain, string.format('%.0f', first) .. ' ' .. key)
+      n = redis.call('HINCRBY', room, 'n', 1)
+    end
   end
 end
 out[6] = n

@@ -289,9 +289,6 @@ func (s *Store) note(err error) {
 // and a Cluster can share them out.
 const parts = 64
 
-// queues is how many queues of first contacts a part of the room has.
-const queues = 4096
-
 // appendCorrespondence appends a key of a correspondence, but for its prefix:
 // tag, kind and parts.
 func (s *Store) appendCorrespondence(b []byte, part uint64, kind byte, names ...string) []byte {
@@ -319,19 +316,17 @@ func partOf(names ...string) uint64 {
 // room they are in.
 const (
 	waitingKey = 'w'
-	roomKey    = 'q'
+	roomKey    = 'r'
 )
 
-// queueOf returns the queue of a network, -1 for none.
-func queueOf(addr netip.Addr, bits int) int {
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return -1
+// networkOf returns the name of a network as it stands in keys. Names of
+// different length are of different networks.
+func networkOf(addr netip.Addr, bits int) string {
+	if !addr.IsValid() {
+		return "none"
 	}
-	b, _ := p.MarshalBinary() // it never fails
-	h := fnv.New32a()
-	_, _ = h.Write(b)
-	return int(h.Sum32() % queues)
+	p, _ := addr.Prefix(bits) // it has that many
+	return hex.EncodeToString(p.Addr().AsSlice()[:bits/8])
 }
 
 // TouchGreylist implements greylist.Store. Without the script on the server,
@@ -361,18 +356,16 @@ func (s *Store) touch(ctx context.Context, c *greylist.Contact) (out greylist.Ou
 	if c.DryRun {
 		dry = 1
 	}
-	q, q48, q32 := 0, -1, -1
-	if c.Addr.Is4() {
-		q = queueOf(c.Addr, 24)
-	} else if c.Addr.IsValid() {
-		q, q48, q32 = queueOf(c.Addr, 64), queueOf(c.Addr, 48), queueOf(c.Addr, 32)
+	network, net48, net32 := networkOf(c.Addr, 24), "", ""
+	if c.Addr.Is6() {
+		network, net48, net32 = networkOf(c.Addr, 64), networkOf(c.Addr, 48), networkOf(c.Addr, 32)
 	}
 	r := &c.Rule
 	args := []any{
 		"evalsha", s.sha, 4, b[:t], b[t:w], b[w:k], b[k:],
 		c.Time.UnixMilli(), r.Delay.Milliseconds(), r.Window.Milliseconds(), r.Keep.Milliseconds(), r.MaxDelay.Milliseconds(),
 		r.KnownAfter, r.KnownAge.Milliseconds(), r.CountEvery.Milliseconds(), dry, slack.Milliseconds(), c.Match, c.Credit, greylist.MaxSides,
-		max(1, s.room.most/parts), q, q48, q32,
+		max(1, s.room.most/parts), network, net48, net32,
 	}
 	for attempt := 0; ; attempt++ {
 		// A command may still be in use by the library when its caller has
