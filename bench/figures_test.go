@@ -276,21 +276,27 @@ func dialBlocking(t *testing.T, socket string) smtpd {
 
 func (c smtpd) ask(req []byte) error {
 	var buf [1024]byte
+	_, err := c.answer(req, buf[:])
+	return err
+}
+
+// answer asks, and reads the answer into buf.
+func (c smtpd) answer(req, buf []byte) ([]byte, error) {
 	if _, _, e := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(&req[0])), uintptr(len(req))); e != 0 {
-		return e
+		return nil, e
 	}
 	n := 0
 	for {
 		m, _, e := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&buf[n])), uintptr(len(buf)-n))
 		if e != 0 {
-			return e
+			return nil, e
 		}
 		if m == 0 {
-			return io.ErrUnexpectedEOF
+			return nil, io.ErrUnexpectedEOF
 		}
 		n += int(m)
 		if done, err := complete(buf[:n]); done {
-			return err
+			return buf[:n], err
 		}
 	}
 }
