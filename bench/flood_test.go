@@ -72,7 +72,7 @@ func TestFlood(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				return fmt.Sprintf("%d MiB resident, file %d MiB", f.d.resident(t), st.Size()>>20)
+				return fmt.Sprintf("%d MiB resident, %d of them pages of the file, which has %d", f.d.resident(t), f.d.memory(t, "RssFile"), st.Size()>>20)
 			}
 			f.run(t, k.addr)
 		})

@@ -186,7 +186,10 @@ func (c *child) stop() {
 }
 
 // resident returns the resident memory of the process in MiB.
-func (c *child) resident(t *testing.T) int {
+func (c *child) resident(t *testing.T) int { return c.memory(t, "VmRSS") }
+
+// memory returns a figure of the process's memory in MiB.
+func (c *child) memory(t *testing.T, name string) int {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
 	if err != nil {
@@ -194,11 +197,11 @@ func (c *child) resident(t *testing.T) int {
 	}
 	for line := range strings.Lines(string(b)) {
 		var kb int
-		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kb); n == 1 {
+		if n, _ := fmt.Sscanf(line, name+": %d kB", &kb); n == 1 {
 			return kb >> 10
 		}
 	}
-	t.Fatal("no VmRSS")
+	t.Fatal("no " + name)
 	return 0
 }
 
