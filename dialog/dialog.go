@@ -207,6 +207,7 @@ func Merge(to, from *policy.Facts) {
 			to.Mark(mark)
 		}
 	}
+	to.MarkScore = max(to.MarkScore, from.MarkScore)
 	for _, missing := range from.Missing {
 		if len(to.Missing) < maxFacts && !slices.Contains(to.Missing, missing) {
 			to.Missing = append(to.Missing, missing)

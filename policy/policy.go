@@ -187,6 +187,9 @@ type Facts struct {
 	RBLScore int       // sum of the weights of Listings
 	// Marks are suspicions: stable slugs such as "rbl-score" or "helo-invalid".
 	Marks []string
+	// MarkScore is what the marks weigh together, those that have a weight. It
+	// adds to what DNS lists say.
+	MarkScore int
 	// Missing names sources that could not be asked ("dnsbl zen.example: timeout").
 	Missing []string
 }
@@ -223,6 +226,14 @@ func (f *Facts) Mark(slug string) {
 		return
 	}
 	f.Marks = append(f.Marks, slug)
+}
+
+// Weigh adds a suspicion with a weight, once.
+func (f *Facts) Weigh(slug string, weight int) {
+	n := len(f.Marks)
+	if f.Mark(slug); len(f.Marks) > n {
+		f.MarkScore += weight
+	}
 }
 
 // Suspicious reports whether any check left a mark.

@@ -132,8 +132,11 @@ func TestFactsResetForgetsEverything(t *testing.T) {
 	}
 	f.Mark("a")
 	f.Mark("a")
-	if len(f.Marks) != 1 || !f.Suspicious() {
-		t.Errorf("marks %v", f.Marks)
+	f.Weigh("b", 2)
+	f.Weigh("b", 2)
+	f.Weigh("a", 4) // it has been left without a weight
+	if len(f.Marks) != 2 || f.MarkScore != 2 || !f.Suspicious() {
+		t.Errorf("marks %v weigh %d", f.Marks, f.MarkScore)
 	}
 	f.SPF, f.Provider, f.RBLScore = SPF{"pass", "example.org", "mailfrom"}, "p", 3
 	f.Listings, f.Missing = []Listing{{}}, []string{"x"}

@@ -244,6 +244,53 @@ func (s *site) try(req *policy.Request) (policy.Verdict, error) {
 
 func bubble(t *testing.T, f func(t *testing.T)) { synctest.Test(t, f) }
 
+// What other checks hold against a client adds to what a list says of it, and
+// is nothing to this check where no list speaks against the client.
+func TestMarksAddToListings(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example", "wl.example")
+		s := newSite(t, dns, `lists = ["a.example*2", "wl.example*-1"]
+			default_weight = 2
+			reject_at = 2
+			mark_at = 1`).started()
+		defer s.check.Stop()
+		s.check.limits.reject = 3 // more than the lists have
+		dns.set("a.example", "192.0.2.1", "127.0.0.2")
+		dns.set("a.example", "192.0.2.3", "127.0.0.2")
+		dns.set("wl.example", "192.0.2.3", "127.0.0.2")
+		dns.set("wl.example", "192.0.2.4", "127.0.0.2")
+		for _, tt := range []struct {
+			client string
+			marks  int
+			action policy.Action
+			score  int
+			detail string
+		}{
+			{"192.0.2.1", 0, policy.Continue, 2, "score 2; a.example 127.0.0.2 (2)"},
+			{"192.0.2.1", 1, policy.Reject, 2, "score 3; a.example 127.0.0.2 (2); marks (1)"},
+			{"192.0.2.2", 100, policy.Continue, 0, ""}, // on no list
+			{"192.0.2.3", 1, policy.Continue, 1, "score 2; a.example 127.0.0.2 (2); wl.example 127.0.0.2 (-1); marks (1)"},
+			{"192.0.2.3", 2, policy.Reject, 1, "score 3; a.example 127.0.0.2 (2); wl.example 127.0.0.2 (-1); marks (2)"},
+			{"192.0.2.4", 100, policy.Continue, -1, ""}, // on the allow list alone
+		} {
+			for _, when := range []string{"asked", "from memory"} {
+				req := request(tt.client)
+				if tt.marks > 0 {
+					req.Facts.Weigh("other-mark", tt.marks)
+				}
+				v := s.ask(req)
+				if v.Action != tt.action || v.Detail != tt.detail || req.Facts.RBLScore != tt.score {
+					t.Errorf("%s with marks of %d, %s: %v %q, score of the lists %d", tt.client, tt.marks, when, v.Action, v.Detail, req.Facts.RBLScore)
+				}
+				if tt.action == policy.Reject && !strings.Contains(v.Reply.Text, "blocked using a.example") {
+					t.Errorf("%s: %v", tt.client, v.Reply)
+				}
+			}
+		}
+		s.errorsLogged()
+	})
+}
+
 func TestWeightsAddUp(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		dns := newDNS().zone("a.example", "b.example", "wl.example")

@@ -35,6 +35,7 @@ type evaluation struct {
 	questions []question
 	wake      chan struct{} // a token: some query is done, perhaps one of an earlier use
 	showAll   bool          // every answer is waited for
+	marks     int           // what marks of earlier checks weigh
 }
 
 func (r *evaluation) release() {
@@ -46,7 +47,7 @@ func (r *evaluation) release() {
 // number of queries under way.
 func (r *evaluation) begin(req *policy.Request, about *subjects) (pending int) {
 	c := r.check
-	r.showAll = req.Probe != nil
+	r.showAll, r.marks = req.Probe != nil, req.Facts.MarkScore
 	now := time.Now()
 	for i := range c.queries {
 		q, s := &c.queries[i], &r.questions[i]
@@ -122,7 +123,7 @@ func (c *Check) revive(l *list, s subject, counted bool) {
 func (r *evaluation) wait(ctx context.Context) {
 	for {
 		t := r.tally()
-		if !t.pending || !r.showAll && r.check.limits.settled(t.score, t.missing, t.high, t.low) {
+		if !t.pending || !r.showAll && r.check.limits.settled(&t) {
 			return
 		}
 		select {
@@ -156,7 +157,7 @@ func (r *evaluation) conclude(ctx context.Context, req *policy.Request) (policy.
 	c := r.check
 	t := r.tally()
 	// Here an answer that is still outstanding no longer matters.
-	what := c.limits.of(t.score, t.missing)
+	what := c.limits.of(t.total(), t.missing)
 	r.report(req, t)
 	if !t.answered && t.failed > 0 && what == clean {
 		if err := ctx.Err(); err != nil {
@@ -164,7 +165,7 @@ func (r *evaluation) conclude(ctx context.Context, req *policy.Request) (policy.
 		}
 		return policy.Verdict{}, fmt.Errorf("rbl: none of %d lists could be asked: %s", t.failed, r.firstFailure())
 	}
-	if t.shadow != 0 && !req.DryRun && c.limits.of(t.score+t.shadow, t.missing) != what {
+	if t.shadow != 0 && !req.DryRun && c.limits.of(t.total()+t.shadow, t.missing) != what {
 		r.countShadow()
 	}
 	v := policy.Verdict{}
@@ -180,7 +181,7 @@ func (r *evaluation) conclude(ctx context.Context, req *policy.Request) (policy.
 	case rejected:
 		v.Action, v.Reason = policy.Reject, "rbl-listed"
 	}
-	if c.cfg.MarkAt > 0 && t.score >= c.cfg.MarkAt {
+	if c.cfg.MarkAt > 0 && t.total() >= c.cfg.MarkAt {
 		req.Facts.Mark("rbl-listed")
 	}
 	v.Detail = r.detail(t)
@@ -223,7 +224,7 @@ func (r *evaluation) report(req *policy.Request, t tally) {
 		}
 	}
 	req.Facts.RBLScore = t.score
-	req.Probe.Add("score", strconv.Itoa(t.score), "", 0)
+	req.Probe.Add("score", strconv.Itoa(t.total()), "", 0)
 }
 
 // describe tells what became of a query: a value and where it is from.
@@ -270,7 +271,7 @@ func (r *evaluation) countShadow() {
 // detail is the line for the log: the score and where it comes from.
 func (r *evaluation) detail(t tally) string {
 	b := append(make([]byte, 0, 128), "score "...)
-	b = strconv.AppendInt(b, int64(t.score), 10)
+	b = strconv.AppendInt(b, int64(t.total()), 10)
 	for i := range r.questions {
 		q, s := &r.check.queries[i], &r.questions[i]
 		if s.answer.listing == nil {
@@ -290,6 +291,10 @@ func (r *evaluation) detail(t tally) string {
 			b = append(b, ", shadow"...)
 		}
 		b = append(b, ')')
+	}
+	if t.listed && t.marks > 0 {
+		b = append(b, "; marks ("...)
+		b = append(strconv.AppendInt(b, int64(t.marks), 10), ')')
 	}
 	if t.missing < 0 {
 		b = append(b, "; not asked: "...)
@@ -314,7 +319,7 @@ func (r *evaluation) refusal(ctx context.Context, req *policy.Request, t tally, 
 		reason = q.list.reason(ctx, s.subject)
 		cancel()
 	}
-	reply := template.Expand(func(name string) string { return c.placeholder(name, req, q, s, t.score, reason) })
+	reply := template.Expand(func(name string) string { return c.placeholder(name, req, q, s, t.total(), reason) })
 	if reason == "" {
 		reply.Text = strings.TrimRight(reply.Text, " ;:,-")
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"postern/internal/mailaddr"
 	"postern/policy"
 )
 
@@ -298,7 +299,7 @@ func (c *Check) tester(ctx context.Context, l *list) {
 // Warm begins the queries about a client's address, so that the answers are
 // there when a request comes. It returns at once.
 func (c *Check) Warm(_ context.Context, addr netip.Addr) {
-	if !addr.IsValid() || !c.cfg.AskPrivate && !isGlobal(addr) {
+	if !addr.IsValid() || !c.cfg.AskPrivate && !mailaddr.IsGlobal(addr) {
 		return
 	}
 	s, now := subject{addr: addr}, time.Now()

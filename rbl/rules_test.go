@@ -52,29 +52,36 @@ func TestSettledNeverChanges(t *testing.T) {
 		if l.reject > 0 && l.hold >= l.reject {
 			l.hold = 0 // refused by Validate
 		}
+		marks := rapid.IntRange(0, 4).Draw(t, "marks")
+		listed := rapid.Bool().Draw(t, "listed")
 		score, missing := rapid.IntRange(-8, 12).Draw(t, "score"), rapid.IntRange(-6, 0).Draw(t, "missing")
 		weights := rapid.SliceOfN(rapid.IntRange(-4, 4), 0, 5).Draw(t, "outstanding")
 		high, low := 0, 0
 		for _, w := range weights {
 			high, low = high+max(w, 0), low+min(w, 0)
 		}
-		if !l.settled(score, missing, high, low) {
+		now := tally{score: score, marks: marks, listed: listed, missing: missing, high: high, low: low}
+		if !l.settled(&now) {
 			return
 		}
-		want := l.of(score, missing)
-		var try func(i, score, missing int)
-		try = func(i, score, missing int) {
+		want := l.of(now.total(), missing)
+		var try func(i int, later tally)
+		try = func(i int, later tally) {
 			if i == len(weights) {
-				if got := l.of(score, missing); got != want {
-					t.Fatalf("called settled at %d, became %d at score %d, missing %d", want, got, score, missing)
+				if got := l.of(later.total(), later.missing); got != want {
+					t.Fatalf("called settled at %d, became %d at %+v", want, got, later)
 				}
 				return
 			}
-			try(i+1, score, missing)
-			try(i+1, score+weights[i], missing)
-			try(i+1, score, missing+min(weights[i], 0))
+			try(i+1, later)
+			failed := later
+			failed.missing += min(weights[i], 0)
+			try(i+1, failed)
+			later.score += weights[i]
+			later.listed = later.listed || weights[i] > 0
+			try(i+1, later)
 		}
-		try(0, score, missing)
+		try(0, now)
 	})
 }
 

@@ -66,13 +66,17 @@ func (l limits) of(score, missing int) outcome {
 // by at most high and lower it by at most -low, or fail, cannot change what
 // happens. The outcome grows with the score, and a failed allow list weighs no
 // more than a matching one, so the two ends tell.
-func (l limits) settled(score, missing, high, low int) bool {
-	return l.of(score+low, missing) == l.of(score+high, missing)
+func (l limits) settled(t *tally) bool {
+	best := *t
+	best.listed = t.listed || t.high > 0
+	return l.of(t.total()+t.low, t.missing) == l.of(best.total()+t.high, t.missing)
 }
 
 // tally is what the answers so far add up to.
 type tally struct {
-	score     int
+	score     int  // of the lists
+	marks     int  // what marks of earlier checks weigh
+	listed    bool // by a list with a positive weight
 	missing   int  // negative weights that could not be asked for
 	high, low int  // what outstanding answers can add and take away
 	pending   bool // some answer that counts is outstanding
@@ -82,8 +86,17 @@ type tally struct {
 	top       int  // question of the matching list that counts most, -1 for none
 }
 
+// total is the score with the marks of earlier checks. They add to what a list
+// says against somebody, and are nothing alone.
+func (t *tally) total() int {
+	if t.listed {
+		return t.score + t.marks
+	}
+	return t.score
+}
+
 func (r *evaluation) tally() tally {
-	t := tally{top: -1}
+	t := tally{top: -1, marks: r.marks}
 	best := 0
 	for i := range r.questions {
 		q, s := &r.check.queries[i], &r.questions[i]
@@ -116,6 +129,7 @@ func (r *evaluation) tally() tally {
 			}
 			t.answered = true
 			t.score += sum
+			t.listed = t.listed || sum > 0
 			if sum > best {
 				best, t.top = sum, i
 			}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/internal/mailaddr"
 	"postern/policy"
 )
 
@@ -196,7 +197,7 @@ type TestReport struct {
 func (c *Check) TestIP(ctx context.Context, addr netip.Addr) TestReport {
 	addr = addr.Unmap().WithZone("")
 	rep := TestReport{Addr: addr, Results: []Result{}}
-	if !c.cfg.AskPrivate && !isGlobal(addr) {
+	if !c.cfg.AskPrivate && !mailaddr.IsGlobal(addr) {
 		rep.Note = "not a global address: requests of this client are not looked up"
 	}
 	r := &evaluation{check: c, questions: make([]question, len(c.queries))}

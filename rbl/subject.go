@@ -54,7 +54,7 @@ func (s subject) String() string {
 func subjectOf(kind Kind, req *policy.Request, private bool) subject {
 	switch kind {
 	case KindClient:
-		if a := req.Client.Addr; a.IsValid() && (private || isGlobal(a)) {
+		if a := req.Client.Addr; a.IsValid() && (private || mailaddr.IsGlobal(a)) {
 			return subject{addr: a}
 		}
 		return subject{}
@@ -92,20 +92,6 @@ func isDomain(name string, single bool) bool {
 		labels, last = labels+1, label
 	}
 	return (single || labels > 1) && !digits(last)
-}
-
-var (
-	sharedSpace = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
-	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")     // RFC 791
-	reserved    = netip.MustParsePrefix("240.0.0.0/4")   // RFC 1112
-	siteLocal   = netip.MustParsePrefix("fec0::/10")     // RFC 3879
-)
-
-// isGlobal reports whether public lists can know an address. Ranges for
-// documentation count as global: no client has them.
-func isGlobal(a netip.Addr) bool {
-	return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedSpace.Contains(a) && !thisNetwork.Contains(a) &&
-		!reserved.Contains(a) && !siteLocal.Contains(a)
 }
 
 const hexDigits = "0123456789abcdef"

@@ -1,7 +1,6 @@
 package spf
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,40 +118,15 @@ type Actions struct {
 }
 
 // Action is what a result does.
-type Action uint8
+type Action = conf.Action
 
 // The actions, the weakest first.
 const (
-	Off Action = iota
-	Mark
-	Defer
-	Reject
-	actionCount
+	Off    = conf.Off
+	Mark   = conf.Mark
+	Defer  = conf.Defer
+	Reject = conf.Reject
 )
-
-var actionNames = [actionCount]string{"off", "mark", "defer", "reject"}
-
-// String returns the name used in configuration.
-func (a Action) String() string {
-	if a < actionCount {
-		return actionNames[a]
-	}
-	return "unknown"
-}
-
-// MarshalText implements [encoding.TextMarshaler].
-func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
-
-// UnmarshalText implements [encoding.TextUnmarshaler].
-func (a *Action) UnmarshalText(text []byte) error {
-	for i, name := range actionNames {
-		if name == string(text) {
-			*a = Action(i)
-			return nil
-		}
-	}
-	return fmt.Errorf("unknown action %q (one of reject, defer, mark, off)", text)
-}
 
 // Values of Config.Header.
 const (

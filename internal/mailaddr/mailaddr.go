@@ -97,6 +97,21 @@ func IP(s string) netip.Addr {
 	return a.Unmap().WithZone("")
 }
 
+var (
+	sharedSpace = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
+	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")     // RFC 791
+	reserved    = netip.MustParsePrefix("240.0.0.0/4")   // RFC 1112
+	siteLocal   = netip.MustParsePrefix("fec0::/10")     // RFC 3879
+)
+
+// IsGlobal reports whether an address, not an IPv4-mapped one, can belong to a
+// host of the internet: not private, loopback, link-local, multicast or
+// reserved. Ranges for documentation count as global: no host has them.
+func IsGlobal(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedSpace.Contains(a) && !thisNetwork.Contains(a) &&
+		!reserved.Contains(a) && !siteLocal.Contains(a)
+}
+
 // HostName returns a client's name in the compared form, "" for Postfix's
 // "unknown".
 func HostName(s string) string {

@@ -1,6 +1,7 @@
 package mailaddr
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -32,6 +33,25 @@ func TestParse(t *testing.T) {
 		if got := Parse(tt.in); got != (policy.Address{Raw: tt.in, Local: tt.local, Domain: tt.domain}) {
 			t.Errorf("Parse(%q) = %q, %q; want %q, %q", tt.in, got.Local, got.Domain, tt.local, tt.domain)
 		}
+	}
+}
+
+func TestIsGlobal(t *testing.T) {
+	for _, s := range []string{
+		"10.1.2.3", "172.16.0.1", "192.168.1.1", "127.0.0.1", "169.254.1.1", "100.64.0.1", "0.0.0.0", "0.1.2.3", "224.0.0.1", "240.0.0.1",
+		"255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "fd12::1", "ff02::1", "fec0::1",
+	} {
+		if IsGlobal(netip.MustParseAddr(s)) {
+			t.Errorf("%s is taken for global", s)
+		}
+	}
+	for _, s := range []string{"192.0.2.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "1.0.0.0", "2001:db8::1", "2a00:1450::1"} {
+		if !IsGlobal(netip.MustParseAddr(s)) {
+			t.Errorf("%s is not taken for global", s)
+		}
+	}
+	if IsGlobal(netip.Addr{}) {
+		t.Error("no address is taken for global")
 	}
 }
 
