@@ -138,6 +138,8 @@ func New(o Options) (*Pipeline, error) {
 		}
 		if c.hintAt = slices.IndexFunc(c.steps, func(s step) bool { return s.traits.Waits }); c.hintAt < 0 {
 			c.hintAt = len(c.steps)
+		} else if s := &c.steps[c.hintAt]; s.traits.Prompt {
+			s.hinter = nil
 		}
 		p.chains[name] = c
 	}

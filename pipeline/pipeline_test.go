@@ -410,6 +410,38 @@ func TestStages(t *testing.T) {
 	}
 }
 
+// A check that begins with what its hint knows is not asked for one right before
+// its turn, but is where another check would wait first.
+func TestNoHintRightBeforeAPromptCheck(t *testing.T) {
+	var order []string
+	check := func(name string, prompt bool) policy.Check {
+		f := &fake{name: name, traits: policy.Traits{Stages: policy.AllStages, Waits: true, Prompt: prompt}}
+		f.eval = func(context.Context, *policy.Request) (policy.Verdict, error) {
+			order = append(order, name)
+			return policy.Verdict{}, nil
+		}
+		f.hint = func(*policy.Request) (policy.Verdict, bool) {
+			order = append(order, "hint of "+name)
+			return policy.Verdict{}, false
+		}
+		return hinting{f}
+	}
+	for _, tt := range []struct {
+		steps []Step
+		want  string
+	}{
+		{steps(check("prompt", true), check("other", false)), "hint of other, prompt, other"},
+		{steps(check("other", false), check("prompt", true)), "hint of other, hint of prompt, other, prompt"},
+	} {
+		order = nil
+		s := &setup{steps: tt.steps}
+		s.decide(t)
+		if got := strings.Join(order, ", "); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
 func TestHintComesBeforeTheFirstCheckThatWaits(t *testing.T) {
 	var order []string
 	note := func(name string, v policy.Verdict) *fake {

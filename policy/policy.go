@@ -315,6 +315,9 @@ type Traits struct {
 	Stages StageSet
 	// Waits is set when Evaluate may wait for the network.
 	Waits bool
+	// Prompt is set when Evaluate begins with all that Hint knows: a hint right
+	// before it is of no use.
+	Prompt bool
 	// Last is set when the check must be the last of its chain.
 	Last bool
 }

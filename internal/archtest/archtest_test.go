@@ -49,6 +49,7 @@ var allowed = map[string]rule{
 
 	// The checks.
 	"access": {module: "internal/adminapi internal/conf list policy", outside: metrics + " " + zap},
+	"client": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 	"rbl":    {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
 	"spf": {
 		module:  "internal/adminapi internal/conf internal/mailaddr internal/spfrecord list policy",
