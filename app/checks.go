@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"postern/access"
+	"postern/client"
 	"postern/config"
 	"postern/greylist"
 	"postern/headercheck"
@@ -22,6 +23,7 @@ import (
 type checks struct {
 	access   *access.Check
 	provider *provider.Set
+	client   *client.Check
 	rbl      *rbl.Check
 	spf      *spf.Check
 	greylist *greylist.Check
@@ -42,6 +44,11 @@ func (b *builder) checks() {
 	})
 	g.provider = add(b, cfg.Provider.Step, func(prev *provider.Set) (*provider.Set, error) {
 		return provider.New(cfg.Provider, b.providerOptions(prev))
+	})
+	g.client = add(b, cfg.Client.Step, func(prev *client.Check) (*client.Check, error) {
+		own := cfg.Client
+		own.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
+		return client.New(own, client.Options{Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Names: g.names, Log: b.log, Registry: b.reg}, prev)
 	})
 	g.rbl = add(b, cfg.RBL.Step, func(prev *rbl.Check) (*rbl.Check, error) {
 		return rbl.New(cfg.RBL, g.resolver, b.log, b.reg, prev)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"postern/config"
@@ -77,8 +78,13 @@ func (a *App) early(ctx context.Context, c policy.Client) {
 	if g.trusts(c.Addr) {
 		return
 	}
-	req := &policy.Request{Time: time.Now(), Stage: policy.StageConnect, Door: "milter", Client: c, DryRun: true}
-	_, _ = g.rbl.Evaluate(ctx, req) // the answers are what counts, and they are cached
+	req := policy.Request{Time: time.Now(), Stage: policy.StageConnect, Door: "milter", Client: c, DryRun: true}
+	var names sync.WaitGroup
+	if own := req; g.cfg.InSomeChain("client") && g.cfg.Client.Mode != policy.Off {
+		names.Go(func() { _, _ = g.client.Evaluate(ctx, &own) }) // the answers are what counts, and they are cached
+	}
+	_, _ = g.rbl.Evaluate(ctx, &req) // likewise
+	names.Wait()
 }
 
 // known reports whether a client is known good: trusted, or one whose mail has
@@ -163,10 +169,10 @@ func (a *App) configureLookup(g *generation, in *listen.Inherited) error {
 	return a.lookup.Configure(cfg, in)
 }
 
-// dns is the resolver in the form that spf and the provider lists ask.
+// dns is the resolver in the form that checks ask.
 type dns struct{ *resolver.Resolver }
 
-// LookupMX implements spf.Resolver and provider.Resolver.
+// LookupMX returns the hosts, that of a null MX as "".
 func (d dns) LookupMX(ctx context.Context, name string) (hosts []string, ttl time.Duration, cached bool, err error) {
 	mx, ttl, cached, err := d.Resolver.LookupMX(ctx, name)
 	for i := range mx {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"postern/access"
+	"postern/client"
 	"postern/greylist"
 	"postern/headercheck"
 	"postern/internal/conf"
@@ -18,6 +19,7 @@ import (
 type Checks struct {
 	Access   access.Config      `toml:"access"`
 	Provider provider.Config    `toml:"provider"`
+	Client   client.Config      `toml:"client"`
 	RBL      rbl.Config         `toml:"rbl"`
 	SPF      spf.Config         `toml:"spf"`
 	Verify   verify.Config      `toml:"verify"`
@@ -30,6 +32,7 @@ func (c *Checks) sections() []checkSection {
 	return []checkSection{
 		of("access", &c.Access, access.DefaultConfig, &access.Traits),
 		of("provider", &c.Provider, provider.DefaultConfig, &provider.Traits),
+		of("client", &c.Client, client.DefaultConfig, &client.Traits),
 		of("rbl", &c.RBL, rbl.DefaultConfig, &rbl.Traits),
 		of("spf", &c.SPF, spf.DefaultConfig, &spf.Traits),
 		of("verify", &c.Verify, verify.DefaultConfig, &verify.Traits),

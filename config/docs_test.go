@@ -17,6 +17,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"postern/client"
 	"postern/headercheck"
 	"postern/lookup"
 	"postern/pipeline"
@@ -87,7 +88,7 @@ func writeManual(t *testing.T) []byte {
 		{"store", "", reflect.ValueOf(c.Store)},
 		{"store.redis", "For `store.kind = \"redis\"`.", reflect.ValueOf(c.Store.Redis)},
 		{"dns", "", reflect.ValueOf(c.DNS)},
-		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"provider\", \"rbl\", \"verify\", \"greylist\"]`. " +
+		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"provider\", \"client\", \"rbl\", \"verify\", \"greylist\"]`. " +
 			"`policy_context=NAME` in main.cf, or `chain=NAME` behind a listening address, picks another.", reflect.ValueOf(chain)},
 		{"access", "The check's manual: [access](checks/access.md).", reflect.ValueOf(c.Access)},
 		{"provider", "The check's manual: [providers](providers.md).", reflect.ValueOf(c.Provider)},
@@ -95,6 +96,8 @@ func writeManual(t *testing.T) []byte {
 		{"[provider.list]", "One provider; the section can stand many times.", reflect.ValueOf(provider.ListConfig{})},
 		{"[provider.list.export]", "A file for Postfix; belongs to the list above it.", reflect.ValueOf(provider.ExportConfig{})},
 		{"[provider.list.relay]", "Who may relay through us from the networks of the list above it: all conditions must hold.", reflect.ValueOf(provider.RelayConfig{})},
+		{"client", "The check's manual: [client](checks/client.md).", reflect.ValueOf(c.Client)},
+		{"client.CONDITION", "What one condition does, `[client.helo_invalid]` for example. All of them with their defaults: [client](checks/client.md#conditions).", reflect.ValueOf(client.Condition{})},
 		{"rbl", "The check's manual: [rbl](checks/rbl.md).", reflect.ValueOf(c.RBL)},
 		{"rbl.volume", "", reflect.ValueOf(c.RBL.Volume)},
 		{"[rbl.zone]", "Options of one list; the section can stand many times.", reflect.ValueOf(rbl.ZoneConfig{})},
@@ -215,7 +218,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"headercheck", "lookup", "milter", "provider", "spf",
+		"client", "headercheck", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

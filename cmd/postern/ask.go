@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -36,6 +37,9 @@ func (c *cli) askCommand() *cobra.Command {
 				return err
 			}
 			defer conn.Close() //nolint:errcheck // the answer is read
+			if !cmd.Flags().Changed("helo") {
+				*values["helo_name"] = addressLiteral(*values["client_address"])
+			}
 			var b strings.Builder
 			b.WriteString("request=smtpd_access_policy\nprotocol_name=ESMTP\n")
 			for name, v := range values {
@@ -67,7 +71,7 @@ func (c *cli) askCommand() *cobra.Command {
 	for _, a := range [][4]string{
 		{"client", "client_address", "192.0.2.1", "IP address of the client"},
 		{"client-name", "client_name", "unknown", "verified reverse name"},
-		{"helo", "helo_name", "", "HELO or EHLO name"},
+		{"helo", "helo_name", "", "HELO or EHLO name (default: the client's address in brackets)"},
 		{"sender", "sender", "", "envelope sender; empty for the null sender"},
 		{"recipient", "recipient", "", "envelope recipient"},
 		{"stage", "protocol_state", "RCPT", "CONNECT, EHLO, HELO, MAIL, RCPT, DATA, END-OF-MESSAGE, VRFY or ETRN"},
@@ -79,6 +83,20 @@ func (c *cli) askCommand() *cobra.Command {
 	f.StringArrayVar(&attrs, "attr", nil, "further attribute, NAME=VALUE; may be repeated")
 	f.StringVar(&to, "to", "", "address of the door (default: the first of policy.listen)")
 	return cmd
+}
+
+// addressLiteral is what a client that is not asked about its HELO name says: its
+// address (RFC 5321 section 4.1.3), which speaks neither for nor against it.
+func addressLiteral(ip string) string {
+	addr, err := netip.ParseAddr(ip)
+	switch {
+	case err != nil:
+		return ""
+	case addr.Unmap().Is4():
+		return "[" + addr.Unmap().String() + "]"
+	default:
+		return "[IPv6:" + addr.String() + "]"
+	}
 }
 
 func (c *cli) dialPolicy(to string) (net.Conn, error) {

@@ -56,6 +56,9 @@ func (c *cli) explainCommand() *cobra.Command {
 			case q.Client == "":
 				return fmt.Errorf("name the client's address with --client, or give a reference")
 			}
+			if !cmd.Flags().Changed("helo") {
+				q.Helo = addressLiteral(q.Client)
+			}
 			d, err := admin.Client{Client: cl}.Explain(cmd.Context(), q)
 			if err != nil {
 				return err
@@ -66,7 +69,7 @@ func (c *cli) explainCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&q.Client, "client", "", "IP address of the client")
 	f.StringVar(&q.ClientName, "client-name", "", "verified reverse name of the client (default: looked up as Postfix does)")
-	f.StringVar(&q.Helo, "helo", "", "HELO or EHLO name")
+	f.StringVar(&q.Helo, "helo", "", "HELO or EHLO name (default: the client's address in brackets)")
 	f.StringVar(&q.Sender, "sender", "", "envelope sender; empty for the null sender")
 	f.StringVar(&q.Recipient, "recipient", "", "envelope recipient")
 	f.StringVar(&q.Stage, "stage", "rcpt", "SMTP stage: connect, helo, mail, rcpt, data, end-of-message, vrfy, etrn")

@@ -43,6 +43,7 @@ func TestScenarios(t *testing.T) {
 				"2.0.0.127.bl.example. 60 IN A 127.0.0.2",
 				"9.2.0.192.bl.example. 60 IN A 127.0.0.2",
 				"9.2.0.192.bl.example. 60 IN TXT \"listed for a test\"",
+				"example.org. 60 IN MX 10 mail.example.org.", "mail.example.org. 60 IN A 192.0.2.7",
 			)
 			env.Values["dns"] = dns
 			hop := smtptest.Start(env.T().(testing.TB)).Know("ann@example.com", "bob@example.com")

@@ -95,17 +95,17 @@ var allowed = map[string]rule{
 	"journal": {module: "policy"},
 	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin greylist headercheck internal/conf internal/listen internal/logging lookup milter names pipeline policy " +
+		module: "access admin client greylist headercheck internal/conf internal/listen internal/logging lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal lookup " +
+		module: "access admin client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app client config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"journal list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
