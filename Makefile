@@ -72,7 +72,7 @@ bench: ## benchmarks of the packages, then the whole daemon beside a floor (minu
 
 .PHONY: sim
 sim: ## a simulated month of mail: what greylisting delays and lets pass, beside postgrey, sqlgrey and rspamd
-	$(GO) run ./bench/sim
+	$(GO) run ./bench/sim -sweep
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (30s)

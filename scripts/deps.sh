@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests run against: Postfix, Redis, unbound, OpenLDAP and a few tools,
+# Installs what the tests run against: Postfix, Redis, unbound, OpenLDAP, postgrey and a few tools,
 # from Debian's archive. Only what is missing is installed, and none of it is
 # started, now or at the next boot. With CI=true a failure is an error;
 # otherwise the tests that need what is missing are skipped, and say so.
@@ -14,6 +14,7 @@ miltertest miltertest
 unbound unbound
 slapd slapd
 dig dnsutils
+postgrey postgrey
 systemd-analyze systemd
 gcc gcc
 '
@@ -79,7 +80,7 @@ done
 if [ -n "$ours" ] && [ -d /run/systemd/system ]; then
 	for package in $packages; do
 		case $package in
-		postfix | redis-server | unbound | slapd) $root systemctl disable --quiet "$package" 2>/dev/null ;;
+		postfix | redis-server | unbound | slapd | postgrey) $root systemctl disable --quiet "$package" 2>/dev/null ;;
 		esac
 	done
 fi

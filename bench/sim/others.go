@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"regexp"
 	"strings"
 	"time"
@@ -30,8 +31,14 @@ func (nothing) close()                    {}
 // night.
 type postgrey struct {
 	whitelist bool
-	triplets  map[string]*greyEntry
-	clients   map[string]*greyClient
+	triplets  map[greyKey]greyEntry
+	clients   map[netip.Addr]greyClient
+}
+
+type greyKey struct {
+	network   [3]byte
+	from      string
+	recipient string
 }
 
 type greyEntry struct{ first, last int64 }
@@ -42,7 +49,7 @@ type greyClient struct {
 }
 
 func newPostgrey(whitelist bool) *postgrey {
-	return &postgrey{whitelist: whitelist, triplets: make(map[string]*greyEntry), clients: make(map[string]*greyClient)}
+	return &postgrey{whitelist: whitelist, triplets: make(map[greyKey]greyEntry), clients: make(map[netip.Addr]greyClient)}
 }
 
 func (p *postgrey) name() string {
@@ -65,13 +72,13 @@ var greyDigits = regexp.MustCompile(`\b\d+\b`)
 
 // greySender is the form in which postgrey compares a sender.
 func greySender(a policy.Address) string {
-	user, _, _ := strings.Cut(a.Local, "+")
+	user, _, _ := strings.Cut(strings.ToLower(a.Local), "+")
 	return greyDigits.ReplaceAllString(user, "#") + "@" + a.Domain
 }
 
-func classC(a *attempt) string {
-	s := a.from.addr.String()
-	return s[:strings.LastIndexByte(s, '.')]
+func classC(a netip.Addr) [3]byte {
+	b := a.As4()
+	return [3]byte(b[:3])
 }
 
 func (p *postgrey) pass(a *attempt) bool {
@@ -79,44 +86,32 @@ func (p *postgrey) pass(a *attempt) bool {
 		return true
 	}
 	now := a.at.Unix()
-	addr := a.from.addr.String()
-	c := p.clients[addr]
-	if c != nil && now-c.last > greyMaxAge {
-		delete(p.clients, addr)
-		c = nil
+	c, seen := p.clients[a.from.addr]
+	if seen && now-c.last > greyMaxAge {
+		c, seen = greyClient{}, false
 	}
-	if c != nil && c.count >= greyClear {
+	if c.count >= greyClear {
 		if now >= c.last+3600 {
-			c.count, c.last = c.count+1, now
+			p.clients[a.from.addr] = greyClient{c.count + 1, now}
 		}
 		return true
 	}
-	key := strings.ToLower(classC(a) + "/" + greySender(a.msg.from) + "/" + a.msg.to.Raw)
-	e := p.triplets[key]
-	if e != nil && (now-e.last > greyMaxAge || e.last == e.first && now-e.last > greyWindow) {
-		e = nil // what the nightly cleaning takes out
+	key := greyKey{classC(a.from.addr), a.msg.forms().grey, a.msg.to.Raw}
+	e, found := p.triplets[key]
+	if found && (now-e.last > greyMaxAge || e.last == e.first && now-e.last > greyWindow) {
+		found = false // what the nightly cleaning takes out
 	}
-	passed := false
-	if e == nil {
-		e = &greyEntry{first: now}
-		p.triplets[key] = e
-	} else if e.last-e.first >= greyDelay {
-		passed = true
-	} else if now-e.first > greyWindow {
+	passed := found && e.last-e.first >= greyDelay
+	if !found || !passed && now-e.first > greyWindow {
 		e.first = now
 	}
 	e.last = now
+	p.triplets[key] = e
 	if now-e.first < greyDelay {
 		return false
 	}
-	if !passed {
-		if c == nil {
-			c = &greyClient{last: now - 3600}
-			p.clients[addr] = c
-		}
-		if now >= c.last+3600 {
-			c.count, c.last = c.count+1, now
-		}
+	if !passed && (!seen || now >= c.last+3600) {
+		p.clients[a.from.addr] = greyClient{c.count + 1, now}
 	}
 	return true
 }
@@ -125,13 +120,13 @@ func (p *postgrey) size(now time.Time) (records, bytes int) {
 	for k, e := range p.triplets {
 		if age := now.Unix() - e.last; age <= greyMaxAge && (e.last != e.first || age <= greyWindow) {
 			records++
-			bytes += len(k) + 21
+			bytes += len("192.0.2.0//") + len(k.from) + len(k.recipient) + len("1700000000,1700000000")
 		}
 	}
 	for k, c := range p.clients {
 		if now.Unix()-c.last <= greyMaxAge {
 			records++
-			bytes += len(k) + 12
+			bytes += len(k.String()) + len("5,1700000000")
 		}
 	}
 	return records, bytes
@@ -148,14 +143,19 @@ func (p *postgrey) size(now time.Time) (records, bytes int) {
 //     its whole domain from the second sender (group_domain_level 2), for 60
 //     days since last seen (awl_age).
 type sqlgrey struct {
-	connect map[string]int64
-	senders map[string]int64 // client, domain and user, when last seen
-	domains map[string]int64
-	count   map[string]int // users of a client and domain in senders
+	connect map[sqlKey]int64
+	senders map[sqlKey]int64 // when last seen
+	domains map[sqlKey]int64
+	count   map[sqlKey]int // users of a client and domain in senders
+}
+
+type sqlKey struct {
+	client                  [4]byte
+	domain, user, recipient string
 }
 
 func newSQLgrey() *sqlgrey {
-	return &sqlgrey{connect: make(map[string]int64), senders: make(map[string]int64), domains: make(map[string]int64), count: make(map[string]int)}
+	return &sqlgrey{connect: make(map[sqlKey]int64), senders: make(map[sqlKey]int64), domains: make(map[sqlKey]int64), count: make(map[sqlKey]int)}
 }
 
 func (*sqlgrey) name() string { return "sqlgrey" }
@@ -185,21 +185,22 @@ func sqlUser(from, to policy.Address) string {
 
 func (s *sqlgrey) pass(a *attempt) bool {
 	now := a.at.Unix()
-	client := classC(a)
-	if a.from.name == "" || a.from.generic {
-		client = a.from.addr.String()
+	key := sqlKey{client: a.from.addr.As4(), domain: a.msg.from.Domain}
+	if a.from.name != "" && !a.from.generic {
+		key.client[3] = 0
 	}
-	domain := client + " " + a.msg.from.Domain
+	domain := key
 	if last, ok := s.domains[domain]; ok && now-last < sqlAge {
 		s.domains[domain] = now
 		return true
 	}
-	sender := domain + " " + sqlUser(a.msg.from, a.msg.to)
+	key.user = a.msg.forms().sql
+	sender := key
 	if last, ok := s.senders[sender]; ok && now-last < sqlAge {
 		s.senders[sender] = now
 		return true
 	}
-	key := domain + " " + strings.ToLower(a.msg.from.Local) + " " + a.msg.to.Raw
+	key.user, key.recipient = a.msg.from.Local, a.msg.to.Raw
 	first, ok := s.connect[key]
 	switch {
 	case !ok || now-first >= sqlWindow:
@@ -222,13 +223,13 @@ func (s *sqlgrey) pass(a *attempt) bool {
 
 func (s *sqlgrey) size(now time.Time) (records, bytes int) {
 	for _, m := range []struct {
-		of  map[string]int64
+		of  map[sqlKey]int64
 		age int64
 	}{{s.connect, sqlWindow}, {s.senders, sqlAge}, {s.domains, sqlAge}} {
 		for k, last := range m.of {
 			if now.Unix()-last < m.age {
 				records++
-				bytes += len(k) + 16
+				bytes += len("192.0.2") + len(k.domain) + len(k.user) + len(k.recipient) + 16
 			}
 		}
 	}
@@ -241,14 +242,21 @@ func (s *sqlgrey) size(now time.Time) (records, bytes int) {
 // network (/19), was first seen; both are forgotten a day (expire) after they
 // were last of use.
 //
-// What gives points are the client's marks, with the shipped weights, and the
-// text, which is an assumption. That rspamd would refuse at 15 points is not
+// Points are given for the client's marks, with the shipped weights, and for
+// the text, which is an assumption. That rspamd would refuse at 15 points is not
 // counted: whatever reads texts stands behind every greylist alike.
 type rspamd struct {
-	seen map[string]*greyEntry
+	seen map[rspamdKey]*greyEntry
 }
 
-func newRspamd() *rspamd { return &rspamd{seen: make(map[string]*greyEntry)} }
+// rspamdKey is a text by its number, or an envelope.
+type rspamdKey struct {
+	text            uint64
+	network         [3]byte
+	from, recipient string
+}
+
+func newRspamd() *rspamd { return &rspamd{seen: make(map[rspamdKey]*greyEntry)} }
 
 func (*rspamd) name() string { return "rspamd, suspicious" }
 func (*rspamd) close()       {}
@@ -261,10 +269,7 @@ const (
 
 // points are rspamd's shipped scores for what is known of a client.
 func points(a *attempt) float64 {
-	score := 0.0
-	if a.msg.suspicious {
-		score += rspamdPoints
-	}
+	score := a.msg.text
 	switch h := a.from; {
 	case h.name == "":
 		score += 2.5 // HFILTER_HOSTNAME_UNKNOWN
@@ -288,10 +293,10 @@ func points(a *attempt) float64 {
 
 func (r *rspamd) pass(a *attempt) bool {
 	now := a.at.Unix()
-	b := a.from.addr.As4()
-	envelope := "m" + string([]byte{b[0], b[1], b[2] &^ 31}) + a.msg.from.Raw + " " + a.msg.to.Raw
-	text := "b" + string(appendUint(nil, a.msg.body))
-	find := func(key string) *greyEntry {
+	envelope := rspamdKey{network: classC(a.from.addr), from: a.msg.from.Raw, recipient: a.msg.to.Raw}
+	envelope.network[2] &^= 31
+	text := rspamdKey{text: a.msg.body}
+	find := func(key rspamdKey) *greyEntry {
 		e := r.seen[key]
 		if e != nil && now-e.last > rspamdExpire {
 			delete(r.seen, key)
@@ -321,19 +326,11 @@ func (r *rspamd) pass(a *attempt) bool {
 	return false
 }
 
-func appendUint(b []byte, n uint64) []byte {
-	for range 8 {
-		b = append(b, byte(n))
-		n >>= 8
-	}
-	return b
-}
-
 func (r *rspamd) size(now time.Time) (records, bytes int) {
-	for k, e := range r.seen {
+	for _, e := range r.seen {
 		if now.Unix()-e.last <= rspamdExpire {
 			records++
-			bytes += len(k) + 10 // Redis keeps a hash of 22 characters
+			bytes += len("rgb") + 20 + len("1700000000") // a hash and a time
 		}
 	}
 	return records, bytes

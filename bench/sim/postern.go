@@ -14,9 +14,10 @@ import (
 	"postern/store/mem"
 )
 
-// strict and gentle are profiles: changes of the default settings.
-func strict(*greylist.Config)   {}
-func gentle(c *greylist.Config) { c.When = greylist.Suspicious }
+// Profiles are changes of the default settings.
+func strict(*greylist.Config)      {}
+func strictOne(c *greylist.Config) { c.KnownAfter = 1 }
+func gentle(c *greylist.Config)    { c.When = greylist.Suspicious }
 
 // postern is the real check over the real memory store.
 type postern struct {
@@ -86,19 +87,19 @@ func request(req *policy.Request, a *attempt) {
 
 func (p *postern) pass(a *attempt) bool {
 	request(&p.req, a)
-	return !refuses(p.check, &p.req)
+	return !evaluate(p.check, &p.req).Action.Refuses()
 }
 
-// refuses asks the check as the pipeline does: first for a hint.
-func refuses(check *greylist.Check, req *policy.Request) bool {
-	if _, early := check.Hint(req); early {
-		return true
+// evaluate asks the check as the pipeline does: first for a hint.
+func evaluate(check *greylist.Check, req *policy.Request) policy.Verdict {
+	if v, early := check.Hint(req); early {
+		return v
 	}
 	v, err := check.Evaluate(context.Background(), req)
 	if err != nil {
 		panic(err) // memory does not fail
 	}
-	return v.Action.Refuses()
+	return v
 }
 
 // recordSize is what a record takes beside its text: times and counters.
@@ -119,18 +120,18 @@ func storeSize(store *mem.Store, now time.Time) (records, bytes int) {
 }
 
 // balanced is the rule of a profile that greylist does not have yet, made of
-// two real checks over one store: what speaks against a client decides how
-// long it waits. Nothing: not at all. One mark: delay. Two, or a burst of
+// real checks over one store: what speaks against a client decides how long it
+// waits. Nothing: not at all. One mark: delay. Two, or a burst of
 // correspondences from a network in which nobody has credit: long.
 type balanced struct {
-	short, long *greylist.Check
-	store       *mem.Store
-	req         policy.Request
-	bursts      map[string]*burst
+	none, short, long *greylist.Check
+	store             *mem.Store
+	req               policy.Request
+	networks          map[[3]byte]*network
 }
 
-// burst is what one network has tried of late.
-type burst struct {
+// network is what is known of one.
+type network struct {
 	pairs map[string]int64 // correspondence, when last tried
 	known int64            // when somebody with credit last came from there
 }
@@ -143,16 +144,16 @@ const (
 
 func newBalanced(judge *names.Judge) *balanced {
 	store := mem.New(10_000_000, 1_000_000)
-	return &balanced{
-		store: store, bursts: make(map[string]*burst),
-		short: newCheck(store, judge, strict),
-		long:  newCheck(store, judge, func(c *greylist.Config) { c.Delay = conf.Duration(longDelay) }),
+	delay := func(d time.Duration) *greylist.Check {
+		return newCheck(store, judge, func(c *greylist.Config) { c.Delay = conf.Duration(d) })
 	}
+	return &balanced{store: store, networks: make(map[[3]byte]*network), none: delay(0), short: delay(2 * time.Minute), long: delay(longDelay)}
 }
 
 func (b *balanced) name() string { return "balanced (prototype)" }
 
 func (b *balanced) close() {
+	b.none.Stop()
 	b.short.Stop()
 	b.long.Stop()
 	_ = b.store.Close(context.Background()) // nothing is pending
@@ -160,43 +161,42 @@ func (b *balanced) close() {
 
 func (b *balanced) pass(a *attempt) bool {
 	request(&b.req, a)
-	marks := len(b.req.Facts.Marks)
-	if b.burst(a) {
-		marks = 2
+	net := b.networks[classC(a.from.addr)]
+	if net == nil {
+		net = &network{pairs: make(map[string]int64)}
+		b.networks[classC(a.from.addr)] = net
 	}
-	switch {
-	case marks == 0:
-		return true
+	check := b.none
+	switch marks := len(b.req.Facts.Marks); {
+	case marks >= 2 || net.burst(a):
+		check = b.long
 	case marks == 1:
-		return !refuses(b.short, &b.req)
+		check = b.short
 	}
-	return !refuses(b.long, &b.req)
+	v := evaluate(check, &b.req)
+	if v.Reason == "greylist-known-client" {
+		net.known = a.at.UnixMilli()
+	}
+	return !v.Action.Refuses()
 }
 
 // burst notes a correspondence and reports whether its network has tried too
-// many lately.
-func (b *balanced) burst(a *attempt) bool {
-	network := a.from.addr.As4()
-	key := string(network[:3])
-	x := b.bursts[key]
-	if x == nil {
-		x = &burst{pairs: make(map[string]int64)}
-		b.bursts[key] = x
-	}
+// many of late.
+func (n *network) burst(a *attempt) bool {
 	now := a.at.UnixMilli()
-	if b.short.Known(context.Background(), policy.Client{Addr: a.from.addr, Name: a.from.name}, a.at) {
-		x.known = now
-	}
-	x.pairs[a.msg.from.Domain+" "+a.msg.to.Raw] = now
-	if len(x.pairs) <= burstPairs {
+	if n.known != 0 && now-n.known <= (36*day).Milliseconds() {
 		return false
 	}
-	for pair, last := range x.pairs {
+	n.pairs[a.msg.from.Domain+" "+a.msg.to.Raw] = now
+	if len(n.pairs) <= burstPairs {
+		return false
+	}
+	for pair, last := range n.pairs {
 		if now-last > burstWithin.Milliseconds() {
-			delete(x.pairs, pair)
+			delete(n.pairs, pair)
 		}
 	}
-	return len(x.pairs) > burstPairs && (x.known == 0 || now-x.known > (36*day).Milliseconds())
+	return len(n.pairs) > burstPairs
 }
 
 func (b *balanced) size(now time.Time) (records, bytes int) { return storeSize(b.store, now) }

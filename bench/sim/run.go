@@ -1,7 +1,6 @@
 package main
 
 import (
-	"container/heap"
 	"slices"
 	"time"
 )
@@ -43,37 +42,62 @@ type result struct {
 	legit, spam    tally
 	records, bytes int
 	attempts       int
-	took           time.Duration
 }
 
 // codeLife is how long a confirmation code is of use.
 const codeLife = 10 * time.Minute
 
+// event is an attempt to come.
 type event struct {
 	at  int64
 	msg int32
 	n   int32
 }
 
+func (e event) before(o event) bool { return e.at < o.at || e.at == o.at && e.msg < o.msg }
+
+// queue is a heap of events, the next in front.
 type queue []event
 
-func (q queue) Len() int { return len(q) }
-func (q queue) Less(i, j int) bool {
-	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].msg < q[j].msg
+func (q *queue) push(e event) {
+	*q = append(*q, e)
+	h := *q
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !h[i].before(h[up]) {
+			break
+		}
+		h[i], h[up] = h[up], h[i]
+		i = up
+	}
 }
-func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *queue) Push(x any)   { *q = append(*q, x.(event)) }
-func (q *queue) Pop() any {
-	old := *q
-	x := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return x
+
+func (q *queue) pop() event {
+	h := *q
+	first := h[0]
+	last := len(h) - 1
+	h[0] = h[last]
+	h = h[:last]
+	*q = h
+	for i := 0; ; {
+		least := i
+		for _, c := range [...]int{2*i + 1, 2*i + 2} {
+			if c < last && h[c].before(h[least]) {
+				least = c
+			}
+		}
+		if least == i {
+			return first
+		}
+		h[i], h[least] = h[least], h[i]
+		i = least
+	}
 }
 
 // simulate shows a world to a filter. Messages from before w.begin teach the
 // filter and are not counted.
 func simulate(w *world, f filter) *result {
-	began := time.Now()
 	res := &result{filter: f.name()}
 	var retries queue
 	fresh := 0
@@ -86,7 +110,7 @@ func simulate(w *world, f filter) *result {
 			e = event{at: w.messages[fresh].at, msg: int32(fresh)}
 			fresh++
 		} else {
-			e = heap.Pop(&retries).(event)
+			e = retries.pop()
 		}
 		if !measured && e.at >= w.end.UnixMilli() {
 			measured = true
@@ -130,14 +154,13 @@ func simulate(w *world, f filter) *result {
 				}
 				continue
 			}
-			heap.Push(&retries, event{at: m.at + next.Milliseconds(), msg: e.msg, n: e.n + 1})
+			retries.push(event{at: m.at + next.Milliseconds(), msg: e.msg, n: e.n + 1})
 		}
 	}
 	if !measured {
 		res.records, res.bytes = f.size(w.end)
 	}
 	res.sum()
-	res.took = time.Since(began)
 	return res
 }
 
@@ -184,6 +207,9 @@ func (t *tally) quantiles() {
 	}
 	t.p50, t.p95, t.p99, t.max = q(0.5), q(0.95), q(0.99), q(1)
 }
+
+// lost counts the messages that did not come.
+func (t *tally) lost() int { return t.refused + t.given + t.open }
 
 func (t *tally) share(n int) float64 {
 	if t.sent == 0 {

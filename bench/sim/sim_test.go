@@ -1,8 +1,13 @@
 package main
 
 import (
+	"flag"
+	"fmt"
+	"io"
 	"net/netip"
+	"os"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +16,8 @@ import (
 	"postern/names"
 	"postern/policy"
 )
+
+var update = flag.Bool("update", false, "write the assumptions into docs/filtering.md")
 
 func judge(t testing.TB) *names.Judge {
 	t.Helper()
@@ -69,7 +76,6 @@ func TestSameSeedSameWorld(t *testing.T) {
 			f := p.make(judge(t))
 			r := simulate(small(t), f)
 			f.close()
-			r.took = 0
 			results = append(results, r)
 		}
 		if !reflect.DeepEqual(results[0], results[1]) {
@@ -101,6 +107,7 @@ func TestFirstContact(t *testing.T) {
 		key   string
 		after time.Duration // 0: at once
 	}{
+		{"strict-1", 120 * time.Second},
 		{"none", 0}, {"postgrey", 300 * time.Second}, {"postgrey-bare", 300 * time.Second}, {"sqlgrey", 300 * time.Second}, {"rspamd", 0},
 		{"strict", 120 * time.Second}, {"gentle", 0}, {"balanced", 0},
 	} {
@@ -145,7 +152,7 @@ func TestPostgreyExemptsAfterFive(t *testing.T) {
 
 func TestRspamdKnowsTheText(t *testing.T) {
 	o := newOne(newRspamd())
-	o.m.suspicious, o.m.body = true, 7
+	o.m.text, o.m.body = 5, 7
 	if o.passes(0) {
 		t.Error("suspicious mail passes at once")
 	}
@@ -197,5 +204,75 @@ func TestAssumptions(t *testing.T) {
 	a.BotListed = 2
 	if a.check() == nil {
 		t.Error("a share of 2 is taken")
+	}
+}
+
+func TestRun(t *testing.T) {
+	args := []string{"-days=2", "-warm=1", "-mailboxes=5", "-people-domains=20", "-services=20"}
+	var out strings.Builder
+	if err := run(&out, args); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range profiles {
+		f := p.make(judge(t))
+		if !strings.Contains(out.String(), f.name()) {
+			t.Errorf("nothing is printed of %s", f.name())
+		}
+		f.close()
+	}
+	for _, bad := range [][]string{{"-days=0"}, {"-bot-listed=2"}, {"-mailboxes=0"}, {"-spam-bots=-1"}} {
+		if run(io.Discard, bad) == nil {
+			t.Errorf("%v is taken", bad)
+		}
+	}
+}
+
+func TestSweep(t *testing.T) {
+	a := defaults()
+	a.Mailboxes, a.Domains, a.Services, a.ESPNets, a.ProviderNets = 2, 5, 5, 1, 1
+	o := options{seed: 1, days: 1}
+	j := judge(t)
+	worlds := sweep(a, o, j)
+	var out strings.Builder
+	reportSweep(&out, only(needed, makeWorld(a, o, j), j), worlds)
+	for i, x := range a.each() {
+		half, double := worlds[2*i], worlds[2*i+1]
+		if half.name != x.name || half.value != *x.value/2 || double.value != *x.value*2 && double.value != 1 {
+			t.Errorf("%s is %v: swept as %s, %v and %v", x.name, *x.value, half.name, half.value, double.value)
+		}
+		if !strings.Contains(out.String(), x.name) {
+			t.Errorf("nothing is printed of %s", x.name)
+		}
+	}
+}
+
+// The page lists the assumptions as they are: `go test ./bench/sim -update`.
+func TestDocumentedAssumptions(t *testing.T) {
+	const page = "../../docs/filtering.md"
+	const begin, end = "<!-- assumptions -->\n", "<!-- end -->"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), begin)
+	_, after, more := strings.Cut(rest, end)
+	if !ok || !more {
+		t.Fatalf("%s has no place for the assumptions", page)
+	}
+	a := defaults()
+	var b strings.Builder
+	b.WriteString("| flag | default | what it is, and why |\n|---|---|---|\n")
+	for _, x := range a.each() {
+		fmt.Fprintf(&b, "| `-%s` | %.6g | %s |\n", x.name, *x.value, x.why)
+	}
+	want := before + begin + b.String() + end + after
+	if want == string(text) {
+		return
+	}
+	if !*update {
+		t.Fatalf("the assumptions in %s are others: go test ./bench/sim -update", page)
+	}
+	if err := os.WriteFile(page, []byte(want), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -80,16 +81,28 @@ func (s *system) host(seed uint64, n int) *host {
 
 // message is one message to one mailbox.
 type message struct {
-	at         int64 // Unix milliseconds
-	class      class
-	suspicious bool // its text alone makes rspamd suspicious
-	sys        *system
-	from       policy.Address
-	to         policy.Address
-	spf        policy.SPF
-	seed       uint64
-	giveUp     time.Duration // 0: when its schedule ends
-	body       uint64        // same number, same text
+	at     int64 // Unix milliseconds
+	class  class
+	sys    *system
+	from   policy.Address
+	to     policy.Address
+	spf    policy.SPF
+	seed   uint64
+	giveUp time.Duration // 0: when its schedule ends
+	body   uint64        // same number, same text
+	text   float64       // what its text is worth to rspamd
+	form   *senderForms
+}
+
+// senderForms are a sender as postgrey and sqlgrey compare it, made when first
+// asked for.
+type senderForms struct{ grey, sql string }
+
+func (m *message) forms() *senderForms {
+	if m.form == nil {
+		m.form = &senderForms{greySender(m.from), sqlUser(m.from, m.to)}
+	}
+	return m.form
 }
 
 // world is all that is sent.
@@ -123,7 +136,7 @@ type maker struct {
 	microsoft *system
 	google    *system
 	relays    []*system
-	esps      []*system
+	esps      [][]*system // by the pools that their customers send from
 	forwards  []*system
 	hosting   []netip.Prefix // where servers are rented
 	mailboxes []policy.Address
@@ -163,9 +176,19 @@ func makeWorld(a assumptions, o options, judge *names.Judge) *world {
 	m.stolen(offered * spam[3])
 	m.hacked(offered * spam[4])
 
-	w := &world{begin: start.Add(time.Duration(o.warm) * day), end: start.Add(time.Duration(o.warm+o.days) * day), messages: m.out}
-	sort.SliceStable(w.messages, func(i, j int) bool { return w.messages[i].at < w.messages[j].at })
-	w.messages = slices.DeleteFunc(w.messages, func(x message) bool { return x.at >= w.end.UnixMilli() })
+	w := &world{begin: start.Add(time.Duration(o.warm) * day), end: start.Add(time.Duration(o.warm+o.days) * day)}
+	// Messages are large: sort their numbers.
+	order := make([]int32, 0, len(m.out))
+	for i := range m.out {
+		if m.out[i].at < w.end.UnixMilli() {
+			order = append(order, int32(i))
+		}
+	}
+	slices.SortFunc(order, func(i, j int32) int { return cmp.Or(cmp.Compare(m.out[i].at, m.out[j].at), cmp.Compare(i, j)) })
+	w.messages = make([]message, len(order))
+	for i, at := range order {
+		w.messages[i] = m.out[at]
+	}
 	return w
 }
 
@@ -301,10 +324,10 @@ func (m *maker) pool(n, each int, name string, retry schedule, rotate bool) *sys
 // systems makes those that many share.
 func (m *maker) systems() {
 	r := m.rng("systems")
-	for i := range int(m.a.Mailboxes) {
+	for i := range whole(m.a.Mailboxes) {
 		m.mailboxes = append(m.mailboxes, address(fmt.Sprintf("user%d", i), "example.net"))
 	}
-	n := int(m.a.ProviderNets)
+	n := whole(m.a.ProviderNets)
 	m.microsoft = m.pool(n, 30, "mail-out%d.outbound.bigsoft.example", outlookQueue, true)
 	m.microsoft.exempt = true
 	m.google = m.pool(n, 30, "mail-sx%d.gsearch.example", gmailQueue, true)
@@ -335,12 +358,18 @@ func (m *maker) systems() {
 		}
 	}
 	for i := range 12 {
-		s := m.pool(int(m.a.ESPNets), 30, fmt.Sprintf("mta%%d.send.esp%d.example", i), bulkQueue, r.Float64() < m.a.Rotate)
+		s := m.pool(whole(m.a.ESPNets), 30, fmt.Sprintf("mta%%d.send.esp%d.example", i), bulkQueue, r.Float64() < m.a.Rotate)
 		s.exempt = i == 0 || i == 2 || i == 4 || i == 6 // SES, Mailchimp, Mailgun, Postmark are in postgrey's list
 		for _, h := range s.hosts {
 			h.minor = r.Float64() < m.a.LegitListed
 		}
-		m.esps = append(m.esps, s)
+		var pools []*system
+		for hosts := range slices.Chunk(s.hosts, whole(m.a.ESPPool)) {
+			part := *s
+			part.hosts = hosts
+			pools = append(pools, &part)
+		}
+		m.esps = append(m.esps, pools)
 	}
 	for i := range 3 {
 		m.forwards = append(m.forwards, m.pool(1, 2, fmt.Sprintf("mx%%d.alumni%d.example", i), postfixQueue, false))
@@ -409,11 +438,12 @@ func (m *maker) send(r *rand.Rand, at time.Time, c class, o *org, local string, 
 		spf: policy.SPF{Result: o.spf, Domain: o.path, Identity: "mailfrom"},
 	})
 	x := &m.out[len(m.out)-1]
-	if !c.spam() {
-		x.suspicious = unit(mix(x.seed, 5)) < m.a.HamSuspicious
-	} else {
-		x.suspicious = unit(mix(x.seed, 5)) < m.a.SpamSuspicious
+	// An exponential tail from -2 points on, of which so much is above 4.
+	above := m.a.HamSuspicious
+	if c.spam() {
+		above = m.a.SpamSuspicious
 	}
+	x.text = -2 + (rspamdPoints+2)*math.Log(unit(mix(x.seed, 5)))/math.Log(min(max(above, 1e-9), 1-1e-9))
 	return x
 }
 
@@ -426,8 +456,8 @@ func (m *maker) mailbox(n uint64) policy.Address {
 func (m *maker) people(total float64) {
 	r := m.rng("people")
 	from := share(m.a.FromFreemail, m.a.FromMicrosoft+m.a.FromGoogle+m.a.FromHoster+m.a.FromOwn+m.a.FromRented, m.a.FromForward)
-	persons := newZipf(int(20*m.a.Mailboxes), m.a.Zipf)
-	known := make([]*org, int(m.a.Domains))
+	persons := newZipf(20*whole(m.a.Mailboxes), m.a.Zipf)
+	known := make([]*org, whole(m.a.Domains))
 	for i := range known {
 		known[i] = m.ownDomain(r)
 	}
@@ -504,7 +534,7 @@ func (m *maker) service(r *rand.Rand) *org {
 	}
 	if r.Float64() < m.a.ViaESP {
 		i := newZipf(len(m.esps), 1).draw(r)
-		o.sys = m.esps[i]
+		o.sys = m.esps[i][r.IntN(len(m.esps[i]))]
 		if o.path = fmt.Sprintf("bounces.esp%d.example", i); r.Float64() < m.a.ESPAligned {
 			o.path = "em." + o.domain
 		}
@@ -595,13 +625,13 @@ func (m *maker) newsletters(total, days float64) {
 // notices makes what services send to one user at a time, and their codes.
 func (m *maker) notices(total, codeTotal float64) {
 	r := m.rng("notices")
-	known := make([]*org, int(m.a.Services))
+	known := make([]*org, whole(m.a.Services))
 	for i := range known {
 		known[i] = m.service(r)
 	}
 	rank := newZipf(len(known), m.a.Zipf)
 	user := func(i int) policy.Address {
-		users := 1 + int(m.a.Mailboxes)/(1+i/4)
+		users := 1 + whole(m.a.Mailboxes)/(1+i/4)
 		return m.mailbox(mix(uint64(i), uint64(r.IntN(users))))
 	}
 	p := min(m.a.NewService, 0.9/(1+m.a.FollowUps))
@@ -738,10 +768,11 @@ func (m *maker) snowshoe(total float64) {
 			h.listed, h.minor = listed, minor
 			sys.hosts = append(sys.hosts, h)
 		}
+		life := r.ExpFloat64() * m.a.SnowLife * float64(time.Hour)
 		for range 1 + geometric(r, each-1) {
-			x := m.send(r, t, snowshoe, domains[r.IntN(4)], fmt.Sprintf("info%d", r.IntN(50)), m.mailbox(r.Uint64()))
+			later := t.Add(time.Duration(r.Float64() * life))
+			x := m.send(r, later, snowshoe, domains[r.IntN(4)], fmt.Sprintf("info%d", r.IntN(50)), m.mailbox(r.Uint64()))
 			x.giveUp = m.patience(r, m.a.SnowPatience)
-			t = t.Add(time.Duration(r.ExpFloat64() * float64(15*time.Minute)))
 		}
 	}
 }
