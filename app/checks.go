@@ -10,6 +10,7 @@ import (
 	"postern/headercheck"
 	"postern/internal/adminapi"
 	"postern/internal/conf"
+	"postern/limit"
 	"postern/pipeline"
 	"postern/policy"
 	"postern/provider"
@@ -55,6 +56,11 @@ func (b *builder) checks() {
 	})
 	g.spf = add(b, cfg.SPF.Step, func(prev *spf.Check) (*spf.Check, error) {
 		return spf.New(cfg.SPF, spf.Options{Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Log: b.log, Registry: b.reg}, prev)
+	})
+	add(b, cfg.Limit.Step, func(prev *limit.Check) (*limit.Check, error) {
+		limits := cfg.Limit
+		limits.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
+		return limit.New(limits, limit.Options{Store: b.store, Admin: store.SpaceOf(b.store, store.MeterSpace), Log: b.log, Registry: b.reg}, prev)
 	})
 	add(b, cfg.Verify.Step, func(prev *verify.Check) (*verify.Check, error) {
 		passwords, err := ldapPasswords(cfg)

@@ -6,6 +6,7 @@ import (
 	"postern/greylist"
 	"postern/headercheck"
 	"postern/internal/conf"
+	"postern/limit"
 	"postern/pipeline"
 	"postern/policy"
 	"postern/provider"
@@ -22,6 +23,7 @@ type Checks struct {
 	Client   client.Config      `toml:"client"`
 	RBL      rbl.Config         `toml:"rbl"`
 	SPF      spf.Config         `toml:"spf"`
+	Limit    limit.Config       `toml:"limit"`
 	Verify   verify.Config      `toml:"verify"`
 	Greylist greylist.Config    `toml:"greylist"`
 	Headers  headercheck.Config `toml:"headers"`
@@ -35,6 +37,7 @@ func (c *Checks) sections() []checkSection {
 		of("client", &c.Client, client.DefaultConfig, &client.Traits),
 		of("rbl", &c.RBL, rbl.DefaultConfig, &rbl.Traits),
 		of("spf", &c.SPF, spf.DefaultConfig, &spf.Traits),
+		of("limit", &c.Limit, limit.DefaultConfig, &limit.Traits),
 		of("verify", &c.Verify, verify.DefaultConfig, &verify.Traits),
 		of("greylist", &c.Greylist, greylist.DefaultConfig, &greylist.Traits),
 		of("headers", &c.Headers, headercheck.DefaultConfig, nil),

@@ -19,6 +19,7 @@ import (
 
 	"postern/client"
 	"postern/headercheck"
+	"postern/limit"
 	"postern/lookup"
 	"postern/pipeline"
 	"postern/provider"
@@ -104,6 +105,8 @@ func writeManual(t *testing.T) []byte {
 		{"spf", "The check's manual: [spf](checks/spf.md).", reflect.ValueOf(c.SPF)},
 		{"spf.mail_from", "What each result for the sender's domain does: \"reject\", \"defer\", \"mark\" (a suspicion for later checks) or \"off\".", reflect.ValueOf(c.SPF.MailFrom)},
 		{"spf.helo", "The same for the HELO name.", reflect.ValueOf(c.SPF.Helo)},
+		{"limit", "The check's manual: [limit](checks/limit.md).", reflect.ValueOf(c.Limit)},
+		{"[limit.rule]", "One limit; the section can stand many times.", reflect.ValueOf(limit.DefaultRule())},
 		{"verify", "The check's manual: [verify](checks/verify.md).", reflect.ValueOf(c.Verify)},
 		{"verify.callout", "How next hops are asked.", reflect.ValueOf(c.Verify.Callout)},
 		{"[verify.route]", "Domains, and who knows their addresses; the section can stand many times. What it leaves out is as in `[verify]` and `[verify.callout]`.", reflect.ValueOf(verify.Route{})},
@@ -218,7 +221,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"client", "headercheck", "lookup", "milter", "provider", "spf",
+		"client", "headercheck", "limit", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

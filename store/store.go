@@ -11,6 +11,7 @@ import (
 
 	"postern/greylist"
 	"postern/internal/conf"
+	"postern/internal/meter"
 )
 
 // Store is what the daemon needs of its state. All methods are safe for
@@ -18,6 +19,7 @@ import (
 type Store interface {
 	greylist.Store
 	greylist.AdminStore
+	meter.Store
 	Values
 	// Status tells how the store is. It does no I/O.
 	Status() Status

@@ -31,6 +31,7 @@ var allowed = map[string]rule{
 	"internal/filestamp": {},
 	"internal/netstring": {},
 	"internal/spfrecord": {},
+	"internal/meter":     {},
 
 	// Values, sockets, logs: below everything that uses them.
 	"internal/conf":     {module: "policy"},
@@ -57,6 +58,8 @@ var allowed = map[string]rule{
 	},
 	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
+	"limit": {module: "internal/adminapi internal/conf internal/meter list policy", outside: metrics + " " + zap},
+
 	"verify": {
 		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table verify/callout verify/directory",
 		outside: cache + " " + metrics + " " + zap,
@@ -73,12 +76,13 @@ var allowed = map[string]rule{
 	},
 
 	// State. The greylist's types are the words of its store.
-	"store":         {module: "greylist internal/adminapi internal/conf"},
+
+	"store":         {module: "greylist internal/adminapi internal/conf internal/meter"},
 	"store/waiting": {module: "greylist"},
-	"store/overlay": {module: "greylist store store/waiting"},
+	"store/overlay": {module: "greylist internal/meter store store/waiting"},
 	"store/mem":     {module: "greylist store store/overlay"},
-	"store/bolt":    {module: "greylist store store/overlay", outside: "go.etcd.io/bbolt/... " + metrics + " " + zap},
-	"store/redis":   {module: "greylist internal/conf store", outside: "github.com/redis/go-redis/v9/... github.com/sony/gobreaker/v2 " + metrics + " " + zap},
+	"store/bolt":    {module: "greylist internal/meter store store/overlay", outside: "go.etcd.io/bbolt/... " + metrics + " " + zap},
+	"store/redis":   {module: "greylist internal/conf internal/meter store", outside: "github.com/redis/go-redis/v9/... github.com/sony/gobreaker/v2 " + metrics + " " + zap},
 
 	// From a request to its answer.
 	"pipeline": {module: "internal/conf internal/logging policy", outside: metrics + " " + zap},
@@ -95,18 +99,18 @@ var allowed = map[string]rule{
 	"journal": {module: "policy"},
 	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin client greylist headercheck internal/conf internal/listen internal/logging lookup milter names pipeline policy " +
+		module: "access admin client greylist headercheck internal/conf internal/listen internal/logging limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal lookup " +
+		module: "access admin client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
 		module: "access admin app client config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
-			"journal list lookup policy provider rbl spf store store/bolt verify",
+			"journal limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 
@@ -121,7 +125,7 @@ var allowed = map[string]rule{
 	"internal/netns":       {testing: true},
 	"internal/postfixtest": {testing: true, module: "internal/proctest"},
 	"internal/ldaptest":    {testing: true, module: "internal/certtest internal/proctest"},
-	"store/storetest":      {testing: true, module: "greylist store", outside: "pgregory.net/rapid"},
+	"store/storetest":      {testing: true, module: "greylist internal/meter store", outside: "pgregory.net/rapid"},
 
 	// The example of docs/new-check.md, which nothing imports.
 	"docs/tutorial/tld": {module: "internal/adminapi internal/conf policy"},

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/bbolt"
 	"go.uber.org/zap"
 
+	"postern/internal/meter"
 	"postern/store"
 	"postern/store/overlay"
 )
@@ -179,6 +180,14 @@ func (s *Store) SwapValue(ctx context.Context, space, key, old, next string, exp
 		return false, fmt.Errorf("%w: %d changes wait to be written", store.ErrUnavailable, s.values.Pending())
 	}
 	return s.values.SwapValue(ctx, space, key, old, next, expires)
+}
+
+// TakeMeters implements meter.Store.
+func (s *Store) TakeMeters(ctx context.Context, now time.Time, takes []meter.Take, peek bool) ([]meter.Level, bool, error) {
+	if s.values.Pending() >= maxDirty {
+		return nil, false, fmt.Errorf("%w: %d changes wait to be written", store.ErrUnavailable, s.values.Pending())
+	}
+	return s.values.TakeMeters(ctx, now, takes, peek)
 }
 
 // EachValue implements store.Values. It writes first, so that the file knows

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/internal/meter"
 	"postern/store"
 )
 
@@ -77,9 +78,9 @@ func NewValues(most int, backing ValueBacking, counts map[string]int) *Values {
 	return v
 }
 
-func (v *Values) shard(name valueName) *valueShard {
-	return &v.shards[maphash.String(v.seed, name.key)%shardCount]
-}
+func (v *Values) index(name valueName) int { return int(maphash.String(v.seed, name.key) % shardCount) }
+
+func (v *Values) shard(name valueName) *valueShard { return &v.shards[v.index(name)] }
 
 // maxShardValues is how many values a shard keeps in memory when there is a
 // file behind, besides those that wait to be written.
@@ -155,6 +156,47 @@ func (v *Values) SwapValue(_ context.Context, space, key, old, next string, expi
 	}
 	v.put(sh, name, ValueChange{space, key, next, expires.UnixMilli()}, grown(old, next))
 	return true, nil
+}
+
+// TakeMeters implements meter.Store. The shards of all meters are locked, each
+// once and in their order.
+func (v *Values) TakeMeters(_ context.Context, now time.Time, takes []meter.Take, peek bool) ([]meter.Level, bool, error) {
+	names := make([]valueName, len(takes))
+	used := [shardCount]bool{}
+	for i := range takes {
+		names[i] = valueName{store.MeterSpace, store.ValueKey(takes[i].Key)}
+		used[v.index(names[i])] = true
+	}
+	for i := range v.shards {
+		if used[i] {
+			v.shards[i].mu.Lock()
+			defer v.shards[i].mu.Unlock()
+		}
+	}
+	old := make([]string, len(takes))
+	added := 0
+	for i := range takes {
+		var err error
+		if old[i], err = v.load(v.shard(names[i]), names[i]); err != nil {
+			return nil, false, err
+		}
+		if old[i] == "" {
+			added++
+		}
+	}
+	next, levels, taken := meter.Apply(old, takes, now)
+	if !taken || peek {
+		return levels, taken, nil
+	}
+	if added > 0 && int(v.total.Load())+added > v.most {
+		return nil, false, fmt.Errorf("%w: %d values", store.ErrFull, v.total.Load())
+	}
+	for i := range takes {
+		if next[i] != old[i] {
+			v.put(v.shard(names[i]), names[i], ValueChange{store.MeterSpace, names[i].key, next[i], takes[i].Expires(now).UnixMilli()}, grown(old[i], next[i]))
+		}
+	}
+	return levels, true, nil
 }
 
 func grown(old, next string) int {

@@ -37,6 +37,8 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 		"Swap":        swap,
 		"ValueNames":  valueNames,
 		"Fleet":       fleet,
+		"Meters":      meters,
+		"Together":    metersTogether,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
