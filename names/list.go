@@ -153,8 +153,8 @@ func (r *rule) before(o *rule) bool {
 
 func (r *rule) matches(name string) bool {
 	rest := name
-	for i, want := range r.labels {
-		if i > 0 && rest == "" {
+	for _, want := range r.labels {
+		if rest == "" {
 			return false
 		}
 		label := rest
@@ -220,12 +220,15 @@ func (j *Judge) poll(now time.Time) {
 		}
 		f.track.Begin(f.path)
 		rules, faults := readFile(f.path)
-		if len(faults) == 0 && f.track.Torn(f.path) || len(faults) > 0 && !f.track.Bad() {
-			continue // it is being written, or may be half written
-		}
 		if err := faults.Err(); err != nil {
+			if !f.track.Bad() {
+				continue // it may be half written
+			}
 			j.log.Error("a list of generic names was not taken, its last good entries stay in force", zap.String("file", f.path), zap.Error(err))
 			continue
+		}
+		if f.track.Torn(f.path) {
+			continue // it is being written
 		}
 		f.track.Good()
 		j.log.Info("generic names reloaded", zap.String("file", f.path), zap.Int("entries", len(rules)), zap.Int("before", len(f.rules)))

@@ -100,9 +100,6 @@ func (j *Judge) Generic(name string, addr netip.Addr) bool { return j.Why(name, 
 // Why says what makes a name generic, "" when it is not: "holds its address",
 // "access network", or the place of a line.
 func (j *Judge) Why(name string, addr netip.Addr) string {
-	if name == "" {
-		return ""
-	}
 	switch r := j.list.Load().find(name); {
 	case r != nil && r.except:
 		return ""

@@ -11,10 +11,7 @@ import (
 // shape says whether a name is one that is made from the address for each
 // customer ("host-192-0-2-7.isp.example"), or numbers customers' lines.
 func shape(name string, addr netip.Addr) string {
-	host := name
-	if org := mailaddr.OrgDomain(name); org != "" {
-		host = strings.TrimSuffix(name, org)
-	}
+	host := strings.TrimSuffix(name, mailaddr.OrgDomain(name))
 	if host == "" {
 		// Some hosters stand in the public suffix list themselves.
 		host, _, _ = strings.Cut(name, ".")
@@ -63,26 +60,19 @@ func holdsIPv4(host string, a [4]byte) bool {
 		return true
 	}
 	const digits = "0123456789abcdef"
-	var b [8]byte
+	var forward, reversed [8]byte
 	for i, o := range a {
-		b[2*i], b[2*i+1] = digits[o>>4], digits[o&15]
+		forward[2*i], forward[2*i+1] = digits[o>>4], digits[o&15]
+		reversed[6-2*i], reversed[7-2*i] = digits[o>>4], digits[o&15]
 	}
-	for i := range 4 { // backwards
-		if i < 2 {
-			j := 3 - i
-			b[2*i], b[2*i+1], b[2*j], b[2*j+1] = b[2*j], b[2*j+1], b[2*i], b[2*i+1]
-		}
-	}
-	reversed := string(b[:])
-	forward := reversed[6:8] + reversed[4:6] + reversed[2:4] + reversed[0:2]
-	return strings.Contains(host, forward) || strings.Contains(host, reversed)
+	return strings.Contains(host, string(forward[:])) || strings.Contains(host, string(reversed[:]))
 }
 
 // numbersHold reports whether the numbers x and y stand in s as two decimal
 // numbers next to each other, in either order, or run together as three
 // digits each ("002007").
 func numbersHold(s string, x, y int) bool {
-	last, n := -1, 0
+	last, n := -1, 0 // -1: none that an octet could be
 	for i := 0; i < len(s); {
 		if s[i] < '0' || s[i] > '9' {
 			i++
@@ -95,14 +85,14 @@ func numbersHold(s string, x, y int) bool {
 		run := s[i:j]
 		i = j
 		if len(run) > 3 {
-			if len(run)%3 == 0 && strings.Contains(run, pad3(x)+pad3(y)) || len(run)%3 == 0 && strings.Contains(run, pad3(y)+pad3(x)) {
+			if len(run)%3 == 0 && (strings.Contains(run, pad3(x)+pad3(y)) || strings.Contains(run, pad3(y)+pad3(x))) {
 				return true
 			}
 			last = -1
 			continue
 		}
 		n, _ = strconv.Atoi(run) // at most three digits
-		if last >= 0 && (last == x && n == y || last == y && n == x) {
+		if last == x && n == y || last == y && n == x {
 			return true
 		}
 		last = n
@@ -123,7 +113,7 @@ func holdsIPv6(host string, a [16]byte) bool {
 		nibbles[2*i], nibbles[2*i+1] = digits[o>>4], digits[o&15]
 	}
 	low := string(nibbles[24:])
-	if low == "00000001" || strings.Trim(low, "0") == "" || len(strings.TrimLeft(low, "0")) < 3 {
+	if len(strings.TrimLeft(low, "0")) < 3 {
 		return false // a host number such as ::25 is in too many honest names
 	}
 	plain := unseparated.Replace(host)
