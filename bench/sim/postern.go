@@ -76,12 +76,12 @@ func request(req *policy.Request, a *attempt) {
 		req.Facts.Mark("rbl-listed")
 	}
 	if h.name == "" {
-		req.Facts.Mark("client-no-name")
+		req.Facts.Mark("client-reverse-missing")
 	} else if h.generic {
-		req.Facts.Mark("client-generic-name")
+		req.Facts.Mark("client-reverse-generic")
 	}
 	if h.badHelo {
-		req.Facts.Mark("helo-invalid")
+		req.Facts.Mark("client-helo-unresolved")
 	}
 }
 
