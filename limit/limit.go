@@ -154,7 +154,7 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	if c.ownProbe(req) {
 		return policy.Verdict{}, nil
 	}
-	if req.Stage != policy.StageRcpt {
+	if req.Stage != policy.StageRcpt && !req.DryRun {
 		c.shared.messages.sawData(req)
 	}
 	m := c.shared.messages.of(req)
@@ -294,7 +294,7 @@ func (c *Check) tell(req *policy.Request, asks []ask, levels []meter.Level) {
 		if levels[i].Over {
 			r.exceeded.Inc()
 		}
-		if r.Warn > 0 && c.shared.warned.first(asks[i].Key, !levels[i].Over && levels[i].Used < asks[i].Most/100*int64(r.Warn)) {
+		if r.Warn > 0 && c.shared.warned.first(asks[i].Key, !levels[i].Over && levels[i].Used*100 < asks[i].Most*int64(r.Warn)) {
 			c.log.Warn("a limit is nearly reached", zap.String("rule", r.Name), zap.String("key", asks[i].Key),
 				zap.Int64("used", asks[i].units(levels[i].Used)), zap.Int64("limit", asks[i].units(asks[i].Most)),
 				zap.String("client", req.Client.Addr.String()), zap.String("login", req.SASL.Username))

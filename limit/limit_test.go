@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"postern/internal/conf"
 	"postern/internal/meter"
@@ -305,6 +306,27 @@ func TestMaxRecipients(t *testing.T) {
 	b.says(rcpt("1", "b@example.com"), policy.Continue, "")
 	b.says(rcpt("1", "c@example.com"), policy.Defer, "452 4.5.3")
 	b.says(rcpt("2", "c@example.com"), policy.Continue, "")
+}
+
+// One line is logged when the mark is reached, and again after it was left.
+func TestWarn(t *testing.T) {
+	b := newBench(t, rules(Rule{Name: "r", Quota: quota("5/day"), Warn: 80}))
+	core, logged := observer.New(zap.WarnLevel)
+	b.log = zap.New(core)
+	for i, want := range []int{0, 0, 0, 1, 1} {
+		b.says(rcpt(fmt.Sprint(i), "a@example.com"), policy.Continue, "")
+		if logged.Len() != want {
+			t.Errorf("after %d of 5: %d lines", i+1, logged.Len())
+		}
+	}
+	for i, want := range []int{1, 1, 1, 2} { // the next day
+		req := rcpt(fmt.Sprint("n", i), "a@example.com")
+		req.Time = noon.Add(24 * time.Hour)
+		b.says(req, policy.Continue, "")
+		if logged.Len() != want {
+			t.Errorf("the next day, after %d: %d lines", i+1, logged.Len())
+		}
+	}
 }
 
 func TestTopAndReset(t *testing.T) {

@@ -53,8 +53,11 @@ func (s *Store) TakeMeters(ctx context.Context, now time.Time, takes []meter.Tak
 // levels reads the answer of the script.
 func levels(cmd *redis.Cmd, now time.Time, takes []meter.Take) ([]meter.Level, bool, error) {
 	n, err := cmd.Int64Slice()
-	if err != nil || len(n) != 1+3*len(takes) {
-		return nil, false, fmt.Errorf("store: redis: answer of the script: %d numbers, %w", len(n), err)
+	if err == nil && len(n) != 1+3*len(takes) {
+		err = fmt.Errorf("%d numbers", len(n))
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("store: redis: answer of the script: %w", err)
 	}
 	out := make([]meter.Level, len(takes))
 	for i := range takes {
