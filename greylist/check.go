@@ -35,6 +35,7 @@ type Check struct {
 	memo     *memo
 	metrics  *metrics
 	admin    AdminStore
+	voucher  Voucher // nil: none
 	log      *zap.Logger
 }
 
@@ -46,6 +47,7 @@ type Options struct {
 	Store    Store
 	Admin    AdminStore // for the administrator's calls
 	Names    Names
+	Voucher  Voucher // nil: nobody vouches for first contacts
 	Log      *zap.Logger
 	Metrics  prometheus.Registerer
 	Previous *Check // the check that this one replaces after a reload, or nil: hit counts and hints move over
@@ -69,7 +71,7 @@ func New(cfg Config, o Options) (*Check, error) {
 			Delay: cfg.Delay.D(), Window: cfg.Window.D(), Keep: cfg.Keep.D(), MaxDelay: cfg.MaxDelay.D(),
 			KnownAfter: cfg.KnownAfter, KnownAge: cfg.KnownAge.D(), CountEvery: cfg.CountEvery.D(),
 		},
-		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(o.Names), admin: o.Admin, log: log,
+		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(o.Names), admin: o.Admin, voucher: o.Voucher, log: log,
 	}
 	for _, s := range cfg.CalloutSenders {
 		a := mailaddr.Parse(s)
@@ -194,7 +196,7 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 		return policy.Verdict{Reason: why, Detail: detail}, nil
 	}
 	contact := Contact{
-		Match: match, Credit: credit, Sender: normalise(req.Sender, c.cfg.Delimiters), Recipient: recipient(req.Recipient),
+		Match: match, Credit: credit, Sender: mailaddr.Correspondent(req.Sender, c.cfg.Delimiters), Recipient: recipient(req.Recipient),
 		Addr: req.Client.Addr, Time: req.Time, Rule: c.rule, DryRun: req.DryRun,
 	}
 	contact.Rule.Delay = delay
@@ -209,6 +211,11 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	}
 	if err != nil {
 		return policy.Verdict{}, fmt.Errorf("greylist: %w", err)
+	}
+	if out.State.Delays() {
+		if v, ok := c.vouched(ctx, req, &contact); ok {
+			return v, nil
+		}
 	}
 	if !req.DryRun {
 		c.metrics.states[out.State].Inc()
@@ -320,8 +327,8 @@ func (c *Check) Hint(req *policy.Request) (policy.Verdict, bool) {
 	if why != "" {
 		return policy.Verdict{}, false
 	}
-	key := c.hints.key(req, normalise(req.Sender, c.cfg.Delimiters), recipient(req.Recipient), delay)
-	until, first, ok := c.hints.get(key, req.Time)
+	key := c.hints.key(req, mailaddr.Correspondent(req.Sender, c.cfg.Delimiters), recipient(req.Recipient), delay)
+	until, first, ok := c.hints.get(key, req.Time, c.hintAge())
 	if !ok {
 		return policy.Verdict{}, false
 	}
@@ -432,6 +439,7 @@ type metrics struct {
 	states     [Overdue + 1]prometheus.Counter
 	passedOver prometheus.Counter
 	hinted     prometheus.Counter
+	vouched    map[string]prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -445,10 +453,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		hinted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postern_greylist_hints_total", Help: "Retries that came too early and were answered from memory.",
 		}),
+		vouched: make(map[string]prometheus.Counter, len(vouchedReasons)),
+	}
+	vouched := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postern_greylist_vouched_total", Help: "Contacts that would have been delayed and were not, by who vouches.",
+	}, []string{"by"})
+	for by := range vouchedReasons {
+		m.vouched[by] = vouched.WithLabelValues(by)
 	}
 	for s := range m.states {
 		m.states[s] = states.WithLabelValues(State(s).String())
 	}
-	reg.MustRegister(states, m.passedOver, m.hinted)
+	reg.MustRegister(states, m.passedOver, m.hinted, vouched)
 	return m
 }

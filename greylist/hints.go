@@ -43,6 +43,7 @@ type hint struct {
 	key   [2]uint64
 	until int64 // passes from here on; Unix nanoseconds; 0: no hint
 	first int64
+	asked int64 // when the store said so
 }
 
 // newHints returns a memory for n contacts.
@@ -81,14 +82,15 @@ func (p *hintPart) group(key [2]uint64) *hintGroup {
 func (h *hints) empty(now time.Time) bool { return now.UnixNano() >= h.latest.Load() }
 
 // get returns a hint that holds at now.
-func (h *hints) get(key [2]uint64, now time.Time) (until, first time.Time, ok bool) {
+// asked is how long ago the store was asked for it at most; 0 is no bound.
+func (h *hints) get(key [2]uint64, now time.Time, asked time.Duration) (until, first time.Time, ok bool) {
 	at := now.UnixNano()
 	p := h.part(key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	g := p.group(key)
 	for i := range g {
-		if s := &g[i]; s.key == key && at < s.until && at >= s.first {
+		if s := &g[i]; s.key == key && at < s.until && at >= s.first && (asked == 0 || at-s.asked <= int64(asked)) {
 			return time.Unix(0, s.until), time.Unix(0, s.first), true
 		}
 	}
@@ -97,7 +99,7 @@ func (h *hints) get(key [2]uint64, now time.Time) (until, first time.Time, ok bo
 
 // set remembers a contact until a time.
 func (h *hints) set(key [2]uint64, now, until, first time.Time) {
-	fresh := hint{key, until.UnixNano(), first.UnixNano()}
+	fresh := hint{key, until.UnixNano(), first.UnixNano(), now.UnixNano()}
 	if fresh.until > h.latest.Load() {
 		// Not each time: it is read for each request.
 		h.latest.Store(fresh.until + int64(time.Second))
@@ -152,6 +154,16 @@ func (h *hints) forget(key [2]uint64) {
 		if g[i].key == key {
 			g[i] = hint{}
 		}
+	}
+}
+
+// clear drops all.
+func (h *hints) clear() {
+	for i := range h.parts {
+		p := &h.parts[i]
+		p.mu.Lock()
+		clear(p.groups)
+		p.mu.Unlock()
 	}
 }
 

@@ -36,7 +36,7 @@ func TestHintsAreBounded(t *testing.T) {
 			key := h.key(&policy.Request{}, fmt.Sprint(i), "r", time.Minute)
 			keys = append(keys, key)
 			h.set(key, now, now.Add(time.Duration(i+1)*time.Second), now)
-			if _, _, ok := h.get(key, now); !ok {
+			if _, _, ok := h.get(key, now, 0); !ok {
 				t.Fatalf("%d contacts: the newest is forgotten", most)
 			}
 		}
@@ -46,7 +46,7 @@ func TestHintsAreBounded(t *testing.T) {
 		// Those that end soonest have gone.
 		kept := 0
 		for _, key := range keys[:most] {
-			if _, _, ok := h.get(key, now); ok {
+			if _, _, ok := h.get(key, now, 0); ok {
 				kept++
 			}
 		}
@@ -71,7 +71,7 @@ func TestHintsHoldWhatTheyAreGiven(t *testing.T) {
 		h.set(h.key(&policy.Request{}, c[0], c[1], 1), now, now.Add(time.Duration(i+1)*time.Minute), now.Add(-time.Second))
 	}
 	for i, c := range contacts {
-		until, first, ok := h.get(h.key(&policy.Request{}, c[0], c[1], 1), now)
+		until, first, ok := h.get(h.key(&policy.Request{}, c[0], c[1], 1), now, 0)
 		if !ok || !until.Equal(now.Add(time.Duration(i+1)*time.Minute)) || !first.Equal(now.Add(-time.Second)) {
 			t.Errorf("%q: %v %v %v", c, until, first, ok)
 		}
@@ -81,7 +81,7 @@ func TestHintsHoldWhatTheyAreGiven(t *testing.T) {
 		"another delay":  h.key(&policy.Request{}, "a", "bc", 2),
 		"another client": h.key(&policy.Request{Client: policy.Client{Addr: netip.MustParseAddr("192.0.2.1")}}, "a", "bc", 1),
 	} {
-		if _, _, ok := h.get(other, now); ok {
+		if _, _, ok := h.get(other, now, 0); ok {
 			t.Error(what)
 		}
 	}
@@ -93,16 +93,16 @@ func TestHintsHoldWhatTheyAreGiven(t *testing.T) {
 		t.Errorf("%d hints before the last is over, %d after", n, h.count(last))
 	}
 	for at, want := range map[time.Duration]bool{time.Minute - 1: true, time.Minute: false, -time.Second: true, -time.Second - 1: false} {
-		if _, _, ok := h.get(key, now.Add(at)); ok != want {
+		if _, _, ok := h.get(key, now.Add(at), 0); ok != want {
 			t.Errorf("after %v: %v, want %v", at, ok, want)
 		}
 	}
 	h.set(key, now, now.Add(time.Hour), now)
-	if until, _, ok := h.get(key, now); !ok || !until.Equal(now.Add(time.Hour)) || h.count(now) != len(contacts) {
+	if until, _, ok := h.get(key, now, 0); !ok || !until.Equal(now.Add(time.Hour)) || h.count(now) != len(contacts) {
 		t.Errorf("set again: until %v, %d hints", until, h.count(now))
 	}
 	h.forget(key)
-	if _, _, ok := h.get(key, now); ok || h.count(now) != len(contacts)-1 {
+	if _, _, ok := h.get(key, now, 0); ok || h.count(now) != len(contacts)-1 {
 		t.Errorf("forgotten: %v, %d hints", ok, h.count(now))
 	}
 }
@@ -175,7 +175,7 @@ func TestHintsConcurrently(t *testing.T) {
 			for i := range 2000 {
 				key := h.key(&policy.Request{}, fmt.Sprint(w, i), "r", 0)
 				h.set(key, now, now.Add(time.Minute), now)
-				if _, _, ok := h.get(key, now); !ok {
+				if _, _, ok := h.get(key, now, 0); !ok {
 					t.Error("not there")
 				}
 				if h.empty(now) {
