@@ -180,27 +180,26 @@ if q32 ~= '' then
   end
 end
 
--- rank puts a network into both sets.
+-- rank puts a network into both sets. The score in the first is the length of
+-- its queue and a fraction for the age of the oldest in it.
 local function rank(net, length, oldest)
-  local age = 1 - oldest / 4398046511104 -- 2^42 ms are 139 years
-  redis.call('ZADD', byLength, string.format('%.17g', length + age), net)
+  redis.call('ZADD', byLength, string.format('%.17g', length + 1 - oldest / 4398046511104), net) -- 2^42 ms are 139 years
   redis.call('ZADD', byAge, string.format('%.0f', oldest), net)
 end
 
--- popped takes the oldest out of a network's queue.
-local function popped(net)
+-- popped takes the oldest out of a network's queue. The server may have dropped
+-- any key of the room when it was short of memory.
+local function popped(net, length)
   local queue = room .. net
   local first, h48, h32, key = string.match(redis.call('LPOP', queue) or '', '^(%d+) (%x*) (%x*) (.*)$')
-  if first then
-    redis.call('HINCRBY', room, 'n', -1)
-    if h32 ~= '' then
-      widen(h32, -1)
-      widen(h48, -1)
-    end
+  if first and h32 ~= '' then
+    widen(h32, -1)
+    widen(h48, -1)
   end
   local head = redis.call('LINDEX', queue, 0)
   if head then
-    rank(net, redis.call('LLEN', queue), tonumber(string.match(head, '^%d+')))
+    if length < 2 then length = 1 + redis.call('LLEN', queue) end
+    rank(net, length - 1, tonumber(string.match(head, '^%d+')))
   else
     redis.call('ZREM', byLength, net)
     redis.call('ZREM', byAge, net)
@@ -209,40 +208,47 @@ local function popped(net)
 end
 
 local length = redis.call('RPUSH', room .. q, e)
-local n = redis.call('HINCRBY', room, 'n', 1)
 if length == 1 then
   rank(q, 1, now)
 else
-  rank(q, length, tonumber(string.match(redis.call('LINDEX', room .. q, 0), '^%d+')))
+  redis.call('ZINCRBY', byLength, 1, q)
 end
--- What is too old leaves, more of it than comes.
-for _ = 1, 2 do
-  local old = redis.call('ZRANGE', byAge, 0, 0, 'WITHSCORES')
-  if now - tonumber(old[2]) <= window then break end
-  popped(old[1])
-  n = n - 1
+local n = redis.call('HINCRBY', room, 'n', 1)
+local counted, most = n, tonumber(ARGV[14])
+-- What is too old leaves: now and then, and before somebody must go who is not.
+if n > most or n % 16 == 0 then
+  for _ = 1, n > most and 2 or 32 do
+    local old = redis.call('ZRANGE', byAge, 0, 0, 'WITHSCORES')
+    if not old[1] or now - tonumber(old[2]) <= window then break end
+    if popped(old[1], redis.call('LLEN', room .. old[1])) then n = n - 1 end
+  end
+  local head = redis.call('LINDEX', triedAgain, 0)
+  if head and now - tonumber(string.match(head, '^%d+')) > window then
+    redis.call('LPOP', triedAgain)
+    n = n - 1
+  end
 end
-local head = redis.call('LINDEX', triedAgain, 0)
-if head and now - tonumber(string.match(head, '^%d+')) > window then
-  redis.call('LPOP', triedAgain)
-  n = redis.call('HINCRBY', room, 'n', -1)
-end
-local most = tonumber(ARGV[14])
 for _ = 1, 8 do
   if n <= most then break end
-  local net = redis.call('ZREVRANGE', byLength, 0, 0)[1]
-  local first, key, last
-  if net == q and redis.call('LLEN', room .. q) == 1 then
+  local longest = redis.call('ZREVRANGE', byLength, 0, 0, 'WITHSCORES')
+  if longest[1] == q and tonumber(longest[2]) < 2 then -- of those who have as much it has the last name
+    longest = redis.call('ZREVRANGE', byLength, 1, 1, 'WITHSCORES')
+  end
+  local net, first, key, last = longest[1], nil, nil, nil
+  if not net then
     -- There is nobody else but those who were tried again.
     first, key = string.match(redis.call('LPOP', triedAgain) or '', '^(%d+) (.*)$')
-    if not first then break end
-    first, last = tonumber(first), true
-    redis.call('HINCRBY', room, 'n', -1)
+    if not first then -- nor them: the count is of keys that the server has dropped
+      n = 1
+      break
+    end
+    first, last, n = tonumber(first), true, n - 1
   else
-    first, key = popped(net)
+    local length = math.floor(tonumber(longest[2]))
+    first, key = popped(net, length)
+    n = n - (first and 1 or length)
   end
-  n = n - 1
-  local v = key ~= KEYS[2] and redis.call('GET', key)
+  local v = key and key ~= KEYS[2] and redis.call('GET', key)
   if v then
     local _, _, tries = unpack('>ddd', v, 17)
     if tries < 2 or last then
@@ -250,9 +256,10 @@ for _ = 1, 8 do
       out[7], out[8] = out[7] + 1, max(0, now - first)
     else
       redis.call('RPUSH', triedAgain, string.format('%.0f', first) .. ' ' .. key)
-      n = redis.call('HINCRBY', room, 'n', 1)
+      n = n + 1
     end
   end
 end
+if n ~= counted then redis.call('HINCRBY', room, 'n', n - counted) end
 out[6] = n
 return out

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -112,6 +113,47 @@ func TestKeysExpireAndAreSpread(t *testing.T) {
 	n := 0
 	if err := s.ListGreylist(t.Context(), greylist.Filter{}, time.Now(), func(greylist.Entry) bool { n++; return true }); err != nil || n != 100 {
 		t.Errorf("%d entries listed under a prefix with pattern signs: %v", n, err)
+	}
+}
+
+// A server short of memory may drop any key: the room goes on without.
+func TestRoomWithoutSomeOfItsKeys(t *testing.T) {
+	server := redistest.Start(t)
+	cfg := whole(config(server.Addr()))
+	cfg.MaxWaiting = 10 * parts
+	for _, lost := range []string{"c00002", "#length", "#age", "#tried", ""} {
+		s, err := Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close(context.Background()) }) // closing twice is fine
+		flush(t, s)
+		touch := func(from, to int) {
+			for i := from; i < to; i++ {
+				c := contact(i)
+				c.Addr = netip.MustParseAddr([]string{"192.0.2.1", "198.51.100.1"}[i%2])
+				if out, err := s.TouchGreylist(t.Context(), c); err != nil || out.State != greylist.FirstContact {
+					t.Fatalf("without %q: contact %d: %+v, %v", lost, i, out, err)
+				}
+			}
+		}
+		touch(0, 2000)
+		keys, err := s.client.Keys(t.Context(), "*:"+string(roomKey)+lost).Result()
+		if err != nil || len(keys) == 0 && lost != "#tried" {
+			t.Fatalf("no key of the room ends in %q: %v", lost, err)
+		}
+		if len(keys) > 0 {
+			s.client.Del(t.Context(), keys...)
+		}
+		touch(2000, 6000)
+		waiting := 0
+		if err := s.ListGreylist(t.Context(), greylist.Filter{}, time.Now(), func(greylist.Entry) bool { waiting++; return true }); err != nil {
+			t.Error(err)
+		}
+		// What only a lost key knew of stays until its time is over.
+		if waiting > 3*cfg.MaxWaiting {
+			t.Errorf("without %q: %d wait, at most %d have room", lost, waiting, cfg.MaxWaiting)
+		}
 	}
 }
 
@@ -335,6 +377,57 @@ func BenchmarkTouch50Callers(b *testing.B) {
 	close(next)
 	wg.Wait()
 	b.StopTimer()
+	reportScript(b, s)
+}
+
+// New contacts, each from a network of its own or all from one, while there is
+// room and when each must push another out.
+func BenchmarkFirstContacts(b *testing.B) {
+	server := redistest.Start(b)
+	for _, bb := range []struct {
+		name           string
+		networks, most int
+	}{
+		{"of one network", 1, 1 << 30},
+		{"of many networks", 1 << 16, 1 << 30},
+		{"of one network, full", 1, 6400},
+		{"of many networks, full", 1 << 16, 6400},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			cfg := whole(config(server.Addr()))
+			cfg.MaxWaiting = bb.most
+			s, err := Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = s.Close(context.Background()) }() // nothing is pending
+			flush(b, s)
+			touch := func(i int) {
+				c := contact(i)
+				n := i % bb.networks
+				c.Addr = netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 1})
+				if _, err := s.TouchGreylist(context.Background(), c); err != nil {
+					b.Fatal(err)
+				}
+			}
+			i := 0
+			for ; i < 20_000; i++ {
+				touch(i)
+			}
+			s.client.ConfigResetStat(b.Context())
+			b.ResetTimer()
+			for range b.N {
+				touch(i)
+				i++
+			}
+			b.StopTimer()
+			reportScript(b, s)
+		})
+	}
+}
+
+// reportScript says how long the server was at a script.
+func reportScript(b *testing.B, s *Store) {
 	info, _ := s.client.Info(b.Context(), "commandstats").Result()
 	for line := range strings.Lines(info) {
 		var calls, total int
