@@ -118,9 +118,12 @@ func TestHintsGrow(t *testing.T) {
 		return h
 	}
 	fill := func(h *hints, until time.Time) (last [2]uint64) {
-		for i := range hintWays {
-			last = h.key(&policy.Request{}, fmt.Sprint(i), "r", 0)
-			h.set(last, now, until, now)
+		for i := 0; h.count(now) < hintWays; i++ {
+			// Half of them in each of two groups, so that these have a place for one more.
+			if key := h.key(&policy.Request{}, fmt.Sprint(i), "r", 0); int(key[1]>>63) == h.count(now)%2 {
+				last = key
+				h.set(key, now, until, now)
+			}
 		}
 		return last
 	}
