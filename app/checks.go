@@ -60,7 +60,9 @@ func (b *builder) checks() {
 	add(b, cfg.Limit.Step, func(prev *limit.Check) (*limit.Check, error) {
 		limits := cfg.Limit
 		limits.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
-		return limit.New(limits, limit.Options{Store: b.store, Admin: store.SpaceOf(b.store, store.MeterSpace), Log: b.log, Registry: b.reg}, prev)
+		return limit.New(limits, limit.Options{
+			Store: b.store, Admin: store.SpaceOf(b.store, store.MeterSpace), Raises: store.SpaceOf(b.store, "limit-raise"), Log: b.log, Registry: b.reg,
+		}, prev)
 	})
 	add(b, cfg.Verify.Step, func(prev *verify.Check) (*verify.Check, error) {
 		passwords, err := ldapPasswords(cfg)

@@ -74,6 +74,10 @@ type (
 	unseen interface {
 		WithoutMilter(prefix string) string
 	}
+	// chained names chains, by the keys that name them.
+	chained interface {
+		NamesChains(prefix string) map[string]string
+	}
 	// secretive names files that hold secrets, by the keys that name them.
 	secretive interface {
 		Secrets(prefix string) map[string]string

@@ -277,6 +277,15 @@ func (c *Config) doors(fs *conf.Faults) {
 			}
 		}
 	}
+	for _, s := range c.sections() {
+		if has, ok := s.cfg.(chained); ok {
+			for key, name := range has.NamesChains(s.name) {
+				if _, ok := c.Chains[name]; !ok {
+					fs.Keyf(key, "there is no chain %q", name)
+				}
+			}
+		}
+	}
 	if _, ok := c.Chains[c.Milter.Chain]; c.Milter.Chain != "" && !ok {
 		fs.Keyf("milter.chain", "there is no chain %q", c.Milter.Chain)
 	}

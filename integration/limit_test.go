@@ -63,6 +63,21 @@ func TestLimits(t *testing.T) {
 	expect(t, "reset", d.run("limit", "reset", "logins/month/ann"), "empty")
 	rcpt, _ = s.mail("ann@example.org", to)
 	matches(t, "after the reset", rcpt[0], `^250 `)
+	// Two more are left; raised, three.
+	matches(t, "raise", d.run("limit", "raise", "logins/month/ann", "--to", "4", "--for", "2h"), `^logins/month/ann  raised to 4 until \d{4}-`)
+	d.stop()
+	d.start()
+	for i, want := range []string{"250", "250", "250", "450"} {
+		rcpt, _ = s.mail("ann@example.org", to)
+		matches(t, fmt.Sprint("raised ", i), rcpt[0], "^"+want+" ")
+	}
+	matches(t, "show", d.run("limit", "show", "ann"), `^ *100%  4 of 4  logins/month/ann  raised until \d{4}-`)
+	matches(t, "list", d.run("limit", "raise", "--list"), `^logins/month/ann  raised to 4 `)
+	expect(t, "cancel", d.run("limit", "raise", "logins/month/ann", "--cancel"), "cancelled")
+	expect(t, "list", d.run("limit", "raise", "--list"), "none")
+	if out, err := d.try("limit", "raise", "logins/day/ann", "--to", "9", "--for", "1h"); err == nil || !strings.Contains(out, "no rule has a meter") {
+		t.Errorf("%v %s", err, out)
+	}
 	if out, err := d.try("limit", "reset", "logins/month/nobody"); err == nil || !strings.Contains(out, "there is no meter") {
 		t.Errorf("%v %s", err, out)
 	}
@@ -84,9 +99,10 @@ func TestGatewaysShareLimits(t *testing.T) {
 	r := redistest.Start(t)
 	config := limitConfig + fmt.Sprintf("[store]\nkind = \"redis\"\n[store.redis]\naddrs = [%q]\n", r.Addr())
 	passed := 0
-	p := make([]*session, 2)
+	p, daemons := make([]*session, 2), make([]*daemon, 2)
 	for i := range p {
 		d := newDaemon(t, config)
+		daemons[i] = d
 		d.start()
 		p[i] = startPostfix(t, false, append(restrictions("unix:"+d.socket()), boxes)...).dial("192.0.2.7 LOGIN=ann", "")
 	}
@@ -97,5 +113,16 @@ func TestGatewaysShareLimits(t *testing.T) {
 	}
 	if passed != 3 {
 		t.Errorf("%d of 3 passed", passed)
+	}
+	// What is raised at one is raised at the other.
+	daemons[0].run("limit", "raise", "logins/month/ann", "--to", "5", "--for", "1h")
+	daemons[1].eventually("the other follows", func() bool { return strings.Contains(daemons[1].run("status"), ", 1 raised\n") })
+	for i := range 4 {
+		if rcpt, _ := p[i%2].mail("ann@example.org", "box@example.com"); strings.HasPrefix(rcpt[0], "250 ") {
+			passed++
+		}
+	}
+	if passed != 5 {
+		t.Errorf("raised: %d of 5 passed", passed)
 	}
 }

@@ -2,7 +2,6 @@ package limit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"postern/internal/adminapi"
+	"postern/internal/meter"
+	"postern/list"
 )
 
 // AdminStore are the meters as values, for the administrator: those that
@@ -31,21 +32,63 @@ type Meter struct {
 	Used  int64   `json:"used"`
 	Most  int64   `json:"most"`  // what the rule allows now
 	Share float64 `json:"share"` // Used of Most
+	// Raised is until when Most is more than the rule says.
+	Raised time.Time `json:"raised,omitzero"`
 }
 
 // Status is what `postern status` shows of the check.
 type Status struct {
 	Rules  int `json:"rules"`
 	Meters int `json:"meters"` // about
+	Raised int `json:"raised"`
+	// Only and Skip are the lists of the rules that have some.
+	Only []RuleLists `json:"only,omitempty"`
+	Skip []RuleLists `json:"skip,omitempty"`
 }
 
-// Status returns how many rules and meters there are. It does no I/O.
-func (c *Check) Status() Status { return Status{len(c.rules), c.admin.Count()} }
+// RuleLists are lists of one rule.
+type RuleLists struct {
+	Rule  string        `json:"rule"`
+	Lists []list.Status `json:"lists"`
+}
+
+// Status returns how many rules and meters there are, and how the lists are.
+// It does no I/O.
+func (c *Check) Status() Status {
+	s := Status{Rules: len(c.rules), Meters: c.admin.Count()}
+	now := time.Now()
+	for _, one := range *c.shared.raises.now.Load() {
+		if now.Before(one.Until) {
+			s.Raised++
+		}
+	}
+	for i := range c.rules {
+		r := &c.rules[i]
+		if r.only != nil {
+			s.Only = append(s.Only, RuleLists{r.Name, r.only.Status()})
+		}
+		if r.skip != nil {
+			s.Skip = append(s.Skip, RuleLists{r.Name, r.skip.Status()})
+		}
+	}
+	return s
+}
 
 // WriteStatus implements adminapi.Status.
-func (s Status) WriteStatus(w io.Writer, _ time.Time) {
-	if s.Rules > 0 {
-		fmt.Fprintf(w, "limit     %d rules, about %d meters\n", s.Rules, s.Meters)
+func (s Status) WriteStatus(w io.Writer, now time.Time) {
+	if s.Rules == 0 {
+		return
+	}
+	fmt.Fprintf(w, "limit     %d rules, about %d meters", s.Rules, s.Meters)
+	if s.Raised > 0 {
+		fmt.Fprintf(w, ", %d raised", s.Raised)
+	}
+	fmt.Fprintln(w)
+	for _, l := range s.Only {
+		list.WriteStatus(w, "limit "+l.Rule+" only", l.Lists, now)
+	}
+	for _, l := range s.Skip {
+		list.WriteStatus(w, "limit "+l.Rule+" skip", l.Lists, now)
 	}
 }
 
@@ -68,12 +111,39 @@ func (c *Check) Calls() adminapi.Calls {
 		"DELETE /v1/limit": adminapi.Answer(func(r *http.Request) (any, error) {
 			key := r.URL.Query().Get("key")
 			if key == "" {
-				return nil, errors.New("no key")
+				return nil, errKey
 			}
 			return nil, c.Reset(r.Context(), key)
 		}),
+		"GET /v1/limit/raise": adminapi.Answer(func(r *http.Request) (any, error) {
+			return c.Raised(r.Context(), time.Now())
+		}),
+		"POST /v1/limit/raise": adminapi.Answer(func(r *http.Request) (any, error) {
+			var q raiseQuestion
+			if err := adminapi.Decode(r, maxQuestion, &q); err != nil {
+				return nil, err
+			}
+			return c.Raise(r.Context(), q.Key, q.To, q.For, time.Now())
+		}),
+		"DELETE /v1/limit/raise": adminapi.Answer(func(r *http.Request) (any, error) {
+			key := r.URL.Query().Get("key")
+			if key == "" {
+				return nil, errKey
+			}
+			return nil, c.CancelRaise(r.Context(), key, time.Now())
+		}),
 	}
 }
+
+// raiseQuestion is what `postern limit raise` asks for.
+type raiseQuestion struct {
+	Key string        `json:"key"`
+	To  int64         `json:"to"`
+	For time.Duration `json:"for"`
+}
+
+// maxQuestion is the most octets of a question as JSON.
+const maxQuestion = 16 << 10
 
 // Top returns the n meters of which most is used, of those whose keys hold
 // find. What has run empty is left out.
@@ -106,27 +176,16 @@ func best(meters []Meter, n int) []Meter {
 
 // meter reads a stored meter; false for one of a rule that is gone.
 func (c *Check) meter(key, value string, now time.Time) (m Meter, ok bool) {
-	name, rest, _ := strings.Cut(key, "/")
-	kind, _, _ := strings.Cut(rest, "/")
-	i := slices.IndexFunc(c.rules, func(r rule) bool { return r.Name == name })
-	if i < 0 {
+	a, most, ok := c.askOf(key, now)
+	if !ok {
 		return m, false
 	}
-	r := &c.rules[i]
-	m = Meter{Key: key, Rule: name}
-	a := ask{rule: r}
-	if kind == "rate" {
-		if r.Rate.Units == 0 {
-			return m, false
+	m = Meter{Key: key, Rule: a.rule.Name, Most: most}
+	if one, ok := c.shared.raises.of(key, now); ok && one.To > most {
+		m.Most, m.Raised = one.To, one.Until
+		if a.Kind == meter.Rate {
+			a.limit(nil, 0, one.To)
 		}
-		a.Most, m.Most = r.Rate.interval(r.Burst), r.Burst
-	} else {
-		q := slices.IndexFunc(r.Quota, func(q QuotaSpec) bool { return q.Period == kind })
-		if q < 0 {
-			return m, false
-		}
-		a.Kind, m.Most = r.quotaKind(), r.Quota[q].Units
-		a.Start, a.End = r.Quota[q].period(now)
 	}
 	m.Used = a.units(a.Held(value, now))
 	m.Share = float64(m.Used) / float64(m.Most)
@@ -158,6 +217,24 @@ func (a Admin) Top(ctx context.Context, find string, n int) (out []Meter, err er
 	q := url.Values{"find": {find}, "limit": {strconv.Itoa(n)}}
 	err = a.Call(ctx, http.MethodGet, "/v1/limit?"+q.Encode(), nil, &out)
 	return out, err
+}
+
+// Raise raises the limit of a meter for a time.
+func (a Admin) Raise(ctx context.Context, key string, to int64, howLong time.Duration) (out Raise, err error) {
+	err = a.Call(ctx, http.MethodPost, "/v1/limit/raise", raiseQuestion{key, to, howLong}, &out)
+	return out, err
+}
+
+// Raised returns what is raised.
+func (a Admin) Raised(ctx context.Context) (out []Raise, err error) {
+	err = a.Call(ctx, http.MethodGet, "/v1/limit/raise", nil, &out)
+	return out, err
+}
+
+// CancelRaise ends a raise before its time.
+func (a Admin) CancelRaise(ctx context.Context, key string) error {
+	var out any
+	return a.Call(ctx, http.MethodDelete, "/v1/limit/raise?"+url.Values{"key": {key}}.Encode(), nil, &out)
 }
 
 // Reset empties a meter.

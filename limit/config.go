@@ -65,6 +65,9 @@ type Rule struct {
 	// Clients are those whose mail is counted: "all", "authenticated" (logged
 	// in, or with a trusted certificate) or "unauthenticated". Default "all".
 	Clients string `toml:"clients"`
+	// Chains are those in which the rule counts; none: in all that have the
+	// check. Default none.
+	Chains []string `toml:"chains"`
 	// Only are clients, senders or recipients to whom the limit applies, each
 	// an entry as in a list file or the name of one ("file:PATH"); none: to
 	// everybody. Default none.
@@ -195,13 +198,13 @@ func (r *Rule) validate(prefix string, fs *conf.Faults) {
 	if full.Unit == "bytes" && slices.ContainsFunc(full.Key, func(k string) bool { return strings.HasPrefix(k, "recipient") }) {
 		fs.Keyf(prefix+".key", "bytes are counted at the end of a message, which may have several recipients")
 	}
-	if r.Rate.Units == 0 && len(r.Quota) == 0 {
+	if r.Rate == (RateSpec{}) && len(r.Quota) == 0 {
 		fs.Keyf(prefix, "the rule has neither a rate nor a quota")
 	}
 	if len(r.Quota) > maxQuota {
 		fs.Keyf(prefix+".quota", "%d quotas: at most %d", len(r.Quota), maxQuota)
 	}
-	if r.Burst < 0 || r.Burst > maxUnits || r.Burst > 0 && r.Rate.Units == 0 {
+	if r.Burst < 0 || r.Burst > maxUnits || r.Burst > 0 && r.Rate == (RateSpec{}) {
 		fs.Keyf(prefix+".burst", "%d: a burst belongs to a rate and is at least 1", r.Burst)
 	}
 	if strings.HasPrefix(full.Unit, "distinct-") {
@@ -220,7 +223,7 @@ func (r *Rule) validate(prefix string, fs *conf.Faults) {
 	if _, err := full.template(); err != nil {
 		fs.Keyf(prefix+".reply", "%v", err)
 	}
-	for _, l := range r.lists(prefix) {
+	for _, l := range r.sources(prefix) {
 		_, faults := list.Load(l.sources, l.opts)
 		*fs = append(*fs, faults...)
 	}
@@ -241,8 +244,8 @@ type entries struct {
 	opts    list.Options
 }
 
-// lists returns whom the rule applies to, and whom not.
-func (r *Rule) lists(prefix string) [2]entries {
+// sources returns whom the rule applies to, and whom not.
+func (r *Rule) sources(prefix string) [2]entries {
 	of := func(key string, texts []string) (e entries) {
 		for _, s := range texts {
 			if !strings.HasPrefix(s, "file:") && !strings.HasPrefix(s, "cidr:") {
@@ -267,6 +270,17 @@ func isName(s string) bool {
 }
 
 func index(key string, i int) string { return fmt.Sprint(key, "[", strconv.Itoa(i), "]") }
+
+// NamesChains returns the chains that rules name, by the keys that name them.
+func (c *Config) NamesChains(prefix string) map[string]string {
+	out := map[string]string{}
+	for i := range c.Rules {
+		for j, name := range c.Rules[i].Chains {
+			out[index(index(prefix+".rule", i)+".chains", j)] = name
+		}
+	}
+	return out
+}
 
 // WithoutChain says what does not happen when no chain has the check.
 func (c *Config) WithoutChain(prefix string) string {

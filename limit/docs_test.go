@@ -36,7 +36,7 @@ func TestManual(t *testing.T) {
 			t.Errorf("%v in\n%s", fs, block)
 		}
 	}
-	for _, name := range append([]string{reasonExceeded, reasonRecipients, "postern_limit_exceeded_total{rule}", "limit-NAME"}, units...) {
+	for _, name := range append([]string{reasonExceeded, reasonRecipients, reasonSize, "postern_limit_exceeded_total{rule}", "limit-NAME"}, units...) {
 		if !strings.Contains(text, "`"+name+"`") {
 			t.Errorf("the manual does not name %s", name)
 		}

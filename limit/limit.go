@@ -13,9 +13,10 @@ package limit
 import (
 	"context"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,10 +30,11 @@ import (
 
 // Options are what the check is given.
 type Options struct {
-	Store    meter.Store
-	Admin    AdminStore
-	Log      *zap.Logger
-	Registry prometheus.Registerer
+	Store meter.Store
+	// Admin are the meters as values, Raises are the values of this check's own.
+	Admin, Raises AdminStore
+	Log           *zap.Logger
+	Registry      prometheus.Registerer
 }
 
 // Check implements [policy.Check]. It is safe for concurrent use.
@@ -44,6 +46,7 @@ type Check struct {
 	admin      AdminStore
 	log        *zap.Logger
 	shared     *shared
+	work       background
 }
 
 // shared outlives a reload.
@@ -52,15 +55,61 @@ type shared struct {
 	lists    *list.Metrics
 	exceeded *prometheus.CounterVec
 	warned   *warned
+	raises   *raises
+	scratch  sync.Pool // of *scratch
 }
 
 // rule is a Rule made ready.
 type rule struct {
 	Rule
-	action     policy.Action
-	reply      *policy.Template
-	only, skip *list.Live
-	exceeded   prometheus.Counter
+	action      policy.Action
+	hard        bool // it refuses
+	reply       *policy.Template
+	only, skip  *list.Live
+	exceeded    prometheus.Counter
+	byRecipient bool // a recipient is part of the key
+	distinct    bool
+	rate        string // how keys of its rate begin
+	perUnit     float64
+	full        int64 // the burst, in microseconds
+	quotas      []quotaOf
+}
+
+// quotaOf is a QuotaSpec made ready.
+type quotaOf struct {
+	QuotaSpec
+	prefix string // how its keys begin
+	last   *atomic.Pointer[span]
+}
+
+// span is a calendar period.
+type span struct{ start, end time.Time }
+
+// now returns the period that holds a time. Most requests fall into the one of
+// the request before.
+func (q *quotaOf) now(at time.Time) (start, end time.Time) {
+	if s := q.last.Load(); s != nil && !at.Before(s.start) && at.Before(s.end) && at.Location() == s.start.Location() {
+		return s.start, s.end
+	}
+	start, end = q.period(at)
+	q.last.Store(&span{start, end})
+	return start, end
+}
+
+// ready fills in what follows from the rule.
+func (r *rule) ready() {
+	r.action = actions[r.Action]
+	r.hard = r.action != policy.Continue && r.action != policy.Hold
+	r.byRecipient = slices.Contains(r.Key, "recipient") || slices.Contains(r.Key, "recipient-domain")
+	r.distinct = strings.HasPrefix(r.Unit, "distinct-")
+	if r.Rate.Units > 0 {
+		r.rate = r.Name + "/rate/"
+		r.perUnit = float64(r.Rate.Per.Microseconds()) / float64(r.Rate.Units)
+		r.full = r.Rate.interval(r.Burst)
+	}
+	for _, q := range r.Quota {
+		r.quotas = append(r.quotas, quotaOf{q, r.Name + "/" + q.Period + "/", new(atomic.Pointer[span])})
+	}
 }
 
 var (
@@ -79,7 +128,8 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 		if err := o.Registry.Register(exceeded); err != nil {
 			return nil, fmt.Errorf("limit: %w", err)
 		}
-		c.shared = &shared{messages: newMessages(maxMessages), lists: list.NewMetrics(o.Registry, "limit"), exceeded: exceeded, warned: newWarned()}
+		c.shared = &shared{messages: newMessages(maxMessages), lists: list.NewMetrics(o.Registry, "limit"), exceeded: exceeded, warned: newWarned(), raises: newRaises(o.Raises)}
+		c.shared.scratch.New = func() any { return new(scratch) }
 	}
 	var err error
 	if c.recipients, err = policy.ParseTemplate(cfg.RecipientsReply, recipientsReply); err != nil {
@@ -89,16 +139,20 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 	c.rules = make([]rule, 0, len(cfg.Rules))
 	for i := range cfg.Rules {
 		r := rule{Rule: cfg.Rules[i].withDefaults()}
-		r.action, r.exceeded = actions[r.Action], c.shared.exceeded.WithLabelValues(r.Name)
+		r.ready()
+		r.exceeded = c.shared.exceeded.WithLabelValues(r.Name)
 		if r.reply, err = r.template(); err != nil {
 			return nil, fmt.Errorf("limit: %s: %w", r.Name, err)
 		}
-		for j, l := range r.lists(index("limit.rule", i)) {
+		for j, l := range r.sources(index("limit.rule", i)) {
 			if len(l.sources) == 0 {
 				continue
 			}
 			live, fs := list.NewLive(l.sources, l.opts, c.log.With(zap.String("rule", r.Name)), c.shared.lists)
 			faults = append(faults, fs...)
+			if before := prev.list(r.Name, j); live != nil && before != nil {
+				live.Adopt(before)
+			}
 			*[...]**list.Live{&r.only, &r.skip}[j] = live
 		}
 		c.rules = append(c.rules, r)
@@ -109,24 +163,70 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 // reloadInterval is how often list files are looked at.
 const reloadInterval = 2 * time.Second
 
-// Start begins to watch the list files.
+// Start reads what is raised, and begins to watch that and the list files.
 func (c *Check) Start() {
 	c.eachList(func(l *list.Live) { l.Start(reloadInterval) })
+	if len(c.rules) > 0 {
+		c.shared.raises.refresh(context.Background(), c.log)
+		c.work.start(func(ctx context.Context) { c.shared.raises.follow(ctx, c.log) })
+	}
 }
 
 // Stop ends what Start began. It can be called twice, and without Start.
 func (c *Check) Stop() {
+	c.work.stop()
 	c.eachList((*list.Live).Stop)
+}
+
+// background is what goes on beside the requests.
+type background struct {
+	mu     sync.Mutex
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func (b *background) start(do func(context.Context)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cancel != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.cancel = cancel
+	b.wg.Go(func() { do(ctx) })
+}
+
+func (b *background) stop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cancel != nil {
+		b.cancel()
+		b.wg.Wait()
+	}
 }
 
 func (c *Check) eachList(do func(*list.Live)) {
 	for i := range c.rules {
-		for _, l := range []*list.Live{c.rules[i].only, c.rules[i].skip} {
+		for _, l := range c.rules[i].lists() {
 			if l != nil {
 				do(l)
 			}
 		}
 	}
+}
+
+// lists are whom the rule applies to, and whom not; nil for none.
+func (r *rule) lists() [2]*list.Live { return [...]*list.Live{r.only, r.skip} }
+
+// list returns such a list of a rule, nil when there is none.
+func (c *Check) list(name string, which int) *list.Live {
+	if c == nil {
+		return nil
+	}
+	if i := slices.IndexFunc(c.rules, func(r rule) bool { return r.Name == name }); i >= 0 {
+		return c.rules[i].lists()[which]
+	}
+	return nil
 }
 
 // Name implements [policy.Check].
@@ -147,6 +247,7 @@ func (c *Check) Idle() bool { return len(c.rules) == 0 && c.cfg.MaxRecipients ==
 const (
 	reasonExceeded   = "limit-exceeded"
 	reasonRecipients = "limit-recipients"
+	reasonSize       = "limit-size"
 )
 
 // Evaluate implements [policy.Check]. The error is the store's.
@@ -164,42 +265,66 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 			Reply: c.recipients.Expand(func(string) string { return "" }),
 		}, nil
 	}
-	asks := c.asks(req, &m)
+	sc := c.shared.scratch.Get().(*scratch)
+	defer sc.release(&c.shared.scratch)
+	c.asks(sc, req, &m)
 	if m.givenBack { // and yet the client goes on
-		asks = merged(append(asks, m.taken...))
+		sc.merge(m.taken)
 	}
-	levels, taken, err := c.take(ctx, req, asks)
+	if r := tooLarge(sc.asks); r != nil {
+		v := policy.Verdict{Action: policy.Reject, Reason: reasonSize, Detail: fmt.Sprintf("%s: %d bytes", r.Name, req.Size), Reply: sizeReply}
+		if req.DryRun {
+			return v, nil
+		}
+		r.exceeded.Inc()
+		return v, c.giveBack(ctx, req, m)
+	}
+	levels, taken, err := c.take(ctx, req, sc)
 	if err != nil {
 		return policy.Verdict{}, err
 	}
-	v := c.verdict(req, asks, levels)
+	v := c.verdict(req, sc.asks, levels)
 	if req.DryRun {
 		return v, nil
 	}
-	c.tell(req, asks, levels)
+	c.tell(req, sc.asks, levels)
 	if !taken {
 		return v, c.giveBack(ctx, req, m)
 	}
-	c.shared.messages.put(req, m.with(req, asks, levels))
+	c.shared.messages.took(req, &m, sc.asks, levels)
 	return v, nil
 }
 
+// sizeReply is for a message that would not fit if it were the only one.
+var sizeReply = policy.Reply{Code: 552, Enhanced: "5.3.4", Text: "Message is larger than is allowed in all"}
+
+// tooLarge returns the first rule of whose quota the request takes more than
+// there is, however long it waits.
+func tooLarge(asks []ask) *rule {
+	for i := range asks {
+		if a := &asks[i]; a.Hard && a.Kind == meter.Quota && a.rule.Unit == "bytes" && a.Add > a.Most {
+			return a.rule
+		}
+	}
+	return nil
+}
+
 // take asks the store, unless there is nothing to ask.
-func (c *Check) take(ctx context.Context, req *policy.Request, asks []ask) (levels []meter.Level, taken bool, err error) {
-	if len(asks) == 0 {
+func (c *Check) take(ctx context.Context, req *policy.Request, sc *scratch) (levels []meter.Level, taken bool, err error) {
+	if len(sc.asks) == 0 {
 		return nil, true, nil
 	}
-	takes := make([]meter.Take, len(asks))
-	for i := range asks {
-		takes[i] = asks[i].Take
+	for i := range sc.asks {
+		sc.takes = append(sc.takes, sc.asks[i].Take)
 	}
-	levels, taken, err = c.store.TakeMeters(ctx, req.Time, takes, req.DryRun)
+	levels, taken, err = c.store.TakeMeters(ctx, req.Time, sc.takes, req.DryRun)
 	if err != nil {
 		return nil, false, fmt.Errorf("limit: %w", err)
 	}
 	if req.Probe != nil {
-		for i := range asks {
-			req.Probe.Add(asks[i].Key, fmt.Sprintf("%d of %d", asks[i].units(levels[i].Used), asks[i].units(asks[i].Most)), over(levels[i].Over), 0)
+		for i := range sc.asks {
+			a := &sc.asks[i]
+			req.Probe.Add(a.Key, fmt.Sprintf("%d of %d", a.units(levels[i].Used), a.units(a.Most)), over(levels[i].Over), 0)
 		}
 	}
 	return levels, taken, nil
@@ -306,118 +431,13 @@ func (c *Check) ownProbe(req *policy.Request) bool {
 	return slices.ContainsFunc(c.cfg.OwnProbes, func(s string) bool { return strings.EqualFold(s, req.Sender.Raw) })
 }
 
-// ask is a take with the rule that it is for.
-type ask struct {
-	rule *rule
-	meter.Take
-}
-
-// units returns an amount of the take in units of the rule.
-func (a *ask) units(n int64) int64 {
-	if a.Kind != meter.Rate {
-		return n
-	}
-	return int64(float64(n) * float64(a.rule.Rate.Units) / float64(a.rule.Rate.Per.Microseconds()))
-}
-
-// asks returns what the request takes.
-func (c *Check) asks(req *policy.Request, m *message) (out []ask) {
-	for i := range c.rules {
-		r := &c.rules[i]
-		n, member := r.cost(req, m, &c.cfg)
-		if n == 0 || !r.applies(req) {
-			continue
-		}
-		who, ok := r.who(req, &c.cfg)
-		if !ok {
-			continue
-		}
-		hard := r.action != policy.Continue && r.action != policy.Hold
-		if r.Rate.Units > 0 {
-			out = append(out, ask{rule: r, Take: meter.Take{
-				Key: r.Name + "/rate/" + who, Kind: meter.Rate, Add: r.Rate.interval(n), Most: r.Rate.interval(r.Burst), Hard: hard,
-			}})
-		}
-		for _, q := range r.Quota {
-			start, end := q.period(req.Time)
-			out = append(out, ask{rule: r, Take: meter.Take{
-				Key: r.Name + "/" + q.Period + "/" + who, Kind: r.quotaKind(), Add: n, Most: q.Units, Start: start, End: end, Member: member, Hard: hard,
-			}})
-		}
-	}
-	return out
-}
-
-func (r *rule) quotaKind() meter.Kind {
-	if strings.HasPrefix(r.Unit, "distinct-") {
-		return meter.Distinct
-	}
-	return meter.Quota
-}
-
-// merged joins takes from the same meter.
-func merged(asks []ask) []ask {
-	out := asks[:0]
-	for _, a := range asks {
-		i := slices.IndexFunc(out, func(b ask) bool { return b.Key == a.Key })
-		switch {
-		case i < 0:
-			out = append(out, a)
-		case a.Kind != meter.Distinct:
-			out[i].Add += a.Add
-		}
-	}
-	return out
-}
-
-// cost returns how many units the request takes of the rule, 0 for none, and
-// what is counted once where that is distinct.
-func (r *rule) cost(req *policy.Request, m *message, cfg *Config) (n int64, member string) {
-	what := ""
-	switch r.Unit {
-	case "bytes":
-		if req.Stage != policy.StageEndOfMessage {
-			return 0, ""
-		}
-		return max(req.Size, 0), ""
-	case "messages":
-		// A key with the recipient has a message of its own for each of them.
-		if req.Stage != policy.StageRcpt || m.counts(r) && !r.byRecipient() {
-			return 0, ""
-		}
-		return 1, ""
-	case "recipients":
-		if req.Stage != policy.StageRcpt {
-			return 0, ""
-		}
-		return 1, ""
-	case "distinct-recipients":
-		what = strings.ToLower(req.Recipient.Local) + "@" + req.Recipient.Domain
-	case "distinct-recipient-domains":
-		what = req.Recipient.Domain
-	case "distinct-senders":
-		what = strings.ToLower(req.Sender.Local) + "@" + req.Sender.Domain
-	case "distinct-clients":
-		what = req.Client.Addr.String()
-	default:
-		what = network(req, cfg)
-	}
-	if req.Stage != policy.StageRcpt || what == "" {
-		return 0, ""
-	}
-	sum := fnv.New32a()
-	_, _ = sum.Write([]byte(what)) // never fails
-	return 1, fmt.Sprintf("%08x", sum.Sum32())
-}
-
-func (r *rule) byRecipient() bool {
-	return slices.Contains(r.Key, "recipient") || slices.Contains(r.Key, "recipient-domain")
-}
-
 // applies tells whether the rule is for the request.
 func (r *rule) applies(req *policy.Request) bool {
 	login := req.SASL.Username != "" || req.TLS.CertSubject != ""
 	if r.Clients == "authenticated" && !login || r.Clients == "unauthenticated" && login {
+		return false
+	}
+	if len(r.Chains) > 0 && !slices.Contains(r.Chains, req.JudgedBy) {
 		return false
 	}
 	if r.only != nil {
@@ -431,63 +451,4 @@ func (r *rule) applies(req *policy.Request) bool {
 		}
 	}
 	return true
-}
-
-// who returns whose meter the request is counted on; false when it has no such
-// thing.
-func (r *rule) who(req *policy.Request, cfg *Config) (string, bool) {
-	parts := make([]string, 0, len(r.Key))
-	for _, k := range r.Key {
-		v := ""
-		switch k {
-		case "client":
-			if req.Client.Addr.IsValid() {
-				v = req.Client.Addr.String()
-			}
-		case "network":
-			v = network(req, cfg)
-		case "login":
-			v = req.SASL.Username
-		case "sender":
-			v = lower(req.Sender)
-		case "sender-domain":
-			v = req.Sender.Domain
-		case "recipient":
-			v = lower(req.Recipient)
-		case "recipient-domain":
-			v = req.Recipient.Domain
-		case "helo":
-			v = strings.ToLower(req.Helo)
-		}
-		if v == "" {
-			return "", false
-		}
-		parts = append(parts, strings.ReplaceAll(v, " ", "%20"))
-	}
-	return strings.Join(parts, " "), true
-}
-
-// lower returns an address as limits compare it: nobody escapes by writing it
-// otherwise.
-func lower(a policy.Address) string {
-	if a.Domain == "" {
-		return strings.ToLower(a.Local)
-	}
-	return strings.ToLower(a.Local) + "@" + a.Domain
-}
-
-func network(req *policy.Request, cfg *Config) string {
-	a := req.Client.Addr
-	if !a.IsValid() {
-		return ""
-	}
-	bits := cfg.NetworkIPv6
-	if a.Is4() {
-		bits = cfg.NetworkIPv4
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		return ""
-	}
-	return p.String()
 }

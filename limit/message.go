@@ -40,7 +40,7 @@ func (m message) with(req *policy.Request, asks []ask, levels []meter.Level) mes
 	if m.givenBack {
 		m.givenBack, m.taken = false, nil // it is among asks
 	}
-	m.taken = slices.Clone(m.taken)
+	m.taken = append(make([]ask, 0, len(m.taken)+len(asks)), m.taken...)
 	for i, a := range asks {
 		if levels[i].Over {
 			continue
@@ -61,8 +61,17 @@ type messageKey struct {
 	port     uint16
 }
 
-// door is where the requests of a message come from.
-type door struct{ listener, context string }
+// door is where the requests of a message come from. Services of one Postfix
+// that ask the same listener are told apart by the address that their clients
+// connect to.
+type door struct {
+	listener, context string
+	server            netip.AddrPort
+}
+
+func doorOf(req *policy.Request) door {
+	return door{req.Listener, req.Context, netip.AddrPortFrom(req.ServerAddr, req.ServerPort)}
+}
 
 // messages are those that are being handed in. It is safe for concurrent use;
 // the requests of one message come one after another.
@@ -95,6 +104,13 @@ func (s *messages) of(req *policy.Request) message {
 	return s.byKey[keyOf(req)]
 }
 
+// took keeps what a request has taken; m is what its message had before.
+func (s *messages) took(req *policy.Request, m *message, asks []ask, levels []meter.Level) {
+	if keyOf(req).instance != "" { // else it cannot be told from others
+		s.put(req, m.with(req, asks, levels))
+	}
+}
+
 // put keeps what the message has taken by now.
 func (s *messages) put(req *policy.Request, m message) {
 	key := keyOf(req)
@@ -121,8 +137,9 @@ func (s *messages) put(req *policy.Request, m message) {
 func (s *messages) sawData(req *policy.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if d := (door{req.Listener, req.Context}); !s.data[d] && len(s.data) < maxDoors {
-		s.data[door{strings.Clone(req.Listener), strings.Clone(req.Context)}] = true
+	if d := doorOf(req); !s.data[d] && len(s.data) < maxDoors {
+		d.listener, d.context = strings.Clone(d.listener), strings.Clone(d.context)
+		s.data[d] = true
 	}
 }
 
@@ -130,7 +147,7 @@ func (s *messages) sawData(req *policy.Request) {
 func (s *messages) seesData(req *policy.Request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.data[door{req.Listener, req.Context}]
+	return s.data[doorOf(req)]
 }
 
 // maxWarned is of how many meters it is known that they have been warned about.

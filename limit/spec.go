@@ -29,6 +29,8 @@ const (
 
 // UnmarshalText implements [encoding.TextUnmarshaler].
 func (r *RateSpec) UnmarshalText(text []byte) error {
+	// What was meant to be a rate is not taken for a rule without one.
+	*r = RateSpec{Per: -1}
 	count, per, ok := strings.Cut(string(text), "/")
 	units, err := parseUnits(count)
 	if !ok || err != nil {

@@ -142,6 +142,8 @@ type Request struct {
 	Context string
 	// Chain is the chain that the listener names; Context goes before it.
 	Chain string
+	// JudgedBy is the chain that judges the request. The pipeline sets it.
+	JudgedBy string
 
 	Client             Client
 	ServerAddr         netip.Addr

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/internal/adminapi"
+	"postern/internal/conf"
 	"postern/limit"
 )
 
@@ -50,8 +53,70 @@ func (c *cli) limitCommand() *cobra.Command {
 			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "empty") })
 		},
 	}
-	cmd.AddCommand(top, show, reset)
+	cmd.AddCommand(top, show, reset, c.limitRaiseCommand())
 	return cmd
+}
+
+func (c *cli) limitRaiseCommand() *cobra.Command {
+	var to int64
+	howLong, list, cancel := conf.Duration(0), false, false
+	raise := &cobra.Command{
+		Use: "raise KEY --to N --for 2h | raise KEY --cancel | raise --list", Short: "raise the limit of one meter for a time", Args: cobra.MaximumNArgs(1),
+		Long: "KEY is a key as `postern limit top` lists it, RULE/rate/WHOSE or RULE/PERIOD/WHOSE; the meter need not exist yet.\n" +
+			"A quota becomes N. Of a rate N may come at once, and as many times more in the long run. It ends by itself.\n" +
+			"With Redis other gateways follow within seconds.",
+		Example: "  postern limit raise 'logins/day/ann@example.org' --to 5000 --for 8h",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if list == (len(args) == 1) {
+				return errors.New("a KEY, or --list")
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			a := limit.Admin{Client: cl}
+			switch {
+			case list:
+				all, err := a.Raised(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return c.show(cmd.OutOrStdout(), all, func(w io.Writer) { writeRaises(w, all) })
+			case cancel:
+				if err := a.CancelRaise(cmd.Context(), args[0]); err != nil {
+					return err
+				}
+				return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "cancelled") })
+			case to <= 0 || howLong <= 0:
+				return errors.New("--to and --for are needed")
+			}
+			one, err := a.Raise(cmd.Context(), args[0], to, howLong.D())
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), one, func(w io.Writer) { writeRaises(w, []limit.Raise{one}) })
+		},
+	}
+	raise.Flags().Int64Var(&to, "to", 0, "units: of the quota, or that may come at once")
+	raise.Flags().Var(durationFlag{&howLong}, "for", "how long: 2h, 3d")
+	raise.Flags().BoolVar(&list, "list", false, "show what is raised")
+	raise.Flags().BoolVar(&cancel, "cancel", false, "end it now")
+	return raise
+}
+
+// durationFlag is a duration as the configuration writes them.
+type durationFlag struct{ *conf.Duration }
+
+func (d durationFlag) Set(s string) error { return d.UnmarshalText([]byte(s)) }
+func (d durationFlag) Type() string       { return "duration" }
+
+func writeRaises(w io.Writer, all []limit.Raise) {
+	if len(all) == 0 {
+		fmt.Fprintln(w, "none")
+	}
+	for _, r := range all {
+		fmt.Fprintf(w, "%s  raised to %d until %s\n", adminapi.Printable(r.Key), r.To, r.Until.Local().Format(time.DateTime))
+	}
 }
 
 func writeMeters(w io.Writer, meters []limit.Meter) {
@@ -59,6 +124,10 @@ func writeMeters(w io.Writer, meters []limit.Meter) {
 		fmt.Fprintln(w, "none")
 	}
 	for _, m := range meters {
-		fmt.Fprintf(w, "%4.0f%%  %d of %d  %s\n", 100*m.Share, m.Used, m.Most, adminapi.Printable(m.Key))
+		fmt.Fprintf(w, "%4.0f%%  %d of %d  %s", 100*m.Share, m.Used, m.Most, adminapi.Printable(m.Key))
+		if !m.Raised.IsZero() {
+			fmt.Fprintf(w, "  raised until %s", m.Raised.Local().Format(time.DateTime))
+		}
+		fmt.Fprintln(w)
 	}
 }

@@ -73,8 +73,17 @@ const Skew = time.Minute
 // Apply is the whole rule: it returns what takes make of meters whose values
 // are old, "" for none. next is nil when nothing is to be changed.
 func Apply(old []string, takes []Take, now time.Time) (next []string, levels []Level, taken bool) {
-	levels = make([]Level, len(takes))
 	next = make([]string, len(takes))
+	levels = make([]Level, len(takes))
+	if !ApplyTo(next, levels, old, takes, now) {
+		return nil, levels, false
+	}
+	return next, levels, true
+}
+
+// ApplyTo is Apply into slices of the caller, as long as takes. When it
+// returns false, next says nothing.
+func ApplyTo(next []string, levels []Level, old []string, takes []Take, now time.Time) (taken bool) {
 	taken = true
 	for i := range takes {
 		t := &takes[i]
@@ -91,10 +100,7 @@ func Apply(old []string, takes []Take, now time.Time) (next []string, levels []L
 			taken = taken && !t.Hard
 		}
 	}
-	if !taken {
-		return nil, levels, false
-	}
-	return next, levels, true
+	return taken
 }
 
 // rate: the value is the theoretical arrival time, Unix microseconds. One that
@@ -111,8 +117,11 @@ func (t *Take) rate(old string, now time.Time) (string, Level) {
 	if over := next - at - t.Most; over > 0 && t.Add > 0 {
 		return old, Level{Over: true, Used: tat - at, Wait: time.Duration(over) * time.Microsecond}
 	}
-	return strconv.FormatInt(next, 10), Level{Used: next - at}
+	return decimal(next), Level{Used: next - at}
 }
+
+// At returns the value of a rate's meter that holds so many microseconds.
+func At(now time.Time, held int64) string { return decimal(now.UnixMicro() + held) }
 
 // period returns what a value of a quota holds, and of which period. One that
 // begins within moments is that of a gateway whose clock is ahead.
@@ -136,7 +145,18 @@ func (t *Take) quota(old string, now time.Time) (string, Level) {
 	if next > t.Most && t.Add > 0 {
 		return old, Level{Over: true, Used: n, Wait: t.End.Sub(now)}
 	}
-	return strconv.FormatInt(start, 10) + ":" + strconv.FormatInt(next, 10), Level{Used: next}
+	var b [2*maxDecimal + 1]byte
+	text := strconv.AppendInt(b[:0], start, 10)
+	text = strconv.AppendInt(append(text, ':'), next, 10)
+	return string(text), Level{Used: next}
+}
+
+// maxDecimal is the most bytes of a number.
+const maxDecimal = 20
+
+func decimal(n int64) string {
+	var b [maxDecimal]byte
+	return string(strconv.AppendInt(b[:0], n, 10))
 }
 
 // memberSize is the length of a member.

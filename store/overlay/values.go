@@ -158,33 +158,63 @@ func (v *Values) SwapValue(_ context.Context, space, key, old, next string, expi
 	return true, nil
 }
 
+// fewMeters is how many meters of one request need no memory from the heap.
+const fewMeters = 8
+
 // TakeMeters implements meter.Store. The shards of all meters are locked, each
 // once and in their order.
 func (v *Values) TakeMeters(_ context.Context, now time.Time, takes []meter.Take, peek bool) ([]meter.Level, bool, error) {
-	names := make([]valueName, len(takes))
-	used := [shardCount]bool{}
-	for i := range takes {
-		names[i] = valueName{store.MeterSpace, store.ValueKey(takes[i].Key)}
-		used[v.index(names[i])] = true
+	var (
+		few struct {
+			slots     [fewMeters]*valueSlot
+			shards    [fewMeters]int
+			old, next [fewMeters]string
+		}
+		slots, shards, old, next = few.slots[:0], few.shards[:0], few.old[:], few.next[:]
+		used                     [shardCount]bool
+	)
+	if len(takes) > fewMeters {
+		old, next = make([]string, len(takes)), make([]string, len(takes))
 	}
-	for i := range v.shards {
+	old, next = old[:len(takes)], next[:len(takes)]
+	for i := range takes {
+		at := v.index(valueName{store.MeterSpace, store.ValueKey(takes[i].Key)})
+		shards = append(shards, at)
+		used[at] = true
+	}
+	for i := range used {
 		if used[i] {
 			v.shards[i].mu.Lock()
-			defer v.shards[i].mu.Unlock()
 		}
 	}
-	old := make([]string, len(takes))
-	added := 0
-	for i := range takes {
-		var err error
-		if old[i], err = v.load(v.shard(names[i]), names[i]); err != nil {
-			return nil, false, err
+	defer func() {
+		for i := range used {
+			if used[i] {
+				v.shards[i].mu.Unlock()
+			}
 		}
+	}()
+	added, loaded := 0, false
+	for i := range takes {
+		sh, name := &v.shards[shards[i]], valueName{store.MeterSpace, store.ValueKey(takes[i].Key)}
+		sl := sh.slots[name]
+		switch {
+		case sl != nil:
+			old[i] = sl.Value
+		case v.backing != nil:
+			var err error
+			if old[i], err = v.load(sh, valueName{name.space, strings.Clone(name.key)}); err != nil {
+				return nil, false, err
+			}
+			loaded = true
+		}
+		slots = append(slots, sl)
 		if old[i] == "" {
 			added++
 		}
 	}
-	next, levels, taken := meter.Apply(old, takes, now)
+	levels := make([]meter.Level, len(takes))
+	taken := meter.ApplyTo(next, levels, old, takes, now)
 	if !taken || peek {
 		return levels, taken, nil
 	}
@@ -192,9 +222,21 @@ func (v *Values) TakeMeters(_ context.Context, now time.Time, takes []meter.Take
 		return nil, false, fmt.Errorf("%w: %d values", store.ErrFull, v.total.Load())
 	}
 	for i := range takes {
-		if next[i] != old[i] {
-			v.put(v.shard(names[i]), names[i], ValueChange{store.MeterSpace, names[i].key, next[i], takes[i].Expires(now).UnixMilli()}, grown(old[i], next[i]))
+		if next[i] == old[i] {
+			continue
 		}
+		expires := takes[i].Expires(now).UnixMilli()
+		// One that is in memory stays where it is, unless it had to go for one
+		// that was loaded.
+		if sl := slots[i]; sl != nil && !loaded && old[i] != "" && next[i] != "" {
+			if sl.state == clean && v.backing != nil {
+				v.pending.Add(1)
+			}
+			sl.Value, sl.Expires, sl.state = next[i], expires, dirty
+			continue
+		}
+		name := valueName{store.MeterSpace, strings.Clone(store.ValueKey(takes[i].Key))}
+		v.put(&v.shards[shards[i]], name, ValueChange{name.space, name.key, next[i], expires}, grown(old[i], next[i]))
 	}
 	return levels, true, nil
 }
