@@ -27,30 +27,40 @@ const (
 // recipient is judged as if there were none.
 type Permits struct {
 	age time.Duration
-	max int
 	// used spares requests the lock where no chain permits anything.
 	used atomic.Bool
 
-	mu    sync.Mutex
+	mu         sync.Mutex
+	recipients permitRing
+	messages   permitRing // their keys name no recipient
+}
+
+// permitRing holds the newest permits. The caller has the lock.
+type permitRing struct {
+	max   int
 	byKey map[permitKey]*permit
-	ring  []*permit // in the order of their times, from next on; grows to max
+	ring  []*permit // in the order in which they came, from next on; grows to max
 	next  int
 }
 
-// permitKey is one recipient of one transaction. The SMTP client cannot choose
-// the instance, so nobody can ask for what another has been permitted.
+// permitKey is one recipient of one transaction, or the transaction. The SMTP
+// client cannot choose the instance, so nobody can ask for what another has
+// been permitted.
 type permitKey struct {
 	instance          string
 	client            netip.Addr
-	port              uint16 // 0 when not known
-	sender, recipient string // as given
+	port              uint16
+	sender, recipient string
 }
 
 type permit struct {
 	key permitKey
 	at  time.Time
-	// What the relay chain exempts from; never nil.
+	// What the relay chain exempts from; nil for a message to recipients that
+	// are exempt from different things.
 	by *exemption
+	// recipients is how many of a message are permitted.
+	recipients int
 }
 
 // exemption is why checks are not asked.
@@ -72,24 +82,29 @@ func (e exemption) from(checks []string) *exemption {
 }
 
 // NewPermits returns an empty memory.
-func NewPermits() *Permits {
-	return &Permits{age: permitAge, max: maxPermits, byKey: make(map[permitKey]*permit)}
+func NewPermits() *Permits { return newPermits(maxPermits) }
+
+func newPermits(most int) *Permits {
+	ring := permitRing{max: most, byKey: make(map[permitKey]*permit)}
+	other := ring
+	other.byKey = make(map[permitKey]*permit)
+	return &Permits{age: permitAge, recipients: ring, messages: other}
 }
 
-// keyOf returns the key of a request about one recipient; false when it cannot
-// be told from others.
+// keyOf returns the key of a request about one recipient, or about a message
+// if it is empty; false when it cannot be told from others.
 func keyOf(req *policy.Request, recipient string) (permitKey, bool) {
 	k := permitKey{req.Instance, req.Client.Addr, req.Client.Port, req.Sender.Raw, recipient}
 	if req.Joined != "" {
 		k.instance = req.Joined
 	}
-	return k, k.instance != "" && k.client.IsValid() && k.recipient != "" && len(k.instance)+len(k.sender)+len(k.recipient) <= maxPermitKey
+	return k, k.instance != "" && k.client.IsValid() && len(k.instance)+len(k.sender)+len(k.recipient) <= maxPermitKey
 }
 
 // remember notes that the recipient of req has been permitted.
 func (p *Permits) remember(req *policy.Request, by *exemption) {
 	key, ok := keyOf(req, req.Recipient.Raw)
-	if !ok {
+	if !ok || key.recipient == "" {
 		return
 	}
 	// A door uses the memory of a request again.
@@ -97,25 +112,52 @@ func (p *Permits) remember(req *policy.Request, by *exemption) {
 	p.used.Store(true)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m := &permit{key, req.Time, by}
-	p.byKey[key] = m
-	if len(p.ring) < p.max {
-		p.ring = append(p.ring, m)
+	again := p.live(&p.recipients, key, req.Time) != nil
+	p.recipients.put(&permit{key: key, at: req.Time, by: by})
+	key.recipient = ""
+	m := p.live(&p.messages, key, req.Time)
+	if m == nil {
+		m = &permit{key: key, by: by}
+		p.messages.put(m)
+	}
+	m.at = req.Time
+	if m.by != by {
+		m.by = nil
+	}
+	if !again {
+		m.recipients++
+	}
+}
+
+// live returns the permit of a key that still holds, nil for none.
+func (p *Permits) live(r *permitRing, key permitKey, now time.Time) *permit {
+	m := r.byKey[key]
+	if m == nil || now.Sub(m.at) > p.age {
+		return nil
+	}
+	return m
+}
+
+// put adds a permit in the place of the oldest.
+func (r *permitRing) put(m *permit) {
+	r.byKey[m.key] = m
+	if len(r.ring) < r.max {
+		r.ring = append(r.ring, m)
 		return
 	}
-	old := p.ring[p.next]
-	if p.byKey[old.key] == old {
-		delete(p.byKey, old.key)
+	old := r.ring[r.next]
+	if r.byKey[old.key] == old {
+		delete(r.byKey, old.key)
 	}
-	p.ring[p.next] = m
-	p.next = (p.next + 1) % p.max
+	r.ring[r.next] = m
+	r.next = (r.next + 1) % r.max
 }
 
 // findAll is find for a message: what is exempt is what holds for all of its
 // recipients.
 func (p *Permits) findAll(req *policy.Request, to []policy.Address) (by *exemption) {
 	for i := range to {
-		e := p.find(req, to[i].Raw)
+		e := p.findOf(req, to[i].Raw)
 		if e == nil || by != nil && e != by {
 			return nil
 		}
@@ -124,9 +166,31 @@ func (p *Permits) findAll(req *policy.Request, to []policy.Address) (by *exempti
 	return by
 }
 
-// find returns what the recipient of req is exempt from, nil for nothing.
-func (p *Permits) find(req *policy.Request, recipient string) *exemption {
-	if !p.used.Load() {
+// find returns what a request is exempt from, nil for nothing. Postfix does not
+// name the recipients of a message that has several, it counts those that it
+// has accepted: as many must have been permitted.
+func (p *Permits) find(req *policy.Request) *exemption {
+	if req.Recipient.Raw != "" {
+		return p.findOf(req, req.Recipient.Raw)
+	}
+	if req.RecipientCount == 0 || !p.used.Load() {
+		return nil
+	}
+	key, ok := keyOf(req, "")
+	if !ok {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m := p.live(&p.messages, key, req.Time); m != nil && m.recipients == req.RecipientCount {
+		return m.by
+	}
+	return nil
+}
+
+// findOf returns what a recipient of req is exempt from, nil for nothing.
+func (p *Permits) findOf(req *policy.Request, recipient string) *exemption {
+	if recipient == "" || !p.used.Load() {
 		return nil
 	}
 	key, ok := keyOf(req, recipient)
@@ -135,9 +199,8 @@ func (p *Permits) find(req *policy.Request, recipient string) *exemption {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m := p.byKey[key]
-	if m == nil || req.Time.Sub(m.at) > p.age {
-		return nil
+	if m := p.live(&p.recipients, key, req.Time); m != nil {
+		return m.by
 	}
-	return m.by
+	return nil
 }

@@ -155,6 +155,52 @@ func TestPermitExempts(t *testing.T) {
 	}
 }
 
+// At DATA and at the end of a message Postfix says how many recipients it has
+// accepted, and names none if there are several.
+func TestPermitOfAMessage(t *testing.T) {
+	other := newExemption([]string{"rbl"}, "chain other", "relay-permitted")
+	for _, tt := range []struct {
+		name      string
+		permitted []int // recipients, in the order in which they are asked for
+		accepted  int
+		edit      func(*Permits, *policy.Request)
+		exempt    bool
+	}{
+		{name: "both", permitted: []int{1, 2}, accepted: 2, exempt: true},
+		{name: "one asked for twice", permitted: []int{1, 2, 1}, accepted: 2, exempt: true},
+		{name: "one of them", permitted: []int{1}, accepted: 2},
+		{name: "one twice", permitted: []int{1, 1}, accepted: 2},
+		{name: "one more, that Postfix has refused", permitted: []int{1, 2, 3}, accepted: 2},
+		{name: "none", accepted: 2},
+		{name: "not counted", permitted: []int{1, 2}},
+		{name: "another transaction", permitted: []int{1, 2}, accepted: 2, edit: func(_ *Permits, r *policy.Request) { r.Instance = "9.9.9" }},
+		{name: "another client", permitted: []int{1, 2}, accepted: 2, edit: func(_ *Permits, r *policy.Request) { r.Client.Port++ }},
+		{name: "too late", permitted: []int{1, 2}, accepted: 2, edit: func(_ *Permits, r *policy.Request) { r.Time = r.Time.Add(permitAge + 1) }},
+		{name: "exempt from different checks", permitted: []int{1}, accepted: 2, edit: func(p *Permits, r *policy.Request) {
+			to := *r
+			to.Recipient.Raw = "r2@example.com"
+			p.remember(&to, other)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := gateway{permits: NewPermits()}
+			p := g.build(t)
+			for _, i := range tt.permitted {
+				ask(p, "relay", func(r *policy.Request) { r.Recipient.Raw = fmt.Sprintf("r%d@example.com", i) })
+			}
+			d := ask(p, "inbound", func(r *policy.Request) {
+				r.Stage, r.RecipientCount, r.Recipient = policy.StageData, tt.accepted, policy.Address{}
+				if tt.edit != nil {
+					tt.edit(g.permits, r)
+				}
+			})
+			if exempt := !d.Verdict.Action.Refuses(); exempt != tt.exempt {
+				t.Errorf("not asked: %q; action %v", notAsked(d), d.Verdict.Action)
+			}
+		})
+	}
+}
+
 // A client may pipeline recipients, and one smtpd process after the other asks
 // the two chains over connections of their own: what one recipient has earned
 // no other gets, in any order.
@@ -189,8 +235,7 @@ func TestPermitsOfPipelinedRecipients(t *testing.T) {
 }
 
 func TestFullPermitsForgetTheOldest(t *testing.T) {
-	g := gateway{permits: NewPermits()}
-	g.permits.max = 3
+	g := gateway{permits: newPermits(3)}
 	p := g.build(t)
 	at := func(i int) func(*policy.Request) {
 		return func(r *policy.Request) { r.Recipient.Raw = fmt.Sprintf("r%d@example.com", i) }
@@ -219,8 +264,8 @@ func TestFullPermitsForgetTheOldest(t *testing.T) {
 	if got := exempt(); !slices.Equal(got, []int{2, 5, 6}) {
 		t.Errorf("exempt are %v", got)
 	}
-	if len(g.permits.byKey) != 3 || len(g.permits.ring) != 3 {
-		t.Errorf("%d and %d are held", len(g.permits.byKey), len(g.permits.ring))
+	if r := &g.permits.recipients; len(r.byKey) != 3 || len(r.ring) != 3 {
+		t.Errorf("%d and %d are held", len(r.byKey), len(r.ring))
 	}
 	// A reload keeps them.
 	p = g.build(t)
@@ -242,7 +287,8 @@ func TestPermitsKeepNothingOfTheRequest(t *testing.T) {
 		line[i] = 'x'
 	}
 	req.Instance, req.Sender.Raw = "1.2.3", "ann@example.org"
-	if p.find(req, "bob@example.com") == nil {
+	req.Recipient.Raw = "bob@example.com"
+	if p.find(req) == nil {
 		t.Error("the memory of a request that has been answered is held")
 	}
 }

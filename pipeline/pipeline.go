@@ -202,7 +202,7 @@ func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.De
 	r := evaluation{chain: p.pick(req), req: req, d: d, start: start, pending: -1, sticky: -1}
 	d.Chain, req.JudgedBy = r.chain.name, r.chain.name
 	if r.chain.mode != policy.Off && r.chain.stages.Has(req.Stage) {
-		if by := p.permits.find(req, req.Recipient.Raw); by != nil && !r.chain.relay {
+		if by := p.permits.find(req); by != nil && !r.chain.relay {
 			r.skip(0, by)
 		}
 		p.steps(ctx, start, &r)
