@@ -61,7 +61,8 @@ func (b *builder) checks() {
 		limits := cfg.Limit
 		limits.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
 		return limit.New(limits, limit.Options{
-			Store: b.store, Admin: store.SpaceOf(b.store, store.MeterSpace), Raises: store.SpaceOf(b.store, "limit-raise"), Log: b.log, Registry: b.reg,
+			Store: b.store, Admin: store.SpaceOf(b.store, store.MeterSpace), Raises: store.SpaceOf(b.store, "limit-raise"), Leases: store.SpaceOf(b.store, "limit-notify"),
+			Hostname: cfg.Hostname, Secret: cfg.Secret, Log: b.log, Registry: b.reg,
 		}, prev)
 	})
 	add(b, cfg.Verify.Step, func(prev *verify.Check) (*verify.Check, error) {

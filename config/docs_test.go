@@ -107,6 +107,7 @@ func writeManual(t *testing.T) []byte {
 		{"spf.helo", "The same for the HELO name.", reflect.ValueOf(c.SPF.Helo)},
 		{"limit", "The check's manual: [limit](checks/limit.md).", reflect.ValueOf(c.Limit)},
 		{"[limit.rule]", "One limit; the section can stand many times.", reflect.ValueOf(limit.DefaultRule())},
+		{"[limit.notify]", "Who is told when somebody hits a limit; the section can stand many times.", reflect.ValueOf(limit.DefaultNotify())},
 		{"verify", "The check's manual: [verify](checks/verify.md).", reflect.ValueOf(c.Verify)},
 		{"verify.callout", "How next hops are asked.", reflect.ValueOf(c.Verify.Callout)},
 		{"[verify.route]", "Domains, and who knows their addresses; the section can stand many times. What it leaves out is as in `[verify]` and `[verify.callout]`.", reflect.ValueOf(verify.Route{})},

@@ -1,7 +1,14 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -125,4 +132,111 @@ func TestGatewaysShareLimits(t *testing.T) {
 	if passed != 5 {
 		t.Errorf("raised: %d of 5 passed", passed)
 	}
+}
+
+// Who hits a limit is told of by a webhook and by a mail through a real
+// sendmail, once for two gateways and a restart; the mail is not judged itself.
+func TestLimitNotifications(t *testing.T) {
+	t.Parallel()
+	require(t, "setpriv")
+	r := redistest.Start(t)
+	got := make(chan string, 100)
+	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body) // compared
+		got <- string(body)
+	}))
+	defer hook.Close()
+	config := fmt.Sprintf(`
+hostname = "mx.example.com"
+[chains.inbound]
+checks = ["limit"]
+[[limit.rule]]
+name = "logins"
+key = ["login"]
+quota = ["1/month"]
+notify = ["hook", "people"]
+[[limit.rule]]
+name = "all"
+key = ["recipient"]
+quota = ["1/month"]
+only = ["to:nobody@example.com"]
+[[limit.notify]]
+name = "hook"
+url = %q
+body = '{"text": "{login} {used}/{limit} {rule} {client} {hostname}"}'
+[[limit.notify]]
+name = "people"
+to = ["nobody@example.com"]
+[store]
+kind = "redis"
+[store.redis]
+addrs = [%q]
+`, hook.URL, r.Addr())
+	one, two := newDaemon(t, config), newDaemon(t, config)
+	p := startPostfix(t, false, append(restrictions("unix:"+one.socket()), boxes)...)
+	q := startPostfix(t, false, append(restrictions("unix:"+two.socket()), boxes)...)
+	for _, d := range []*daemon{one, two} {
+		d.env = append(d.env, "MAIL_CONFIG="+p.config)
+		d.start()
+	}
+	const login = `a"nn@example.org`
+	hit := func(p *postfix, want string) {
+		t.Helper()
+		rcpt, _ := p.dial("192.0.2.7 LOGIN="+strings.ReplaceAll(login, `"`, "+22"), "").mail("ann@example.org", "box@example.com")
+		matches(t, "hit", rcpt[0], "^"+want+" ")
+	}
+	hit(p, "250")
+	hit(p, "450")
+	var text struct{ Text string }
+	if body := <-got; json.Unmarshal([]byte(body), &text) != nil || text.Text != login+" 1/1 logins 192.0.2.7 mx.example.com" {
+		t.Errorf("the webhook got %s", body)
+	}
+	told := func() int {
+		files, _ := filepath.Glob(filepath.Join(p.dir, "mail/nobody/new/*")) // the pattern is good
+		return len(files)
+	}
+	one.eventually("the mail", func() bool { return told() == 1 })
+	files, _ := filepath.Glob(filepath.Join(p.dir, "mail/nobody/new/*")) // as above
+	letter, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Return-Path: <>", "\nTo: nobody@example.com\n", "\nFrom: postern <postern@mx.example.com>\n", "\nAuto-Submitted: auto-generated\n"} {
+		if !strings.Contains("\n"+string(letter), want) {
+			t.Errorf("no %q in\n%s", want, letter)
+		}
+	}
+	if n := len(one.decisions("recipient", "nobody@example.com")) + len(two.decisions("recipient", "nobody@example.com")); n != 0 {
+		t.Error("the mail was judged")
+	}
+
+	// The other gateway, and this one after a restart, tell nobody again.
+	hit(q, "450")
+	one.stop()
+	one.start()
+	hit(p, "450")
+	one.stop() // what waits is sent before it ends
+	two.stop()
+	if len(got) != 0 || told() != 1 {
+		t.Errorf("told %d times more by the webhook, %d mails", len(got), told())
+	}
+	one.start()
+	expect(t, "test", one.run("limit", "notify", "--test", "logins"), "hook: sent\npeople: sent\n")
+	<-got
+	one.eventually("the test's mail", func() bool { return told() == 2 })
+	hook.Close()
+	if out, err := one.try("limit", "notify", "--test", "logins"); err == nil || !strings.Contains(out, "hook: FAILED: webhook: ") {
+		t.Errorf("%v %s", err, out)
+	}
+	one.eventually("its mail", func() bool { return told() == 3 })
+
+	// As under the shipped unit with the drop-in of docs/checks/limit.md:
+	// nobody's program gets new rights, and the group of the maildrop is ours.
+	cmd := exec.Command("setpriv", "--reuid=nobody", "--regid=nogroup", "--groups=postdrop", "--no-new-privs",
+		"/usr/sbin/sendmail", "-i", "-f", "", "--", "nobody@example.com")
+	cmd.Env, cmd.Stdin = append(os.Environ(), "MAIL_CONFIG="+p.config), strings.NewReader("Subject: x\n\nhello\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	one.eventually("the mail of the drop-in", func() bool { return told() == 4 })
 }

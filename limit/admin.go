@@ -115,6 +115,17 @@ func (c *Check) Calls() adminapi.Calls {
 			}
 			return nil, c.Reset(r.Context(), key)
 		}),
+		"POST /v1/limit/notify/test": adminapi.Answer(func(r *http.Request) (any, error) {
+			var q testQuestion
+			if err := adminapi.Decode(r, maxQuestion, &q); err != nil {
+				return nil, err
+			}
+			out, err := c.TestNotify(r.Context(), q.Rule, time.Now())
+			if err != nil {
+				err = adminapi.Refused(err)
+			}
+			return out, err
+		}),
 		"GET /v1/limit/raise": adminapi.Answer(func(r *http.Request) (any, error) {
 			return c.Raised(r.Context(), time.Now())
 		}),
@@ -140,6 +151,11 @@ type raiseQuestion struct {
 	Key string        `json:"key"`
 	To  int64         `json:"to"`
 	For time.Duration `json:"for"`
+}
+
+// testQuestion is what `postern limit notify --test` asks for.
+type testQuestion struct {
+	Rule string `json:"rule"`
 }
 
 // maxQuestion is the most octets of a question as JSON.
@@ -235,6 +251,12 @@ func (a Admin) Raised(ctx context.Context) (out []Raise, err error) {
 func (a Admin) CancelRaise(ctx context.Context, key string) error {
 	var out any
 	return a.Call(ctx, http.MethodDelete, "/v1/limit/raise?"+url.Values{"key": {key}}.Encode(), nil, &out)
+}
+
+// TestNotify sends a test to all whom a rule notifies.
+func (a Admin) TestNotify(ctx context.Context, rule string) (out []Tested, err error) {
+	err = a.Call(ctx, http.MethodPost, "/v1/limit/notify/test", testQuestion{rule}, &out)
+	return out, err
 }
 
 // Reset empties a meter.

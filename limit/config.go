@@ -29,6 +29,12 @@ type Config struct {
 	NetworkIPv4 int `toml:"network_ipv4"`
 	// NetworkIPv6 is the same for IPv6. Default 64.
 	NetworkIPv6 int `toml:"network_ipv6"`
+	// Notify are those who can be told when a limit is hit, see [[limit.notify]].
+	// Default none.
+	Notify []Notify `toml:"notify"`
+	// Sendmail is Postfix's sendmail(1), for notifications by mail. Default
+	// "/usr/sbin/sendmail".
+	Sendmail string `toml:"sendmail"`
 	// OwnProbes are the senders of this daemon's own callouts. They are never
 	// counted.
 	OwnProbes []string `toml:"-"`
@@ -77,6 +83,12 @@ type Rule struct {
 	// Warn is at how many percent of the limit a line is logged, once until it
 	// falls below again; 0: never. Default 0.
 	Warn int `toml:"warn"`
+	// Notify are the names of those [[limit.notify]] who are told when one of its
+	// meters is full. Default none.
+	Notify []string `toml:"notify"`
+	// NotifyPeriod is how long they are not told again of the same key, however
+	// many gateways there are. Default "1d".
+	NotifyPeriod conf.Duration `toml:"notify_period"`
 	// Reply is what a refused client reads; its code must suit the action.
 	// Placeholders: {client}, {sender}, {recipient}, {login}, {wait}, {rule}.
 	// Default "450 4.7.1 Too much mail, please try again in {wait}", or "550
@@ -89,13 +101,13 @@ func DefaultConfig() Config {
 	return Config{
 		Step:            conf.Step{Timeout: conf.Duration(2 * time.Second)},
 		RecipientsReply: "452 4.5.3 Too many recipients in one message",
-		NetworkIPv4:     24, NetworkIPv6: 64,
+		NetworkIPv4:     24, NetworkIPv6: 64, Sendmail: "/usr/sbin/sendmail",
 	}
 }
 
 // DefaultRule returns what a [[limit.rule]] leaves out.
 func DefaultRule() Rule {
-	return Rule{Key: []string{"client"}, Unit: "messages", Action: "defer", Clients: "all", Reply: deferText}
+	return Rule{Key: []string{"client"}, Unit: "messages", Action: "defer", Clients: "all", NotifyPeriod: conf.Duration(24 * time.Hour), Reply: deferText}
 }
 
 // withDefaults fills in what the rule leaves out.
@@ -117,6 +129,9 @@ func (r Rule) withDefaults() Rule {
 		if r.Action == "reject" {
 			r.Reply = "550 5.7.1 Too much mail"
 		}
+	}
+	if r.NotifyPeriod == 0 {
+		r.NotifyPeriod = def.NotifyPeriod
 	}
 	if r.Burst == 0 {
 		r.Burst = r.Rate.Units
@@ -167,6 +182,7 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	if len(c.Rules) > maxRules {
 		fs.Keyf(prefix+".rule", "%d rules: at most %d", len(c.Rules), maxRules)
 	}
+	c.validateNotify(prefix, fs)
 	names := map[string]int{}
 	for i := range c.Rules {
 		key := index(prefix+".rule", i)

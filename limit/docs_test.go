@@ -2,6 +2,7 @@ package limit
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,8 +37,8 @@ func TestManual(t *testing.T) {
 			t.Errorf("%v in\n%s", fs, block)
 		}
 	}
-	for _, name := range append([]string{reasonExceeded, reasonRecipients, reasonSize, "postern_limit_exceeded_total{rule}", "limit-NAME"}, units...) {
-		if !strings.Contains(text, "`"+name+"`") {
+	for _, name := range append([]string{reasonExceeded, reasonRecipients, reasonSize, "postern_limit_exceeded_total{rule}", "postern_limit_notifications_total{notify,result}", "limit-NAME"}, slices.Concat(units, notifyVars)...) {
+		if !strings.Contains(text, "`"+name+"`") && !strings.Contains(text, "`{"+name+"}`") {
 			t.Errorf("the manual does not name %s", name)
 		}
 	}

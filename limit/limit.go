@@ -31,10 +31,15 @@ import (
 // Options are what the check is given.
 type Options struct {
 	Store meter.Store
-	// Admin are the meters as values, Raises are the values of this check's own.
-	Admin, Raises AdminStore
-	Log           *zap.Logger
-	Registry      prometheus.Registerer
+	// Admin are the meters as values, Raises and Leases are values of this
+	// check's own.
+	Admin, Raises, Leases AdminStore
+	// Hostname stands in notifications. Secret reads what they need and nobody
+	// else may know from a file.
+	Hostname string
+	Secret   func(path string) (string, error)
+	Log      *zap.Logger
+	Registry prometheus.Registerer
 }
 
 // Check implements [policy.Check]. It is safe for concurrent use.
@@ -46,6 +51,7 @@ type Check struct {
 	admin      AdminStore
 	log        *zap.Logger
 	shared     *shared
+	targets    []*target
 	work       background
 }
 
@@ -54,6 +60,7 @@ type shared struct {
 	messages *messages
 	lists    *list.Metrics
 	exceeded *prometheus.CounterVec
+	notified *prometheus.CounterVec
 	warned   *warned
 	raises   *raises
 	scratch  sync.Pool // of *scratch
@@ -73,6 +80,7 @@ type rule struct {
 	perUnit     float64
 	full        int64 // the burst, in microseconds
 	quotas      []quotaOf
+	targets     []*target // who is told when it is hit
 }
 
 // quotaOf is a QuotaSpec made ready.
@@ -125,15 +133,25 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 		c.shared = prev.shared
 	} else {
 		exceeded := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "postern_limit_exceeded_total", Help: "Requests beyond a limit, by rule."}, []string{"rule"})
-		if err := o.Registry.Register(exceeded); err != nil {
-			return nil, fmt.Errorf("limit: %w", err)
+		notified := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "postern_limit_notifications_total", Help: "Notifications that somebody has hit a limit, by what became of them."}, []string{"notify", "result"})
+		for _, m := range []*prometheus.CounterVec{exceeded, notified} {
+			if err := o.Registry.Register(m); err != nil {
+				return nil, fmt.Errorf("limit: %w", err)
+			}
 		}
-		c.shared = &shared{messages: newMessages(maxMessages), lists: list.NewMetrics(o.Registry, "limit"), exceeded: exceeded, warned: newWarned(), raises: newRaises(o.Raises)}
+		c.shared = &shared{messages: newMessages(maxMessages), lists: list.NewMetrics(o.Registry, "limit"), exceeded: exceeded, notified: notified, warned: newWarned(), raises: newRaises(o.Raises)}
 		c.shared.scratch.New = func() any { return new(scratch) }
 	}
 	var err error
 	if c.recipients, err = policy.ParseTemplate(cfg.RecipientsReply, recipientsReply); err != nil {
 		return nil, fmt.Errorf("limit: %w", err)
+	}
+	for _, n := range cfg.Notify {
+		t, err := newTarget(n, &o, cfg.Sendmail, c.shared.notified, c.log)
+		if err != nil {
+			return nil, err
+		}
+		c.targets = append(c.targets, t)
 	}
 	var faults conf.Faults
 	c.rules = make([]rule, 0, len(cfg.Rules))
@@ -141,6 +159,11 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 		r := rule{Rule: cfg.Rules[i].withDefaults()}
 		r.ready()
 		r.exceeded = c.shared.exceeded.WithLabelValues(r.Name)
+		for _, t := range c.targets {
+			if slices.Contains(r.Notify, t.Name) {
+				r.targets = append(r.targets, t)
+			}
+		}
 		if r.reply, err = r.template(); err != nil {
 			return nil, fmt.Errorf("limit: %s: %w", r.Name, err)
 		}
@@ -163,13 +186,19 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 // reloadInterval is how often list files are looked at.
 const reloadInterval = 2 * time.Second
 
-// Start reads what is raised, and begins to watch that and the list files.
+// Start reads what is raised, and begins to watch that and the list files, and
+// to send notifications.
 func (c *Check) Start() {
 	c.eachList(func(l *list.Live) { l.Start(reloadInterval) })
-	if len(c.rules) > 0 {
-		c.shared.raises.refresh(context.Background(), c.log)
-		c.work.start(func(ctx context.Context) { c.shared.raises.follow(ctx, c.log) })
+	if len(c.rules) == 0 {
+		return
 	}
+	c.shared.raises.refresh(context.Background(), c.log)
+	jobs := []func(context.Context){func(ctx context.Context) { c.shared.raises.follow(ctx, c.log) }}
+	for _, t := range c.targets {
+		jobs = append(jobs, t.run)
+	}
+	c.work.start(jobs)
 }
 
 // Stop ends what Start began. It can be called twice, and without Start.
@@ -185,7 +214,7 @@ type background struct {
 	wg     sync.WaitGroup
 }
 
-func (b *background) start(do func(context.Context)) {
+func (b *background) start(jobs []func(context.Context)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.cancel != nil {
@@ -193,7 +222,9 @@ func (b *background) start(do func(context.Context)) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b.cancel = cancel
-	b.wg.Go(func() { do(ctx) })
+	for _, do := range jobs {
+		b.wg.Go(func() { do(ctx) })
+	}
 }
 
 func (b *background) stop() {
@@ -223,10 +254,15 @@ func (c *Check) list(name string, which int) *list.Live {
 	if c == nil {
 		return nil
 	}
-	if i := slices.IndexFunc(c.rules, func(r rule) bool { return r.Name == name }); i >= 0 {
+	if i := c.rule(name); i >= 0 {
 		return c.rules[i].lists()[which]
 	}
 	return nil
+}
+
+// rule returns the number of a rule, -1 when there is none of that name.
+func (c *Check) rule(name string) int {
+	return slices.IndexFunc(c.rules, func(r rule) bool { return r.Name == name })
 }
 
 // Name implements [policy.Check].
@@ -418,6 +454,7 @@ func (c *Check) tell(req *policy.Request, asks []ask, levels []meter.Level) {
 		r := asks[i].rule
 		if levels[i].Over {
 			r.exceeded.Inc()
+			r.notify(req, &asks[i], levels[i])
 		}
 		if r.Warn > 0 && c.shared.warned.first(asks[i].Key, !levels[i].Over && levels[i].Used*100 < asks[i].Most*int64(r.Warn)) {
 			c.log.Warn("a limit is nearly reached", zap.String("rule", r.Name), zap.String("key", asks[i].Key),
@@ -425,6 +462,27 @@ func (c *Check) tell(req *policy.Request, asks []ask, levels []meter.Level) {
 				zap.String("client", req.Client.Addr.String()), zap.String("login", req.SASL.Username))
 		}
 	}
+}
+
+// notify has told who is to be told that a meter is full.
+func (r *rule) notify(req *policy.Request, a *ask, l meter.Level) {
+	if len(r.targets) == 0 {
+		return
+	}
+	ev := event{
+		rule: r.Name, who: strings.Clone(whoOf(a.Key)), used: a.units(l.Used), limit: a.units(a.Most), time: req.Time, client: req.Client.Addr,
+		login: strings.Clone(req.SASL.Username), sender: strings.Clone(req.Sender.Raw), period: r.NotifyPeriod.D(),
+	}
+	for _, t := range r.targets {
+		t.note(&ev)
+	}
+}
+
+// whoOf returns whose a meter is, by its key.
+func whoOf(key string) string {
+	_, rest, _ := strings.Cut(key, "/")
+	_, who, _ := strings.Cut(rest, "/")
+	return who
 }
 
 func (c *Check) ownProbe(req *policy.Request) bool {

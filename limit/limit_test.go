@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,12 +25,15 @@ import (
 
 // shelf is the rule over a map.
 type shelf struct {
+	mu   sync.Mutex
 	held map[string]string
 	err  error
 	asks int
 }
 
 func (s *shelf) TakeMeters(_ context.Context, now time.Time, takes []meter.Take, peek bool) ([]meter.Level, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.asks++
 	old := make([]string, len(takes))
 	for i := range takes {
@@ -44,11 +48,17 @@ func (s *shelf) TakeMeters(_ context.Context, now time.Time, takes []meter.Take,
 	return levels, taken, s.err
 }
 
-func (s *shelf) Load(_ context.Context, key string) (string, error) { return s.held[key], s.err }
+func (s *shelf) Load(_ context.Context, key string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[key], s.err
+}
 
 func (s *shelf) Swap(_ context.Context, key, old, next string, _ time.Time) (bool, error) {
-	if s.held[key] != old {
-		return false, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[key] != old || s.err != nil {
+		return false, s.err
 	}
 	delete(s.held, key)
 	if next != "" {
@@ -58,6 +68,8 @@ func (s *shelf) Swap(_ context.Context, key, old, next string, _ time.Time) (boo
 }
 
 func (s *shelf) Each(_ context.Context, yield func(key, value string) bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for k, v := range s.held {
 		if !yield(k, v) {
 			break
@@ -73,7 +85,8 @@ var noon = time.Date(2026, 1, 7, 12, 0, 0, 0, time.UTC) // a Wednesday
 type bench struct {
 	t testing.TB
 	*Check
-	store, raises *shelf
+	store, raises, leases *shelf
+	reg                   *prometheus.Registry
 }
 
 func newBench(t testing.TB, c Config) *bench {
@@ -82,22 +95,31 @@ func newBench(t testing.TB, c Config) *bench {
 	if c.Validate("limit", &fs); fs != nil {
 		t.Fatal(fs)
 	}
-	s, raised := newShelf(), newShelf()
-	check, err := New(c, Options{Store: s, Admin: s, Raises: raised, Log: zap.NewNop(), Registry: prometheus.NewRegistry()}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &bench{t, check, s, raised}
+	return (&bench{t: t, store: newShelf(), raises: newShelf(), leases: newShelf()}).with(c)
 }
 
 // other is another gateway, or the same one after a restart.
 func (b *bench) other() *bench {
 	b.t.Helper()
-	check, err := New(b.cfg, Options{Store: b.store, Admin: b.store, Raises: b.raises, Log: zap.NewNop(), Registry: prometheus.NewRegistry()}, nil)
+	return b.with(b.cfg)
+}
+
+// with is a check with the same stores.
+func (b *bench) with(c Config) *bench {
+	b.t.Helper()
+	o := &bench{t: b.t, store: b.store, raises: b.raises, leases: b.leases, reg: prometheus.NewRegistry()}
+	var err error
+	o.Check, err = New(c, Options{
+		Store: b.store, Admin: b.store, Raises: b.raises, Leases: b.leases, Hostname: "mx.example.org", Log: zap.NewNop(), Registry: o.reg,
+		Secret: func(path string) (string, error) {
+			text, err := os.ReadFile(path)
+			return strings.TrimSpace(string(text)), err
+		},
+	}, nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return &bench{b.t, check, b.store, b.raises}
+	return o
 }
 
 func newShelf() *shelf { return &shelf{held: map[string]string{}} }

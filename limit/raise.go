@@ -234,7 +234,7 @@ var errKey = errors.New("no key")
 func (c *Check) askOf(key string, now time.Time) (a ask, most int64, ok bool) {
 	name, rest, _ := strings.Cut(key, "/")
 	kind, who, _ := strings.Cut(rest, "/")
-	i := slices.IndexFunc(c.rules, func(r rule) bool { return r.Name == name })
+	i := c.rule(name)
 	if i < 0 || who == "" {
 		return a, 0, false
 	}

@@ -53,7 +53,7 @@ func (c *cli) limitCommand() *cobra.Command {
 			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "empty") })
 		},
 	}
-	cmd.AddCommand(top, show, reset, c.limitRaiseCommand())
+	cmd.AddCommand(top, show, reset, c.limitRaiseCommand(), c.limitNotifyCommand())
 	return cmd
 }
 
@@ -102,6 +102,48 @@ func (c *cli) limitRaiseCommand() *cobra.Command {
 	raise.Flags().BoolVar(&list, "list", false, "show what is raised")
 	raise.Flags().BoolVar(&cancel, "cancel", false, "end it now")
 	return raise
+}
+
+func (c *cli) limitNotifyCommand() *cobra.Command {
+	rule := ""
+	notify := &cobra.Command{
+		Use: "notify --test RULE", Short: "send a test to all whom a rule notifies", Args: cobra.NoArgs,
+		Long: "The daemon sends it, by the settings that are in force. It counts for nothing.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if rule == "" {
+				return errors.New("--test RULE is needed")
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			out, err := limit.Admin{Client: cl}.TestNotify(cmd.Context(), rule)
+			if err != nil {
+				return err
+			}
+			if err := c.show(cmd.OutOrStdout(), out, func(w io.Writer) { writeTested(w, out) }); err != nil {
+				return err
+			}
+			for _, t := range out {
+				if t.Error != "" {
+					return errors.New("not all could be notified")
+				}
+			}
+			return nil
+		},
+	}
+	notify.Flags().StringVar(&rule, "test", "", "the rule's name")
+	return notify
+}
+
+func writeTested(w io.Writer, out []limit.Tested) {
+	for _, t := range out {
+		if t.Error != "" {
+			fmt.Fprintf(w, "%s: FAILED: %s\n", t.Notify, adminapi.Printable(t.Error))
+		} else {
+			fmt.Fprintf(w, "%s: sent\n", t.Notify)
+		}
+	}
 }
 
 // durationFlag is a duration as the configuration writes them.
