@@ -78,9 +78,18 @@ func (b *builder) checks() {
 		grey := cfg.Greylist
 		grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
 		return greylist.New(grey, greylist.Options{
-			Hostname: cfg.Hostname, Store: b.store, Admin: b.store, Names: g.names, Log: b.log, Metrics: b.reg, Previous: prev,
+			Hostname: cfg.Hostname, Store: b.store, Admin: b.store, Networks: store.SpaceOf(b.store, "greylist-network"),
+			Names: g.names, Relist: g.relist(), Log: b.log, Metrics: b.reg, Previous: prev,
 		})
 	})
+}
+
+// relist asks DNS lists anew for the greylist, where their check may refuse.
+func (g *generation) relist() greylist.Relist {
+	if g.rbl.Idle() || g.cfg.RBL.Mode != policy.Enforce {
+		return nil
+	}
+	return g.rbl.Anew
 }
 
 func (b *builder) providerOptions(prev *provider.Set) provider.Options {

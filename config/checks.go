@@ -60,6 +60,10 @@ type settings interface {
 
 // What a section can do besides.
 type (
+	// filler sets keys by others; given tells which of its keys the files give.
+	filler interface {
+		Fill(given func(key string) bool)
+	}
 	// warner knows what an administrator should know and can live with.
 	warner interface {
 		Warnings(prefix string) conf.Faults
@@ -90,6 +94,15 @@ func of[C any, P interface {
 }](name string, cfg P, defaults func() C, traits *policy.Traits,
 ) checkSection {
 	return checkSection{name, cfg, func() { *cfg = defaults() }, traits}
+}
+
+// fill has the sections set what the files leave out.
+func (c *Checks) fill(given func(key string) bool) {
+	for _, s := range c.sections() {
+		if f, ok := s.cfg.(filler); ok {
+			f.Fill(func(key string) bool { return given(s.name + "." + key) })
+		}
+	}
 }
 
 func defaultChecks() (c Checks) {

@@ -148,6 +148,10 @@ func load(path string, lenient bool) (*Config, []string, error) {
 		d.document(part, text)
 	}
 	d.finish()
+	cfg.fill(func(key string) bool {
+		_, ok := d.places[key]
+		return ok
+	})
 	faults := d.faults
 	cfg.Headers.Lenient = cfg.Headers.Lenient || lenient
 	var more conf.Faults

@@ -161,6 +161,31 @@ lists = ["a.example*3", "b.example"]
 	}
 }
 
+// A profile sets what no file gives, wherever the keys stand.
+func TestProfile(t *testing.T) {
+	for _, tt := range []struct{ text, part, when, suspicions string }{
+		{"", "", "always", "name helo sender spf list other"},
+		{"[greylist]\nprofile = \"gentle\"\n", "", "suspicious", "name helo sender list"},
+		{"[greylist]\nwhen = \"suspicious\"\n", "", "suspicious", "name helo sender spf list other"},
+		{"[greylist]\nsuspicions = [\"helo\"]\nprofile = \"balanced\"\n", "", "graded", "helo"},
+		{"[greylist]\nprofile = \"gentle\"\nwhen = \"graded\"\n", "", "graded", "name helo sender list"},
+		{"[greylist]\nwhen = \"graded\"\n", "[greylist]\nprofile = \"gentle\"\n", "graded", "name helo sender list"},
+		{"greylist = { profile = \"gentle\", when = \"always\" }\n", "", "always", "name helo sender list"},
+	} {
+		dir := t.TempDir()
+		main := write(t, dir, "postern.toml", tt.text)
+		write(t, dir, "conf.d/1.toml", tt.part)
+		cfg, _, err := Load(main)
+		if err != nil {
+			t.Errorf("%q: %v", tt.text, err)
+			continue
+		}
+		if got := strings.Join(cfg.Greylist.Suspicions, " "); cfg.Greylist.When != tt.when || got != tt.suspicions {
+			t.Errorf("%q %q: when = %q, suspicions = %s", tt.text, tt.part, cfg.Greylist.When, got)
+		}
+	}
+}
+
 func TestDumpLoadsAgain(t *testing.T) {
 	cfg, err := loadText(t, `
 hostname = "mx.example.org"
@@ -182,6 +207,7 @@ zone = "a.example"
 test = false
 volume_share = 50
 [greylist]
+profile = "gentle"
 on_error = "defer"
 delay = "90s"
 skip = ["to:\"odd one\"@example.org delay=10m"]

@@ -19,7 +19,11 @@ import (
 // WriteStatus implements adminapi.Status.
 func (s Status) WriteStatus(w io.Writer, now time.Time) {
 	list.WriteStatus(w, "greylist exceptions", s.Skipping, now)
-	fmt.Fprintf(w, "greylist  delay %v, %s; %d early retries can be answered from memory\n", s.Delay, s.When, s.Hints)
+	delay := s.Delay.String()
+	if s.Long > 0 {
+		delay += " or " + s.Long.String()
+	}
+	fmt.Fprintf(w, "greylist  %s: delay %s, %s; %d early retries can be answered from memory\n", s.Profile, delay, s.When, s.Hints)
 }
 
 // Forgotten is the answer to a forget call.

@@ -138,7 +138,7 @@ func TestStatusLines(t *testing.T) {
 	w.ask(w.request("192.0.2.7", "", "ann@example.org", "bob@example.com"))
 	var b strings.Builder
 	w.check.Status().WriteStatus(&b, w.now)
-	if want := "greylist  delay 2m, always; 1 early retries can be answered from memory\n"; !strings.Contains(b.String(), want) {
+	if want := "greylist  strict: delay 2m, always; 1 early retries can be answered from memory\n"; !strings.Contains(b.String(), want) {
 		t.Errorf("%q", &b)
 	}
 }

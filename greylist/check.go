@@ -32,6 +32,10 @@ type Check struct {
 	lists    *list.Live
 	callouts map[string]bool // senders treated as the null sender, normalised
 	hints    *hints          // nil: none
+	counted  kindSet         // suspicions
+	networks *networks
+	saved    Networks // nil: none
+	relist   Relist   // nil: lists are not asked anew
 	memo     *memo
 	metrics  *metrics
 	admin    AdminStore
@@ -47,11 +51,21 @@ type Options struct {
 	Store    Store
 	Admin    AdminStore // for the administrator's calls
 	Names    Names
-	Voucher  Voucher // nil: nobody vouches for first contacts
-	Log      *zap.Logger
-	Metrics  prometheus.Registerer
-	Previous *Check // the check that this one replaces after a reload, or nil: hit counts and hints move over
+	Voucher  Voucher  // nil: nobody vouches for first contacts
+	Networks Networks // nil: which networks have credit is forgotten at the end
+	// Relist asks the DNS lists anew; nil: they are not.
+	Relist  Relist
+	Log     *zap.Logger
+	Metrics prometheus.Registerer
+	// Previous is the check that this one replaces after a reload, or nil: hit
+	// counts, hints and what is known of networks move over.
+	Previous *Check
 }
+
+// Relist asks the DNS lists about a request, past what is remembered of them.
+// A verdict that refuses is the client's; an error says that none could be
+// asked. It returns soon after ctx is done.
+type Relist func(ctx context.Context, req *policy.Request) (policy.Verdict, error)
 
 // New returns a check on validated settings.
 func New(cfg Config, o Options) (*Check, error) {
@@ -72,16 +86,18 @@ func New(cfg Config, o Options) (*Check, error) {
 			KnownAfter: cfg.KnownAfter, KnownAge: cfg.KnownAge.D(), CountEvery: cfg.CountEvery.D(),
 		},
 		callouts: make(map[string]bool, len(cfg.CalloutSenders)), memo: newMemo(o.Names), admin: o.Admin, voucher: o.Voucher, log: log,
+		saved: o.Networks, relist: o.Relist,
 	}
+	c.counted, _ = kindsOf(cfg.Suspicions)
 	for _, s := range cfg.CalloutSenders {
 		a := mailaddr.Parse(s)
 		c.callouts[strings.ToLower(a.Local)+"@"+a.Domain] = true
 	}
 	if prev != nil {
-		c.metrics = prev.metrics
+		c.metrics, c.networks = prev.metrics, prev.networks
 		lists.Adopt(prev.lists)
 	} else {
-		c.metrics = newMetrics(reg)
+		c.metrics, c.networks = newMetrics(reg), newNetworks()
 	}
 	if prev != nil && prev.cfg.Hints == cfg.Hints {
 		c.hints = prev.hints
@@ -122,10 +138,14 @@ const (
 	skipUnknown       = "greylist-unknown-client"
 )
 
+// byGrade is the delay of a request that no exception has given one.
+const byGrade time.Duration = -1
+
 // passOver says why a request is not greylisted, "" when it is, and the delay
-// that holds for it. An exception counts as hit unless peek is set.
+// that an exception gives it, else byGrade. An exception counts as hit unless
+// peek is set.
 func (c *Check) passOver(req *policy.Request, peek bool) (why, detail string, delay time.Duration) {
-	delay = c.rule.Delay
+	delay = byGrade
 	callout := req.NullSender() || len(c.callouts) > 0 && c.calloutSender(req.Sender)
 	own := c.ownProbe(req.Sender)
 	switch {
@@ -156,10 +176,41 @@ func (c *Check) passOver(req *policy.Request, peek bool) (why, detail string, de
 			return skipException, entry.Place(), 0
 		}
 	}
-	if c.cfg.When == Suspicious && !req.Facts.Suspicious() {
-		return skipTrusted, "", 0
-	}
 	return "", "", delay
+}
+
+// gradeOf says how long a request waits that is greylisted. ok is false when
+// it is none of those that are.
+func (c *Check) gradeOf(ctx context.Context, req *policy.Request, own time.Duration) (g grade, ok bool) {
+	if c.cfg.When != Always {
+		g.kinds = suspicionsOf(&req.Facts, c.counted)
+	}
+	switch {
+	case own != byGrade:
+		g.class = classOwn
+		return g, c.cfg.When != Suspicious || g.kinds != 0
+	case c.cfg.When == Graded:
+		g.lists = g.kinds.has(kindList) && listed(&req.Facts)
+		g.class = gradeOf(g.kinds, g.lists)
+		c.burst(ctx, req, &g)
+		return g, true
+	}
+	g.class = classShort
+	return g, c.cfg.When == Always || g.kinds != 0
+}
+
+// delayOf returns the delay of a class; own is that of an exception.
+func (c *Check) delayOf(k class, own time.Duration) time.Duration {
+	switch k {
+	case classNone:
+		return 0
+	case classShort:
+		return c.rule.Delay
+	case classLong:
+		return c.cfg.LongDelay.D()
+	default:
+		return own
+	}
 }
 
 func (c *Check) ownProbe(a policy.Address) bool {
@@ -178,12 +229,15 @@ func (c *Check) calloutSender(a policy.Address) bool {
 
 // Evaluate implements [policy.Check].
 func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdict, error) {
-	why, detail, delay := c.passOver(req, false)
+	why, detail, own := c.passOver(req, false)
 	var match, credit string
+	var g grade
 	if why == "" {
 		var ok bool
 		if match, credit, ok = c.memo.identities(req, c.cfg.IPv4Prefix, c.cfg.IPv6Prefix); !ok {
 			why = skipUnknown
+		} else if g, ok = c.gradeOf(ctx, req, own); !ok {
+			why = skipTrusted
 		}
 	}
 	if why != "" {
@@ -198,30 +252,87 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	contact := Contact{
 		Match: match, Credit: credit, Sender: mailaddr.Correspondent(req.Sender, c.cfg.Delimiters), Recipient: recipient(req.Recipient),
 		Addr: req.Client.Addr, Time: req.Time, Rule: c.rule, DryRun: req.DryRun,
+		Hold: g.class == classLong && c.relist != nil && req.Facts.ListsAsked,
 	}
-	contact.Rule.Delay = delay
-	contact.Rule.MaxDelay = max(contact.Rule.MaxDelay, delay)
+	contact.Rule.Delay = c.delayOf(g.class, own)
+	contact.Rule.MaxDelay = max(contact.Rule.MaxDelay, contact.Rule.Delay)
 	var began time.Time
 	if req.Probe != nil {
 		began = time.Now()
 	}
 	out, err := c.store.TouchGreylist(ctx, &contact)
 	if req.Probe != nil {
-		c.explain(req, &contact, &out, err, time.Since(began))
+		c.explain(req, &contact, &g, &out, err, time.Since(began))
+	}
+	if err == nil && contact.Hold && out.State.firstPass() {
+		v, refused := c.askAnew(ctx, req, match, &g, &out)
+		if refused {
+			return v, nil
+		}
+		if !req.DryRun {
+			contact.Hold = false
+			out, err = c.store.TouchGreylist(ctx, &contact)
+		}
 	}
 	if err != nil {
 		return policy.Verdict{}, fmt.Errorf("greylist: %w", err)
 	}
 	if out.State.Delays() {
-		if v, ok := c.vouched(ctx, req, &contact); ok {
+		if v, ok := c.vouched(ctx, req, &contact, own); ok {
 			return v, nil
 		}
 	}
 	if !req.DryRun {
-		c.metrics.states[out.State].Inc()
-		c.remember(req, &contact, &out)
+		c.count(&g, &out)
+		if c.cfg.When == Graded && own == byGrade {
+			c.settle(ctx, req, &out)
+		}
+		c.remember(req, &contact, &out, own)
 	}
-	return c.decide(req, match, &out), nil
+	return c.decide(req, match, &g, &out), nil
+}
+
+// askLeast is the time that is left for the store when lists are asked anew.
+const askLeast = 250 * time.Millisecond
+
+// askAnew asks the DNS lists past what is remembered of them: what has spammed
+// elsewhere in the long delay is on them by now. Their refusal is the client's
+// answer, and what was held stays as it was. Lists that do not answer refuse
+// nobody.
+func (c *Check) askAnew(ctx context.Context, req *policy.Request, match string, g *grade, out *Outcome) (v policy.Verdict, refused bool) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(askLeast, time.Until(deadline)/2)))
+		defer cancel()
+	}
+	// A request of its own: facts are for later checks, and there are none.
+	again := *req
+	again.Facts = policy.Facts{SPF: req.Facts.SPF, Provider: req.Facts.Provider, MarkScore: req.Facts.MarkScore}
+	v, err := c.relist(ctx, &again)
+	result := askedClean
+	switch {
+	case err != nil:
+		result = askedInVain
+		c.log.Debug("DNS lists could not be asked anew", zap.Stringer("client", req.Client.Addr), zap.Error(err))
+	case v.Action.Refuses():
+		result = askedRefused
+		v.Detail = v.Detail + "; asked anew after " + req.Time.Sub(out.First).Round(time.Second).String() + ", " + match + c.because(g, req)
+	}
+	if req.Probe != nil {
+		req.Probe.Add("DNS lists asked anew", askedNames[result], "", 0)
+	}
+	if !req.DryRun {
+		c.metrics.asked[result].Inc()
+	}
+	return v, result == askedRefused
+}
+
+// because says for what a contact waits, behind other words of the log.
+func (c *Check) because(g *grade, req *policy.Request) string {
+	if c.cfg.When != Graded || g.class == classNone || g.class == classOwn {
+		return ""
+	}
+	return ", " + classNames[g.class] + " for " + g.words(&req.Facts)
 }
 
 // Known reports whether an organisation's own hosts have credit, as far as a
@@ -237,23 +348,26 @@ func (c *Check) Known(ctx context.Context, client policy.Client, now time.Time) 
 }
 
 // decide turns an outcome into a verdict.
-func (c *Check) decide(req *policy.Request, match string, out *Outcome) policy.Verdict {
+func (c *Check) decide(req *policy.Request, match string, g *grade, out *Outcome) policy.Verdict {
 	v := policy.Verdict{Reason: reasons[out.State]}
 	if out.State.Delays() {
 		v.Action = policy.DeferIfPermit
 		v.Reply = c.reply.Expand(func(name string) string { return placeholder(name, req, out.Wait) })
-		v.Detail = match + ", attempt " + strconv.Itoa(out.Attempts)
+		v.Detail = match + ", attempt " + strconv.Itoa(out.Attempts) + c.because(g, req)
 		return v
 	}
 	// Who is overdue has waited, if not from this client.
 	if out.State == Overdue || out.State == FirstPass && out.Attempts > 0 {
 		waited := int(req.Time.Sub(out.First).Round(time.Second).Seconds())
-		v.Detail = match + ", delayed " + strconv.Itoa(waited) + " s"
+		v.Detail = match + ", delayed " + strconv.Itoa(waited) + " s" + c.because(g, req)
 		if !c.cfg.Header {
 			return v
 		}
-		v.Add = []policy.Header{{Name: "X-Greylist", Value: fmt.Sprintf("delayed %d seconds by postern at %s; %s",
-			waited, c.hostname, req.Time.Format("Mon, 2 Jan 2006 15:04:05 -0700"))}}
+		value := fmt.Sprintf("delayed %d seconds by postern at %s; %s", waited, c.hostname, req.Time.Format("Mon, 2 Jan 2006 15:04:05 -0700"))
+		if words := g.words(&req.Facts); words != "" && g.class != classOwn {
+			value += " (" + words + ")"
+		}
+		v.Add = []policy.Header{{Name: "X-Greylist", Value: value}}
 	}
 	return v
 }
@@ -301,16 +415,26 @@ func recipient(a policy.Address) string {
 }
 
 // remember keeps a delayed contact for Hint, and forgets one that passes.
-func (c *Check) remember(req *policy.Request, contact *Contact, out *Outcome) {
+func (c *Check) remember(req *policy.Request, contact *Contact, out *Outcome, own time.Duration) {
 	if c.hints == nil || !out.State.Delays() && out.State != FirstPass && out.State != Overdue {
 		return
 	}
-	key := c.hints.key(req, contact.Sender, contact.Recipient, contact.Rule.Delay)
+	key := c.hints.key(req, contact.Sender, contact.Recipient, c.hintDelay(own))
 	if out.State.Delays() {
 		c.hints.set(key, req.Time, req.Time.Add(out.Wait), out.First)
 	} else {
 		c.hints.forget(key)
 	}
+}
+
+// hintDelay is the delay that hints are told apart by. One that marks decide on
+// is not known before they are: who was told to wait waits as long as he was
+// told, even if there are fewer by now. Whoever gets more is told so then.
+func (c *Check) hintDelay(own time.Duration) time.Duration {
+	if own == byGrade && c.cfg.When == Always {
+		return c.rule.Delay
+	}
+	return own
 }
 
 // Hint implements [policy.Hinter]: a contact from the very same client that
@@ -320,14 +444,11 @@ func (c *Check) Hint(req *policy.Request) (policy.Verdict, bool) {
 	if c.hints == nil || c.hints.empty(req.Time) {
 		return policy.Verdict{}, false
 	}
-	if c.cfg.When == Suspicious {
-		return policy.Verdict{}, false // the marks are not known yet
-	}
-	why, _, delay := c.passOver(req, true)
+	why, _, own := c.passOver(req, true)
 	if why != "" {
 		return policy.Verdict{}, false
 	}
-	key := c.hints.key(req, mailaddr.Correspondent(req.Sender, c.cfg.Delimiters), recipient(req.Recipient), delay)
+	key := c.hints.key(req, mailaddr.Correspondent(req.Sender, c.cfg.Delimiters), recipient(req.Recipient), c.hintDelay(own))
 	until, first, ok := c.hints.get(key, req.Time, c.hintAge())
 	if !ok {
 		return policy.Verdict{}, false
@@ -344,7 +465,7 @@ func (c *Check) Hint(req *policy.Request) (policy.Verdict, bool) {
 	}, true
 }
 
-func (c *Check) explain(req *policy.Request, contact *Contact, out *Outcome, err error, took time.Duration) {
+func (c *Check) explain(req *policy.Request, contact *Contact, g *grade, out *Outcome, err error, took time.Duration) {
 	p := req.Probe
 	sender := contact.Sender
 	if sender == "" {
@@ -358,6 +479,7 @@ func (c *Check) explain(req *policy.Request, contact *Contact, out *Outcome, err
 	}
 	p.Add("sender", sender, "", 0)
 	p.Add("recipient", contact.Recipient, "", 0)
+	c.explainGrade(req, contact, g)
 	if err != nil {
 		p.Add("store", err.Error(), "store", took)
 		return
@@ -375,9 +497,39 @@ func (c *Check) explain(req *policy.Request, contact *Contact, out *Outcome, err
 	}
 }
 
+// explainGrade notes what speaks against the client, and what delay that
+// makes.
+func (c *Check) explainGrade(req *policy.Request, contact *Contact, g *grade) {
+	p := req.Probe
+	if c.cfg.When == Always {
+		return
+	}
+	for _, mark := range req.Facts.Marks {
+		k, ok := kindOf(mark, &req.Facts.SPF)
+		switch {
+		case !ok || !c.counted.has(k):
+			p.Add("mark", mark+": does not count", "", 0)
+		case g.forwarded:
+			p.Add("mark", mark+": does not count by itself, somebody in the client's network has credit: it may forward", "", 0)
+		default:
+			p.Add("mark", mark+": suspicion \""+kindNames[k]+"\"", "", 0)
+		}
+	}
+	if g.lists {
+		p.Add("lists", "several DNS lists have it, or they would refuse it", "", 0)
+	}
+	if g.burst {
+		p.Add("burst", fmt.Sprintf("more than %d correspondences within %v from %v, in which nobody has credit", c.cfg.Burst, c.cfg.BurstWithin,
+			c.networkPrefix(req.Client.Addr)), "", 0)
+	}
+	p.Add("delay", conf.Duration(contact.Rule.Delay).String()+" ("+classNames[g.class]+")", "", 0)
+}
+
 // Status is what `postern status` shows of greylisting.
 type Status struct {
+	Profile  string        `json:"profile"`
 	Delay    conf.Duration `json:"delay"`
+	Long     conf.Duration `json:"long_delay,omitzero"` // with when = "graded"
 	When     string        `json:"when"`
 	Hints    int           `json:"hints"`
 	Skipping []list.Status `json:"exceptions"`
@@ -385,7 +537,10 @@ type Status struct {
 
 // Status returns the present state.
 func (c *Check) Status() Status {
-	st := Status{Delay: c.cfg.Delay, When: c.cfg.When, Skipping: c.lists.Status()}
+	st := Status{Profile: c.cfg.Profile, Delay: c.cfg.Delay, When: c.cfg.When, Skipping: c.lists.Status()}
+	if c.cfg.When == Graded {
+		st.Long = c.cfg.LongDelay
+	}
 	if c.hints != nil {
 		st.Hints = c.hints.count(time.Now())
 	}
@@ -440,6 +595,30 @@ type metrics struct {
 	passedOver prometheus.Counter
 	hinted     prometheus.Counter
 	vouched    map[string]prometheus.Counter
+	graded     [classes]prometheus.Counter
+	bursts     prometheus.Counter
+	asked      [askedResults]prometheus.Counter
+}
+
+// What came of asking DNS lists anew.
+const (
+	askedClean = iota
+	askedRefused
+	askedInVain
+	askedResults
+)
+
+var askedNames = [askedResults]string{"clean", "refused", "unanswered"}
+
+// count counts an outcome, and of a contact that was not known what it waits.
+func (c *Check) count(g *grade, out *Outcome) {
+	c.metrics.states[out.State].Inc()
+	if out.State == FirstContact || out.State == FirstPass && out.Attempts == 0 {
+		c.metrics.graded[g.class].Inc()
+		if g.burst {
+			c.metrics.bursts.Inc()
+		}
+	}
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -464,6 +643,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for s := range m.states {
 		m.states[s] = states.WithLabelValues(State(s).String())
 	}
-	reg.MustRegister(states, m.passedOver, m.hinted, vouched)
+	graded := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postern_greylist_grades_total", Help: "First contacts by how long they wait.",
+	}, []string{"delay"})
+	for k, name := range classNames {
+		m.graded[k] = graded.WithLabelValues(name)
+	}
+	m.bursts = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "postern_greylist_bursts_total", Help: "First contacts that wait for long_delay for what else came from their network.",
+	})
+	asked := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postern_greylist_asked_anew_total", Help: "Contacts about which DNS lists were asked anew after long_delay.",
+	}, []string{"result"})
+	for r, name := range askedNames {
+		m.asked[r] = asked.WithLabelValues(name)
+	}
+	reg.MustRegister(states, m.passedOver, m.hinted, vouched, graded, m.bursts, asked)
 	return m
 }

@@ -61,7 +61,7 @@ func newWorld(t testing.TB, edit func(*greylist.Config)) *world {
 
 func config(t testing.TB, edit func(*greylist.Config)) greylist.Config {
 	t.Helper()
-	cfg := greylist.DefaultConfig()
+	cfg := greylist.ProfileConfig(greylist.Strict)
 	if edit != nil {
 		edit(&cfg)
 	}
@@ -511,8 +511,10 @@ func TestSuspicious(t *testing.T) {
 	if err != nil || n.Waiting != 1 {
 		t.Errorf("the store holds %+v %v, want the marked one", n, err)
 	}
-	if _, ok := w.check.Hint(marked); ok {
-		t.Error("a hint before the marks are known")
+	again := w.request("192.0.2.7", "", "a@example.org", "b@example.com")
+	again.Time = w.now.Add(time.Minute)
+	if v, ok := w.check.Hint(again); !ok || !strings.HasSuffix(v.Reply.Text, "in 60 seconds") {
+		t.Errorf("who was told to wait, before the marks are known: %v %v", v, ok)
 	}
 }
 
@@ -982,7 +984,14 @@ func TestTraits(t *testing.T) {
 
 // The path of nearly all mail that is not delayed stays cheap.
 func TestAllocations(t *testing.T) {
+	for _, profile := range []string{greylist.Strict, greylist.Balanced} {
+		t.Run(profile, func(t *testing.T) { allocations(t, profile) })
+	}
+}
+
+func allocations(t *testing.T, profile string) {
 	w := newWorld(t, func(c *greylist.Config) {
+		*c = greylist.ProfileConfig(profile)
 		c.Delay, c.KnownAfter = 0, 0
 		c.Skip = append(c.Skip, "to:slow@example.com delay=0s")
 	})

@@ -1,6 +1,7 @@
 package greylist
 
 import (
+	"strings"
 	"time"
 
 	"postern/internal/conf"
@@ -12,8 +13,14 @@ import (
 // Config is the [greylist] section.
 type Config struct {
 	conf.Step
+	// Profile is "strict", "balanced" or "gentle". It sets when and suspicions,
+	// unless they are given. Default "strict".
+	Profile string `toml:"profile"`
 	// Delay is how long after its first contact a triplet passes. Default "2m".
 	Delay conf.Duration `toml:"delay"`
+	// LongDelay is the same for a client that much speaks against, with
+	// when = "graded". DNS lists are asked anew before it passes. Default "40m".
+	LongDelay conf.Duration `toml:"long_delay"`
 	// Window is how long after its first contact a triplet that has not passed
 	// is forgotten; it must be longer than the retry interval of slow senders.
 	// Default "2d".
@@ -33,9 +40,22 @@ type Config struct {
 	// MaxDelay is the most time a sender is kept from a recipient, however
 	// many addresses it comes from. Default "4h".
 	MaxDelay conf.Duration `toml:"max_delay"`
-	// When is "always", or "suspicious": only requests that an earlier check
-	// has marked are delayed. Default "always".
+	// When is "always", "graded" (what speaks against a client decides how long
+	// it waits: nothing, not at all; one suspicion, delay; more, long_delay) or
+	// "suspicious" (only who has a suspicion waits, for delay, and is
+	// recorded). Default "always".
 	When string `toml:"when"`
+	// Suspicions are the kinds of marks that count: "name" (the client's
+	// reverse name), "helo", "sender" (its domain), "spf" (no pass where SPF is
+	// published), "list" (DNS lists, below rejection), "other" (marks of further
+	// checks). Default: all of them.
+	Suspicions []string `toml:"suspicions"`
+	// Burst is how many different correspondences may be tried within
+	// burst_within from a network in which nobody has credit; more wait for
+	// long_delay, with when = "graded". 0 is no limit, 15 the most. Default 3.
+	Burst int `toml:"burst"`
+	// BurstWithin is that time. Default "6h".
+	BurstWithin conf.Duration `toml:"burst_within"`
 	// IPv4Prefix is the length of the network that stands for a client known
 	// by its address only. Default 24.
 	IPv4Prefix int `toml:"ipv4_prefix"`
@@ -87,6 +107,7 @@ type Config struct {
 // Values of Config.When and Config.NullSender.
 const (
 	Always     = "always"
+	Graded     = "graded"
 	Suspicious = "suspicious"
 
 	AtData = "data"
@@ -100,15 +121,17 @@ var replyVars = []string{"wait", "client", "helo", "sender", "recipient"}
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{
-		Step:  conf.Step{Timeout: conf.Duration(time.Second)},
-		Delay: conf.Duration(2 * time.Minute), Window: conf.Duration(48 * time.Hour), Keep: conf.Duration(36 * 24 * time.Hour),
+	c := Config{
+		Step: conf.Step{Timeout: conf.Duration(5 * time.Second)}, Profile: DefaultProfile,
+		Delay: conf.Duration(2 * time.Minute), LongDelay: conf.Duration(40 * time.Minute), Burst: 3, BurstWithin: conf.Duration(6 * time.Hour), Window: conf.Duration(48 * time.Hour), Keep: conf.Duration(36 * 24 * time.Hour),
 		KnownAfter: 3, KnownAge: conf.Duration(24 * time.Hour), CountEvery: conf.Duration(time.Hour), MaxDelay: conf.Duration(4 * time.Hour),
-		When: Always, IPv4Prefix: 24, IPv6Prefix: 64, SkipAuthenticated: true,
+		IPv4Prefix: 24, IPv6Prefix: 64, SkipAuthenticated: true,
 		Skip: []string{"to:postmaster@", "to:abuse@"}, NullSender: AtData, Delimiters: "+", Header: true,
 		Reply: "450 4.2.0 Greylisted, please try again in {wait} seconds", Hints: 100_000,
 		ReloadInterval: conf.Duration(2 * time.Second),
 	}
+	c.Fill(func(string) bool { return false })
+	return c
 }
 
 // Validate reports what is wrong with the values and with the files of
@@ -122,6 +145,8 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	const day = 24 * time.Hour
 	between("timeout", c.Timeout, 10*time.Millisecond, time.Minute)
 	between("delay", c.Delay, 0, 12*time.Hour)
+	between("long_delay", c.LongDelay, 0, 12*time.Hour)
+	between("burst_within", c.BurstWithin, time.Minute, 7*day)
 	between("window", c.Window, time.Minute, 60*day)
 	between("keep", c.Keep, time.Hour, 3660*day)
 	between("count_every", c.CountEvery, 0, 30*day)
@@ -137,9 +162,7 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	if c.KnownAfter < 0 {
 		fs.Keyf(prefix+".known_after", "%d is negative; 0 switches it off", c.KnownAfter)
 	}
-	if c.When != Always && c.When != Suspicious {
-		fs.Keyf(prefix+".when", "unknown value %q (one of always, suspicious)", c.When)
-	}
+	c.validateGrades(prefix, fs)
 	if c.NullSender != AtData && c.NullSender != AtRcpt && c.NullSender != Never {
 		fs.Keyf(prefix+".null_sender", "unknown value %q (one of data, rcpt, skip)", c.NullSender)
 	}
@@ -162,6 +185,43 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	}
 	_, faults := list.Load(c.sources(), c.listOptions(prefix))
 	*fs = append(*fs, faults...)
+}
+
+// validateGrades reports what is wrong with who waits for how long.
+func (c *Config) validateGrades(prefix string, fs *conf.Faults) {
+	if _, ok := profiles[c.Profile]; !ok {
+		fs.Keyf(prefix+".profile", "unknown profile %q (one of strict, balanced, gentle)", c.Profile)
+		return
+	}
+	counted, unknown := kindsOf(c.Suspicions)
+	if unknown >= 0 {
+		fs.Keyf(indexed(prefix+".suspicions", unknown), "unknown kind %q (one of %s)", c.Suspicions[unknown], strings.Join(kindNames[:], ", "))
+	}
+	if c.Burst < 0 || c.Burst > maxBurst {
+		fs.Keyf(prefix+".burst", "%d is out of range: 0 to %d", c.Burst, maxBurst)
+	}
+	switch c.When {
+	case Always:
+	case Suspicious:
+		if counted == 0 && unknown < 0 {
+			fs.Keyf(prefix+".suspicions", "none: with when = \"suspicious\" nobody would ever be delayed")
+		}
+	case Graded:
+		if c.LongDelay < c.Delay {
+			fs.Keyf(prefix+".long_delay", "%v is less than delay (%v)", c.LongDelay, c.Delay)
+		}
+		if c.LongDelay > c.MaxDelay {
+			fs.Keyf(prefix+".max_delay", "%v is less than long_delay (%v): nobody would ever wait for long_delay", c.MaxDelay, c.LongDelay)
+		}
+		if c.LongDelay >= c.Window {
+			fs.Keyf(prefix+".window", "%v is not more than long_delay (%v): no retry would ever pass", c.Window, c.LongDelay)
+		}
+		if counted == 0 && unknown < 0 && c.Burst == 0 {
+			fs.Keyf(prefix+".suspicions", "none, and no burst: with when = \"graded\" nobody would ever be delayed")
+		}
+	default:
+		fs.Keyf(prefix+".when", "unknown value %q (one of always, graded, suspicious)", c.When)
+	}
 }
 
 // sources puts the inline exceptions and the files into one list.

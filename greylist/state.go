@@ -23,6 +23,14 @@ type Contact struct {
 	Rule Rule
 	// DryRun asks for the outcome only; nothing is written.
 	DryRun bool
+	// Hold writes nothing if the contact would pass for the first time, or is
+	// overdue: whoever asks wants to look at it first.
+	Hold bool
+}
+
+// Held reports whether an outcome was told and not written.
+func (c *Contact) Held(o *Outcome) bool {
+	return c.DryRun || c.Hold && o.State.firstPass()
 }
 
 // Earns reports whether a pass of the contact counts for somebody.
@@ -64,6 +72,9 @@ func (s State) String() string {
 
 // Delays reports whether the contact must come back later.
 func (s State) Delays() bool { return s <= EarlyRetry }
+
+// firstPass reports whether the contact passes for the first time.
+func (s State) firstPass() bool { return s == FirstPass || s == Overdue }
 
 // Outcome is what the store made of a contact.
 type Outcome struct {

@@ -24,7 +24,7 @@ var vouchedReasons = map[string]string{
 // vouched lets past what would be delayed, when somebody vouches for it. The
 // triplet is recorded as one that has passed. It earns no credit, since nobody
 // has waited.
-func (c *Check) vouched(ctx context.Context, req *policy.Request, contact *Contact) (v policy.Verdict, ok bool) {
+func (c *Check) vouched(ctx context.Context, req *policy.Request, contact *Contact, own time.Duration) (v policy.Verdict, ok bool) {
 	if c.voucher == nil {
 		return v, false
 	}
@@ -54,7 +54,7 @@ func (c *Check) vouched(ctx context.Context, req *policy.Request, contact *Conta
 		n.Inc()
 	}
 	now := *contact
-	now.Credit, now.Rule.Delay = "", 0
+	now.Credit, now.Rule.Delay, now.Hold = "", 0, false
 	out, err := c.store.TouchGreylist(ctx, &now)
 	if err != nil {
 		// It passes now, and is asked about again the next time.
@@ -62,7 +62,7 @@ func (c *Check) vouched(ctx context.Context, req *policy.Request, contact *Conta
 		return v, true
 	}
 	c.metrics.states[out.State].Inc()
-	c.remember(req, contact, &out)
+	c.remember(req, contact, &out, own)
 	return v, true
 }
 

@@ -187,6 +187,11 @@ type Facts struct {
 	Provider string    // name of the provider whose networks hold the client
 	Listings []Listing // DNSBL and DNSWL entries found
 	RBLScore int       // sum of the weights of Listings
+	// ListsAsked is set when DNS lists have been asked, or what they said is
+	// remembered.
+	ListsAsked bool
+	// ListsRefuse is set when they would refuse the request, but may not.
+	ListsRefuse bool
 	// Marks are suspicions: stable slugs such as "rbl-score" or "helo-invalid".
 	Marks []string
 	// MarkScore is what the marks weigh together, those that have a weight. It

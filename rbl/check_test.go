@@ -22,6 +22,7 @@ import (
 // fakeDNS answers by exact name, on the clock of a synctest bubble, which
 // real sockets do not follow. Real packets are in real_test.go.
 type fakeDNS struct {
+	anew  int // asked past caches
 	mu    sync.Mutex
 	a     map[string][]string
 	txt   map[string][]string
@@ -146,6 +147,14 @@ func (d *fakeDNS) LookupA(ctx context.Context, name string) ([]netip.Addr, time.
 		ttl = 5 * time.Minute
 	}
 	return addrs, ttl, false, nil
+}
+
+// LookupAnewA counts what was asked past every cache; there is none.
+func (d *fakeDNS) LookupAnewA(ctx context.Context, name string) ([]netip.Addr, time.Duration, bool, error) {
+	d.mu.Lock()
+	d.anew++
+	d.mu.Unlock()
+	return d.LookupA(ctx, name)
 }
 
 func (d *fakeDNS) LookupTXT(ctx context.Context, name string) ([]string, time.Duration, bool, error) {
@@ -655,6 +664,57 @@ func TestAnswersAreKeptForTheirTime(t *testing.T) {
 			if n := dns.count("a.example", tt.client); n != 2 {
 				t.Errorf("%s: %d queries after its time", tt.client, n)
 			}
+		}
+	})
+}
+
+// TestAskedAnew: what is remembered does not count, here and in the resolver,
+// and takes the new answers; a list that does not answer is no listing.
+func TestAskedAnew(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dns := newDNS().zone("a.example", "b.example")
+		s := newSite(t, dns, `lists = ["a.example*3", "b.example*3"]`).started()
+		defer s.check.Stop()
+		anew := func() policy.Verdict {
+			t.Helper()
+			v, err := s.check.Anew(t.Context(), request("192.0.2.1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		asked := func() [2]int { return [2]int{dns.count("a.example", "192.0.2.1"), dns.count("b.example", "192.0.2.1")} }
+		req := request("192.0.2.1")
+		if s.ask(req); !req.Facts.ListsAsked || req.Facts.ListsRefuse {
+			t.Errorf("facts %+v", req.Facts)
+		}
+		dns.set("a.example", "192.0.2.1", "127.0.0.2")
+		if v := s.ask(request("192.0.2.1")); v.Action != policy.Continue || asked() != [2]int{1, 1} {
+			t.Errorf("from memory: %v, asked %v", v, asked())
+		}
+		dns.change(func() { dns.anew = 0 })
+		if v := anew(); v.Action != policy.Reject || v.Reason != "rbl-listed" || asked() != [2]int{2, 2} || dns.anew != 2 {
+			t.Errorf("anew: %v, asked %v, past caches %d", v, asked(), dns.anew)
+		}
+		req = request("192.0.2.1")
+		if v := s.ask(req); v.Action != policy.Reject || asked() != [2]int{2, 2} || !req.Facts.ListsRefuse {
+			t.Errorf("it is not remembered: %v, asked %v", v, asked())
+		}
+		if v := anew(); v.Action != policy.Reject || asked() != [2]int{2, 2} {
+			t.Errorf("at once again: %v, asked %v", v, asked())
+		}
+		time.Sleep(newFor)
+		dns.change(func() { dns.err["a.example"] = errors.New("down") })
+		if v := anew(); v.Action != policy.Continue || asked() != [2]int{3, 3} {
+			t.Errorf("without one of them: %v, asked %v", v, asked())
+		}
+		if v := s.ask(request("192.0.2.1")); v.Action != policy.Reject {
+			t.Errorf("a failure took the place of an answer: %v", v)
+		}
+		dns.change(func() { dns.err["b.example"] = errors.New("down") })
+		time.Sleep(newFor)
+		if v, err := s.check.Anew(t.Context(), request("192.0.2.1")); err == nil {
+			t.Errorf("without any: %v", v)
 		}
 	})
 }

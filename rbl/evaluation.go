@@ -36,6 +36,7 @@ type evaluation struct {
 	wake      chan struct{} // a token: some query is done, perhaps one of an earlier use
 	showAll   bool          // every answer is waited for
 	marks     int           // what marks of earlier checks weigh
+	anew      bool          // only answers that were asked for anew count
 }
 
 func (r *evaluation) release() {
@@ -61,8 +62,9 @@ func (r *evaluation) begin(req *policy.Request, about *subjects) (pending int) {
 			}
 			continue
 		}
+		key := cacheKey{q.list.listState, s.subject}
 		var ok bool
-		if s.answer, s.expires, ok = c.shared.cachedUntil(cacheKey{q.list.listState, s.subject}, now); ok {
+		if s.answer, s.expires, ok = c.shared.cachedUntil(key, now); ok && (!r.anew || c.shared.isNew(key, now)) {
 			s.state, s.cached = questionDone, true
 			if !req.DryRun {
 				q.list.cached.Add(1)
@@ -96,7 +98,7 @@ func (r *evaluation) send(q *query, s *question, counted bool) {
 		}
 		return
 	}
-	if s.flight = r.check.join(l, s.subject, r.wake, counted); s.flight != nil {
+	if s.flight = r.check.join(l, s.subject, r.wake, counted, r.anew); s.flight != nil {
 		s.state = questionPending
 		return
 	}
@@ -108,7 +110,7 @@ func (r *evaluation) send(q *query, s *question, counted bool) {
 // revive asks a dead list in the background.
 func (c *Check) revive(l *list, s subject, counted bool) {
 	wake := make(chan struct{}, 1)
-	if c.join(l, s, wake, counted) == nil {
+	if c.join(l, s, wake, counted, false) == nil {
 		l.probing.Store(false)
 		return
 	}
@@ -186,6 +188,7 @@ func (r *evaluation) conclude(ctx context.Context, req *policy.Request) (policy.
 	}
 	v.Detail = r.detail(t)
 	if v.Action.Refuses() {
+		req.Facts.ListsRefuse = true // seen by later checks while this one is in shadow mode
 		v.Reply = r.refusal(ctx, req, t, v.Action)
 	}
 	return v, nil

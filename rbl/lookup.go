@@ -62,10 +62,17 @@ type cacheKey struct {
 	subject
 }
 
+// flightKey names a query under way.
+type flightKey struct {
+	cacheKey
+	anew bool
+}
+
 type cacheValue struct {
 	answer
 	expires int64 // Unix nanoseconds
 	gen     uint32
+	anew    uint32 // when the servers were asked, whatever was remembered; Unix seconds, 0: may be from a cache
 }
 
 // shared is what outlives a reload: answers, queries in flight, what is
@@ -75,7 +82,7 @@ type shared struct {
 	metrics *metrics
 
 	mu      sync.Mutex
-	flights map[cacheKey]*flight
+	flights map[flightKey]*flight
 	states  map[string]*listState
 }
 
@@ -97,15 +104,30 @@ func (s *shared) cachedUntil(k cacheKey, now time.Time) (answer, int64, bool) {
 	return v.answer, v.expires, true
 }
 
-func (s *shared) keep(k cacheKey, a answer, gen uint32, ttl time.Duration) {
+// newFor is how long an answer that was asked for anew is as good as new: the
+// recipients of a message come one after the other.
+const newFor = time.Minute
+
+// isNew reports whether the answer of k was asked for anew of late.
+func (s *shared) isNew(k cacheKey, now time.Time) bool {
+	v, ok := s.cache.GetIfPresent(k)
+	return ok && v.anew != 0 && now.Sub(time.Unix(int64(v.anew), 0)) < newFor
+}
+
+func (s *shared) keep(k cacheKey, a answer, gen uint32, ttl time.Duration, anew bool) {
 	// A part of a larger string would keep all of it alive.
 	k.domain = strings.Clone(k.domain)
-	s.cache.Set(k, cacheValue{answer: a, gen: gen, expires: time.Now().Add(ttl).UnixNano()})
+	v := cacheValue{answer: a, gen: gen, expires: time.Now().Add(ttl).UnixNano()}
+	if anew && a.failure == nil {
+		v.anew = uint32(time.Now().Unix())
+	}
+	s.cache.Set(k, v)
 }
 
 // flight is a query under way. Several requests can wait for it.
 type flight struct {
 	key     cacheKey
+	anew    bool        // whatever is remembered
 	counted atomic.Bool // some request that counts waits for it
 	waiters []chan struct{}
 	done    atomic.Bool
@@ -116,9 +138,10 @@ type flight struct {
 
 // join returns the query about a subject, and starts it if there is none. It
 // returns nil when too many are in flight. wake gets a token when the flight
-// is done; it may be nil.
-func (c *Check) join(l *list, s subject, wake chan struct{}, counted bool) *flight {
-	k := cacheKey{l.listState, s}
+// is done; it may be nil. With anew the servers are asked whatever the resolver
+// remembers; such queries are joined by each other only.
+func (c *Check) join(l *list, s subject, wake chan struct{}, counted, anew bool) *flight {
+	k := flightKey{cacheKey{l.listState, s}, anew}
 	sh := c.shared
 	sh.mu.Lock()
 	f := sh.flights[k]
@@ -128,7 +151,7 @@ func (c *Check) join(l *list, s subject, wake chan struct{}, counted bool) *flig
 			return nil
 		}
 		k.domain = strings.Clone(k.domain)
-		f = &flight{key: k}
+		f = &flight{key: k.cacheKey, anew: anew}
 		sh.flights[k] = f
 		defer c.tasks.run(func() { c.fly(l, f) }) // when f is complete
 	}
@@ -147,7 +170,7 @@ func (c *Check) join(l *list, s subject, wake chan struct{}, counted bool) *flig
 func (c *Check) fly(l *list, f *flight) {
 	start := time.Now()
 	gen := l.gen.Load()
-	a, ttl, codes := c.ask(l, f.key.subject)
+	a, ttl, codes := c.ask(l, f.key.subject, f.anew)
 	f.took = time.Since(start)
 	f.answer = a
 
@@ -165,9 +188,11 @@ func (c *Check) fly(l *list, f *flight) {
 	l.metrics.seconds.Observe(f.took.Seconds())
 
 	sh := c.shared
-	sh.keep(f.key, a, gen, ttl)
+	if !f.anew || a.failure == nil { // what is remembered is better than no answer
+		sh.keep(f.key, a, gen, ttl, f.anew)
+	}
 	sh.mu.Lock()
-	delete(sh.flights, f.key)
+	delete(sh.flights, flightKey{f.key, f.anew})
 	f.done.Store(true)
 	waiters := f.waiters
 	sh.mu.Unlock()
@@ -181,14 +206,14 @@ func (c *Check) fly(l *list, f *flight) {
 
 // ask sends the query and reads the answer. An untested list is tested
 // meanwhile: what it lists counts only when it passes.
-func (c *Check) ask(l *list, s subject) (a answer, ttl time.Duration, codes []code) {
+func (c *Check) ask(l *list, s subject, anew bool) (a answer, ttl time.Duration, codes []code) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
 	defer cancel()
 	var tested <-chan struct{}
 	if l.healthOf(s.aspect()) == untested {
 		tested = l.startTest(c.tasks.run)
 	}
-	addrs, ttl, fail := l.lookup(ctx, s)
+	addrs, ttl, fail := l.lookup(ctx, s, anew)
 	if fail != nil {
 		l.unanswered(fail.text)
 		return answer{failure: fail}, failureTTL, nil
@@ -222,7 +247,7 @@ func (c *Check) ask(l *list, s subject) (a answer, ttl time.Duration, codes []co
 }
 
 // lookup asks the resolver for the addresses that the list keeps for s.
-func (l *list) lookup(ctx context.Context, s subject) (addrs []netip.Addr, ttl time.Duration, fail *failure) {
+func (l *list) lookup(ctx context.Context, s subject, anew bool) (addrs []netip.Addr, ttl time.Duration, fail *failure) {
 	defer func() {
 		// This is no goroutine of the pipeline: its guard does not reach here.
 		if cause := recover(); cause != nil {
@@ -232,7 +257,11 @@ func (l *list) lookup(ctx context.Context, s subject) (addrs []netip.Addr, ttl t
 			addrs, ttl, fail = nil, 0, &failure{failDNS, text}
 		}
 	}()
-	addrs, ttl, _, err := l.res.LookupA(ctx, l.queryName(s))
+	ask := l.res.LookupA
+	if anew {
+		ask = l.res.LookupAnewA
+	}
+	addrs, ttl, _, err := ask(ctx, l.queryName(s))
 	if err != nil {
 		return nil, 0, l.errorFrom(ctx, err)
 	}

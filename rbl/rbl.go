@@ -32,6 +32,8 @@ import (
 // for concurrent use.
 type Resolver interface {
 	LookupA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error)
+	// LookupAnewA is LookupA past whatever remembers answers.
+	LookupAnewA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error)
 	LookupTXT(ctx context.Context, name string) (texts []string, ttl time.Duration, cached bool, err error)
 }
 
@@ -78,7 +80,7 @@ func New(cfg Config, res Resolver, log *zap.Logger, reg prometheus.Registerer, p
 			// time is in the value.
 			cache:   otter.Must(&otter.Options[cacheKey, cacheValue]{MaximumSize: cfg.CacheSize}),
 			metrics: newMetrics(reg),
-			flights: make(map[cacheKey]*flight),
+			flights: make(map[flightKey]*flight),
 			states:  make(map[string]*listState),
 		}
 	}
@@ -312,7 +314,7 @@ func (c *Check) Warm(_ context.Context, addr netip.Addr) {
 			continue
 		}
 		if _, ok := c.shared.cached(cacheKey{l.listState, s}, now); !ok {
-			c.join(l, s, nil, true)
+			c.join(l, s, nil, true, false)
 		}
 	}
 }
@@ -335,17 +337,37 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	if len(c.queries) == 0 {
 		return policy.Verdict{}, nil
 	}
+	req.Facts.ListsAsked = true
 	s := c.subjectsOf(req)
 	if c.recall(&s, req) {
 		return policy.Verdict{}, nil
 	}
 	r := c.runs.Get().(*evaluation)
+	r.anew = false
 	defer r.release()
 	if r.begin(req, &s) > 0 {
 		r.wait(ctx)
 	} else {
 		r.remember(&s, req)
 	}
+	return r.conclude(ctx, req)
+}
+
+// Anew is Evaluate past what is remembered of the lists, here and in the
+// resolver, unless it was asked for in the last minute. What they say is
+// remembered. A list that does not answer is no listing.
+func (c *Check) Anew(ctx context.Context, req *policy.Request) (policy.Verdict, error) {
+	if len(c.queries) == 0 {
+		return policy.Verdict{}, nil
+	}
+	s := c.subjectsOf(req)
+	r := c.runs.Get().(*evaluation)
+	defer r.release()
+	r.anew = true
+	if r.begin(req, &s) > 0 {
+		r.wait(ctx)
+	}
+	c.memo.slot(&s).Store(nil)
 	return r.conclude(ctx, req)
 }
 

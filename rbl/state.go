@@ -279,7 +279,7 @@ type probe struct {
 func (l *list) probe(ctx context.Context, s subject) probe {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	addrs, _, fail := l.lookup(ctx, s)
+	addrs, _, fail := l.lookup(ctx, s, false)
 	if fail != nil {
 		return probe{err: fail.text}
 	}

@@ -240,7 +240,7 @@ func (c *Check) testOne(ctx context.Context, q *query, s *question, addr netip.A
 	if cached {
 		s.answer, s.cached = a, true
 	} else {
-		s.answer, _, _ = c.ask(q.list, s.subject)
+		s.answer, _, _ = c.ask(q.list, s.subject, false)
 	}
 	s.took = time.Since(start)
 	if s.answer.listing == nil {

@@ -173,7 +173,7 @@ func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (rs re
 	k := key{n, qtype}
 	old, ok := r.cache.GetIfPresent(k)
 	if !ok {
-		return r.wait(ctx, k, nil)
+		return r.wait(ctx, k, nil, false)
 	}
 	now := r.now()
 	switch left := old.left(now); {
@@ -189,7 +189,7 @@ func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (rs re
 	case old.spared(now):
 		return r.giveStale(k, old, true)
 	}
-	return r.wait(ctx, k, old)
+	return r.wait(ctx, k, old, false)
 }
 
 // invalidName is the failure of a name as it was given, which may hold
@@ -211,8 +211,9 @@ func (r *Resolver) giveStale(k key, old *entry, cached bool) (records, time.Dura
 }
 
 // wait waits for the servers' answer. old, if not nil, is a stale one that
-// will do when that takes long or fails.
-func (r *Resolver) wait(ctx context.Context, k key, old *entry) (records, time.Duration, bool, error) {
+// will do when that takes long or fails. With anew an answer that has just
+// come will not do.
+func (r *Resolver) wait(ctx context.Context, k key, old *entry, anew bool) (records, time.Duration, bool, error) {
 	r.misses.Add(1)
 	r.metrics.miss.Inc()
 	fail := func(kind error, detail string) (records, time.Duration, bool, error) {
@@ -226,6 +227,9 @@ func (r *Resolver) wait(ctx context.Context, k key, old *entry) (records, time.D
 	}
 	var fresh *entry
 	known := func() bool {
+		if anew {
+			return false
+		}
 		e, ok := r.cache.GetIfPresent(k)
 		if ok && e.left(r.now()) > 0 {
 			fresh = e

@@ -3,6 +3,7 @@ package resolver
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -41,6 +42,48 @@ func TestCallersShareOneQuery(t *testing.T) {
 		all.Wait()
 		if len(up.asked()) != 1 {
 			t.Errorf("asked %d times", len(up.asked()))
+		}
+	})
+}
+
+// TestAskedAnew: the cache is passed over, and takes the answer; a failure
+// leaves what it holds.
+func TestAskedAnew(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, r *Resolver, up *upstream) {
+		list := func(addr string) {
+			up.answers(func(context.Context, key) *answer {
+				time.Sleep(time.Second)
+				return &answer{records: records{addrs: addrs(addr)}, ttl: time.Hour}
+			})
+		}
+		want := func(what, addr string, cached bool, look func(context.Context, string) ([]netip.Addr, time.Duration, bool, error), asked int) {
+			t.Helper()
+			a, ttl, fromCache, err := look(t.Context(), "a.example")
+			if err != nil || len(a) != 1 || a[0].String() != addr || fromCache != cached || ttl <= 0 || len(up.asked()) != asked {
+				t.Errorf("%s: %v for %v, cached %v, %v; asked %d times, want %s, cached %v, %d", what, a, ttl, fromCache, err, len(up.asked()), addr, cached, asked)
+			}
+		}
+		list("192.0.2.1")
+		want("first", "192.0.2.1", false, r.LookupA, 1)
+		list("192.0.2.2")
+		want("from the cache", "192.0.2.1", true, r.LookupA, 1)
+		want("anew", "192.0.2.2", false, r.LookupAnewA, 2)
+		want("from the cache, then", "192.0.2.2", true, r.LookupA, 2)
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() { _, _, _, _ = r.LookupAnewA(t.Context(), "a.example") })
+		}
+		all.Wait()
+		if n := len(up.asked()); n != 3 {
+			t.Errorf("20 at once asked %d times", n-2)
+		}
+		up.answers(func(_ context.Context, k key) *answer { return servFail(k) })
+		if a, _, _, err := r.LookupAnewA(t.Context(), "a.example"); !isError(err, ErrServFail) {
+			t.Errorf("a failure: %v %v", a, err)
+		}
+		want("after a failure", "192.0.2.2", true, r.LookupA, 4)
+		if _, _, _, err := r.LookupAnewA(t.Context(), "a..example"); !isError(err, ErrInvalidName) {
+			t.Errorf("no name: %v", err)
 		}
 	})
 }

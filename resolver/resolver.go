@@ -134,6 +134,17 @@ func (r *Resolver) LookupA(ctx context.Context, name string) (addrs []netip.Addr
 	return rs.addrs, ttl, cached, err
 }
 
+// LookupAnewA is LookupA past the cache: the servers are asked, or who asks
+// them is joined, and what they say is kept. No stale answer is given.
+func (r *Resolver) LookupAnewA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
+	n, err := normalize(name)
+	if err != nil {
+		return nil, 0, false, invalidName(name, dns.TypeA)
+	}
+	rs, ttl, cached, err := r.wait(ctx, key{n, dns.TypeA}, nil, true)
+	return rs.addrs, ttl, cached, err
+}
+
 // LookupAAAA returns the IPv6 addresses of a name.
 func (r *Resolver) LookupAAAA(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, cached bool, err error) {
 	rs, ttl, cached, err := r.lookup(ctx, name, dns.TypeAAAA)

@@ -28,10 +28,11 @@ var profiles = []profile{
 	{"postgrey-bare", func(*names.Judge) filter { return newPostgrey(false) }},
 	{"sqlgrey", func(*names.Judge) filter { return newSQLgrey() }},
 	{"rspamd", func(*names.Judge) filter { return newRspamd() }},
-	{"strict", func(j *names.Judge) filter { return newPostern("postern strict", j, strict) }},
-	{"strict-1", func(j *names.Judge) filter { return newPostern("strict, known_after=1", j, strictOne) }},
-	{"balanced", func(j *names.Judge) filter { return newBalanced(j) }},
-	{"gentle", func(j *names.Judge) filter { return newPostern("postern gentle", j, gentle) }},
+	{"strict", ours("strict")},
+	{"strict-1", ours("strict", knownAfter(1))},
+	{"balanced", ours("balanced")},
+	{"balanced-1", ours("balanced", knownAfter(1))},
+	{"gentle", ours("gentle")},
 }
 
 func main() {

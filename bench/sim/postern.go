@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,10 +15,30 @@ import (
 	"postern/store/mem"
 )
 
-// Profiles are changes of the default settings.
-func strict(*greylist.Config)      {}
-func strictOne(c *greylist.Config) { c.KnownAfter = 1 }
-func gentle(c *greylist.Config)    { c.When = greylist.Suspicious }
+// change is one of a profile's settings.
+type change struct {
+	words string
+	make  func(*greylist.Config)
+}
+
+func knownAfter(n int) change {
+	return change{fmt.Sprintf("known_after=%d", n), func(c *greylist.Config) { c.KnownAfter = n }}
+}
+
+// ours makes the real check with a profile and changes of its settings.
+func ours(profile string, changes ...change) func(*names.Judge) filter {
+	called := "postern " + profile
+	for _, c := range changes {
+		called = profile + ", " + c.words
+	}
+	return func(j *names.Judge) filter {
+		cfg := greylist.ProfileConfig(profile)
+		for _, c := range changes {
+			c.make(&cfg)
+		}
+		return newPostern(called, j, cfg)
+	}
+}
 
 // postern is the real check over the real memory store.
 type postern struct {
@@ -27,14 +48,12 @@ type postern struct {
 	req    policy.Request
 }
 
-func newPostern(called string, judge *names.Judge, edit func(*greylist.Config)) *postern {
+func newPostern(called string, judge *names.Judge, cfg greylist.Config) *postern {
 	store := mem.New(10_000_000, 1_000_000)
-	return &postern{called: called, store: store, check: newCheck(store, judge, edit)}
+	return &postern{called: called, store: store, check: newCheck(store, judge, cfg)}
 }
 
-func newCheck(store *mem.Store, judge *names.Judge, edit func(*greylist.Config)) *greylist.Check {
-	cfg := greylist.DefaultConfig()
-	edit(&cfg)
+func newCheck(store *mem.Store, judge *names.Judge, cfg greylist.Config) *greylist.Check {
 	var fs conf.Faults
 	cfg.Validate("greylist", &fs)
 	if err := fs.Err(); err != nil {
@@ -66,13 +85,14 @@ func request(req *policy.Request, a *attempt) {
 		Time: a.at, Stage: policy.StageRcpt, Door: "policy", ESMTP: true, Helo: h.helo, Sender: m.from, Recipient: m.to, Facts: *facts,
 		Client: policy.Client{Addr: h.addr, Name: h.name, ReverseName: h.name},
 	}
-	req.Facts.SPF = m.spf
+	req.Facts.SPF, req.Facts.ListsAsked = m.spf, true
 	switch m.spf.Result {
 	case "fail", "softfail", "neutral", "permerror":
 		req.Facts.Mark("spf-" + m.spf.Result)
 	}
 	if h.minor {
 		req.Facts.RBLScore = 1
+		req.Facts.Listings = append(req.Facts.Listings, policy.Listing{List: "minor.example", What: h.addr.String(), Weight: 1})
 		req.Facts.Mark("rbl-listed")
 	}
 	if h.name == "" {
@@ -118,85 +138,3 @@ func storeSize(store *mem.Store, now time.Time) (records, bytes int) {
 	}
 	return records, bytes
 }
-
-// balanced is the rule of a profile that greylist does not have yet, made of
-// real checks over one store: what speaks against a client decides how long it
-// waits. Nothing: not at all. One mark: delay. Two, or a burst of
-// correspondences from a network in which nobody has credit: long.
-type balanced struct {
-	none, short, long *greylist.Check
-	store             *mem.Store
-	req               policy.Request
-	networks          map[[3]byte]*network
-}
-
-// network is what is known of one.
-type network struct {
-	pairs map[string]int64 // correspondence, when last tried
-	known int64            // when somebody with credit last came from there
-}
-
-const (
-	longDelay   = 40 * time.Minute
-	burstPairs  = 3
-	burstWithin = 6 * time.Hour
-)
-
-func newBalanced(judge *names.Judge) *balanced {
-	store := mem.New(10_000_000, 1_000_000)
-	delay := func(d time.Duration) *greylist.Check {
-		return newCheck(store, judge, func(c *greylist.Config) { c.Delay = conf.Duration(d) })
-	}
-	return &balanced{store: store, networks: make(map[[3]byte]*network), none: delay(0), short: delay(2 * time.Minute), long: delay(longDelay)}
-}
-
-func (b *balanced) name() string { return "balanced (prototype)" }
-
-func (b *balanced) close() {
-	b.none.Stop()
-	b.short.Stop()
-	b.long.Stop()
-	_ = b.store.Close(context.Background()) // nothing is pending
-}
-
-func (b *balanced) pass(a *attempt) bool {
-	request(&b.req, a)
-	net := b.networks[classC(a.from.addr)]
-	if net == nil {
-		net = &network{pairs: make(map[string]int64)}
-		b.networks[classC(a.from.addr)] = net
-	}
-	check := b.none
-	switch marks := len(b.req.Facts.Marks); {
-	case marks >= 2 || net.burst(a):
-		check = b.long
-	case marks == 1:
-		check = b.short
-	}
-	v := evaluate(check, &b.req)
-	if v.Reason == "greylist-known-client" {
-		net.known = a.at.UnixMilli()
-	}
-	return !v.Action.Refuses()
-}
-
-// burst notes a correspondence and reports whether its network has tried too
-// many of late.
-func (n *network) burst(a *attempt) bool {
-	now := a.at.UnixMilli()
-	if n.known != 0 && now-n.known <= (36*day).Milliseconds() {
-		return false
-	}
-	n.pairs[a.msg.from.Domain+" "+a.msg.to.Raw] = now
-	if len(n.pairs) <= burstPairs {
-		return false
-	}
-	for pair, last := range n.pairs {
-		if now-last > burstWithin.Milliseconds() {
-			delete(n.pairs, pair)
-		}
-	}
-	return len(n.pairs) > burstPairs
-}
-
-func (b *balanced) size(now time.Time) (records, bytes int) { return storeSize(b.store, now) }

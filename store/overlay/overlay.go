@@ -205,7 +205,7 @@ func (e *Engine) stranger(c *greylist.Contact, s *scratch, sh *shard, t *greylis
 		w = greylist.Waiting{Since: rec.A, Last: rec.B, Side: greylist.Side{Match: c.Match, First: rec.A, Last: rec.B, Attempts: rec.X}}
 	}
 	out := greylist.Wait(c, t, &cr, &w)
-	if c.DryRun {
+	if c.Held(&out) {
 		return out, nil
 	}
 	if c.Earns() {

@@ -3,7 +3,7 @@
 --
 -- KEYS: triplet, waiting (both of the correspondence), credit, room.
 -- ARGV: 1 now, 2 delay, 3 window, 4 keep, 5 max delay (ms), 6 known after,
---       7 known age, 8 count every (ms), 9 dry run (1 or 0), 10 slack (ms that a
+--       7 known age, 8 count every (ms), 9 dry run (1; 2: if it would pass for the first time; 0), 10 slack (ms that a
 --       key outlives its use), 11 match, 12 credit (empty: nobody), 13 most sides,
 --       14 most who wait in this part of the room, 15 the client's network, 16 and
 --       17 the /48 and /32 above it (empty: none).
@@ -128,6 +128,7 @@ if delays then
   out = {state, mine[1], min(wait, overdue), mine[3], passes, -1, 0, 0}
   if cahead or (cfound and passes == 0) then putcredit() end
 else
+  if ARGV[9] == '2' then dry = true end
   out = {2, mine[1], 0, mine[3], 0, -1, 0, 0}
   if wait > 0 then out[1], out[2] = 5, since end
   put(KEYS[1], pack('>dddd', mine[1], now, mine[3], 1), now + keep)

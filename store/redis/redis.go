@@ -353,8 +353,11 @@ func (s *Store) touch(ctx context.Context, c *greylist.Contact) (out greylist.Ou
 	k := len(b)
 	b = append(appendTag(append(b, s.prefix...), 'g', part), roomKey)
 	dry := 0
-	if c.DryRun {
+	switch {
+	case c.DryRun:
 		dry = 1
+	case c.Hold:
+		dry = 2
 	}
 	network, net48, net32 := networkOf(c.Addr, 24), "", ""
 	if c.Addr.Is6() {

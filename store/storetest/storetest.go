@@ -27,6 +27,7 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 	for name, test := range map[string]func(*testing.T, store.Store){
 		"Life":        life,
 		"DryRun":      dryRun,
+		"Hold":        hold,
 		"Concurrent":  concurrent,
 		"Independent": independent,
 		"List":        list,
@@ -125,6 +126,52 @@ func dryRun(t *testing.T, s store.Store) {
 		if out := touch(t, s, c); out.State != greylist.FirstPass {
 			t.Fatalf("dry run: %v, want first-pass each time", out.State)
 		}
+	}
+}
+
+// hold: who would pass for the first time is told of, and goes on waiting;
+// everything else is as without.
+func hold(t *testing.T, s store.Store) {
+	c := greylist.Contact{Match: "w", Credit: "w", Sender: "s", Recipient: "r", Time: base, Hold: true}
+	if out := touch(t, s, c); out.State != greylist.FirstContact {
+		t.Fatalf("first contact: %v", out.State)
+	}
+	c.Time = base.Add(time.Minute)
+	if out := touch(t, s, c); out.State != greylist.EarlyRetry || out.Attempts != 2 {
+		t.Fatalf("a first contact on hold was not written: %+v", out)
+	}
+	for _, after := range []time.Duration{Rule.Delay, time.Hour} {
+		c.Time = base.Add(after)
+		for range 2 {
+			if out := touch(t, s, c); out.State != greylist.FirstPass || out.Attempts != 2 || !out.First.Equal(base) {
+				t.Fatalf("on hold: %+v, want first-pass each time", out)
+			}
+		}
+	}
+	entries := 0
+	err := s.ListGreylist(context.Background(), greylist.Filter{}, c.Time, func(e greylist.Entry) bool {
+		if entries++; e.Kind != greylist.KindWaiting {
+			t.Errorf("on hold there is %+v", e)
+		}
+		return true
+	})
+	if err != nil || entries != 1 {
+		t.Errorf("%d entries, %v", entries, err)
+	}
+	// A longer delay holds it up again, a shorter one lets it go.
+	c.Rule = Rule
+	c.Rule.Delay = 2 * time.Hour
+	if out := touch(t, s, c); out.State != greylist.EarlyRetry || out.Wait != time.Hour {
+		t.Errorf("with a longer delay: %+v", out)
+	}
+	c.Rule.Delay = 0
+	c.Hold = false
+	if out := touch(t, s, c); out.State != greylist.FirstPass || out.Passes != 1 {
+		t.Errorf("at last: %+v", out)
+	}
+	c.Hold = true
+	if out := touch(t, s, c); out.State != greylist.KnownTriplet {
+		t.Errorf("then: %+v", out)
 	}
 }
 
@@ -341,7 +388,7 @@ func (m *model) touch(c greylist.Contact) greylist.Outcome {
 	t, cr, w := m.triplets[tk], m.credits[c.Credit], m.waiting[wk]
 	w.More = slices.Clone(w.More)
 	out := greylist.Advance(&c, &t, &cr, &w)
-	if !c.DryRun {
+	if !c.Held(&out) {
 		m.triplets[tk], m.credits[c.Credit], m.waiting[wk] = t, cr, w
 		delete(m.credits, "") // nobody
 	}
@@ -365,6 +412,7 @@ func sameAsTheRule(t *testing.T, open func(t testing.TB) store.Store) {
 			}
 			rule := Rule
 			rule.Delay = rapid.SampledFrom([]time.Duration{0, time.Minute, 2 * time.Minute, time.Hour}).Draw(rt, "delay")
+			rule.MaxDelay = rapid.SampledFrom([]time.Duration{30 * time.Minute, 4 * time.Hour}).Draw(rt, "max delay")
 			rule.KnownAfter = rapid.SampledFrom([]int{0, 1, 3, 5}).Draw(rt, "known after")
 			rule.KnownAge = rapid.SampledFrom([]time.Duration{0, time.Hour, 24 * time.Hour}).Draw(rt, "known age")
 			rule.CountEvery = rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(rt, "count every")
@@ -382,6 +430,7 @@ func sameAsTheRule(t *testing.T, open func(t testing.TB) store.Store) {
 				Sender:    fmt.Sprintf("run%d:%s", run, rapid.SampledFrom([]string{"", "s"}).Draw(rt, "sender")),
 				Recipient: rapid.SampledFrom([]string{"r", "q"}).Draw(rt, "recipient"),
 				Time:      at, Rule: rule, DryRun: rapid.IntRange(0, 9).Draw(rt, "dry run") == 0,
+				Hold: rapid.IntRange(0, 3).Draw(rt, "hold") == 0,
 			}
 			want := m.touch(c)
 			got, err := s.TouchGreylist(context.Background(), &c)
