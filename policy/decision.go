@@ -79,7 +79,7 @@ type Outcome uint8
 const (
 	Ran      Outcome = iota // the verdict counted
 	Shadowed                // the check ran, its verdict did not count
-	Skipped                 // passed over: an allow, the stage, or switched off
+	Skipped                 // not asked: an allow, the stage, or switched off
 	Failed                  // it returned an error
 	TimedOut                // its time ran out
 	Panicked                // it panicked

@@ -82,7 +82,7 @@ type memory struct {
 
 // Parse reads the request that text begins with, its empty line included, into
 // req, whose protocol fields it overwrites; Time, Door, Listener, Chain and
-// Facts are the caller's. Unknown attributes are passed over, missing ones stay
+// Facts are the caller's. Unknown attributes are skipped, missing ones stay
 // empty, of a repeated one the last counts (SMTPD_POLICY_README). A line may
 // end in CR LF, as a person at a terminal sends it. The strings of req share
 // text. It returns the length of the request.
