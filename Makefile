@@ -102,6 +102,7 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 		[ ! -e $$f ] || install -D -m 644 $$f $(DESTDIR)$(PREFIX)/share/doc/postern/$$f || exit 1; \
 	done
 	install -D -m 644 names/generic.list $(DESTDIR)$(PREFIX)/share/doc/postern/generic-names.list
+	install -D -m 644 known/shared-domains.list $(DESTDIR)$(PREFIX)/share/doc/postern/shared-domains.list
 	for f in configs/postern.toml configs/*.list; do \
 		to=$(DESTDIR)$(SYSCONFDIR)/postern/$${f#configs/}; \
 		[ ! -e $$f ] || [ -e $$to ] || install -m 644 $$f $$to || exit 1; \

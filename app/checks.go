@@ -10,6 +10,7 @@ import (
 	"postern/headercheck"
 	"postern/internal/adminapi"
 	"postern/internal/conf"
+	"postern/known"
 	"postern/limit"
 	"postern/pipeline"
 	"postern/policy"
@@ -27,6 +28,7 @@ type checks struct {
 	client   *client.Check
 	rbl      *rbl.Check
 	spf      *spf.Check
+	known    *known.Check
 	greylist *greylist.Check
 	headers  *headercheck.Check
 }
@@ -74,12 +76,17 @@ func (b *builder) checks() {
 			Hostname: cfg.Hostname, Passwords: passwords, Store: store.SpaceOf(b.store, "verify"), DNS: g.resolver.Net(), Log: b.log, Metrics: b.reg,
 		}, prev)
 	})
+	g.known = add(b, cfg.Known.Step, func(prev *known.Check) (*known.Check, error) {
+		own := cfg.Known
+		own.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
+		return known.New(own, b.knownOptions(), prev)
+	})
 	g.greylist = add(b, cfg.Greylist.Step, func(prev *greylist.Check) (*greylist.Check, error) {
 		grey := cfg.Greylist
 		grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
 		return greylist.New(grey, greylist.Options{
 			Hostname: cfg.Hostname, Store: b.store, Admin: b.store, Networks: store.SpaceOf(b.store, "greylist-network"),
-			Names: g.names, Relist: g.relist(), Log: b.log, Metrics: b.reg, Previous: prev,
+			Names: g.names, Relist: g.relist(), Voucher: g.known, Log: b.log, Metrics: b.reg, Previous: prev,
 		})
 	})
 }
@@ -90,6 +97,23 @@ func (g *generation) relist() greylist.Relist {
 		return nil
 	}
 	return g.rbl.Anew
+}
+
+func (b *builder) knownOptions() known.Options {
+	g := b.g
+	o := known.Options{
+		Stores: known.Stores{
+			Correspondents: store.SpaceOf(b.store, "known"), Domains: store.SpaceOf(b.store, "known-domain"),
+			Expected: store.SpaceOf(b.store, "expect"), Remote: b.cfg.Store.Kind == store.Redis,
+		},
+		Delimiters: b.cfg.Greylist.Delimiters, Log: b.log, Metrics: b.reg,
+		// Who waits need not wait any longer.
+		Expected: func() { g.greylist.ForgetHints() },
+	}
+	if len(b.cfg.Milter.Listen) > 0 {
+		o.Watched = b.dialogs.Watched
+	}
+	return o
 }
 
 func (b *builder) providerOptions(prev *provider.Set) provider.Options {
@@ -130,6 +154,9 @@ func (g *generation) inspectors() []pipeline.Inspector {
 	}
 	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {
 		out = append(out, pipeline.Inspector{Inspector: g.headers, Step: g.cfg.Headers.Step()})
+	}
+	if g.known.Inspects() { // last, for what nobody has refused
+		out = append(out, pipeline.Inspector{Inspector: g.known.Inspector(), Step: g.known.InspectorStep()})
 	}
 	return slices.Clip(out)
 }

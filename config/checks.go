@@ -6,6 +6,7 @@ import (
 	"postern/greylist"
 	"postern/headercheck"
 	"postern/internal/conf"
+	"postern/known"
 	"postern/limit"
 	"postern/pipeline"
 	"postern/policy"
@@ -25,6 +26,7 @@ type Checks struct {
 	SPF      spf.Config         `toml:"spf"`
 	Limit    limit.Config       `toml:"limit"`
 	Verify   verify.Config      `toml:"verify"`
+	Known    known.Config       `toml:"known"`
 	Greylist greylist.Config    `toml:"greylist"`
 	Headers  headercheck.Config `toml:"headers"`
 }
@@ -39,6 +41,7 @@ func (c *Checks) sections() []checkSection {
 		of("spf", &c.SPF, spf.DefaultConfig, &spf.Traits),
 		of("limit", &c.Limit, limit.DefaultConfig, &limit.Traits),
 		of("verify", &c.Verify, verify.DefaultConfig, &verify.Traits),
+		of("known", &c.Known, known.DefaultConfig, &known.Traits),
 		of("greylist", &c.Greylist, greylist.DefaultConfig, &greylist.Traits),
 		of("headers", &c.Headers, headercheck.DefaultConfig, nil),
 	}

@@ -112,6 +112,7 @@ func writeManual(t *testing.T) []byte {
 		{"verify.callout", "How next hops are asked.", reflect.ValueOf(c.Verify.Callout)},
 		{"[verify.route]", "Domains, and who knows their addresses; the section can stand many times. What it leaves out is as in `[verify]` and `[verify.callout]`.", reflect.ValueOf(verify.Route{})},
 		{"[verify.ldap]", "A directory that routes name as `ldap:NAME`; the section can stand many times.", reflect.ValueOf(directory.Config{})},
+		{"known", "The check's manual: [known](checks/known.md).", reflect.ValueOf(c.Known)},
 		{"greylist", "The check's manual: [greylist](checks/greylist.md).", reflect.ValueOf(c.Greylist)},
 		{"headers", "Rules on the content of messages; the manual: [headers](checks/headers.md).", reflect.ValueOf(c.Headers)},
 		{"[headers.checks]", "One table; the section can stand many times.", reflect.ValueOf(headercheck.TableConfig{})},
@@ -222,7 +223,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"client", "headercheck", "limit", "lookup", "milter", "provider", "spf",
+		"client", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

@@ -115,7 +115,7 @@ func (c *ChainConfig) validateExempt(prefix string, nearest func(string) string,
 		case nearest(name) != "":
 			fs.Keyf(index(key, i), "unknown check %q, did you mean %q?", name, nearest(name))
 		default:
-			fs.Keyf(index(key, i), "unknown check %q (one of client, greylist, limit, rbl, spf, verify)", name)
+			fs.Keyf(index(key, i), "unknown check %q (one of client, greylist, known, limit, rbl, spf, verify)", name)
 		}
 	}
 }

@@ -117,7 +117,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.AddCommand(ls, show, forget, stats)
+	cmd.AddCommand(ls, show, forget, stats, c.expectCommand())
 	return cmd
 }
 

@@ -60,6 +60,8 @@ var allowed = map[string]rule{
 
 	"limit": {module: "internal/adminapi internal/conf internal/meter list policy", outside: metrics + " " + zap},
 
+	"known": {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: metrics + " " + zap},
+
 	"verify": {
 		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table verify/callout verify/directory",
 		outside: cache + " " + metrics + " " + zap,
@@ -99,18 +101,18 @@ var allowed = map[string]rule{
 	"journal": {module: "policy"},
 	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin client greylist headercheck internal/conf internal/listen internal/logging limit lookup milter names pipeline policy " +
+		module: "access admin client greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal limit lookup " +
+		module: "access admin client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
 		module: "access admin app client config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
-			"journal limit list lookup policy provider rbl spf store store/bolt verify",
+			"journal known limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 

@@ -116,7 +116,7 @@ type Step struct {
 
 // Skippable are the checks that an allow entry, a provider's list or a permit
 // can exempt from, with those of later versions.
-var Skippable = []string{"access", "client", "greylist", "limit", "provider", "rbl", "spf", "verify"}
+var Skippable = []string{"access", "client", "greylist", "known", "limit", "provider", "rbl", "spf", "verify"}
 
 // Fault is one thing that is wrong with the configuration.
 type Fault struct {

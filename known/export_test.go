@@ -1,0 +1,4 @@
+package known
+
+// ConfigOf returns a check's settings.
+func ConfigOf(c *Check) Config { return c.cfg }
