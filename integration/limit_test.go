@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -97,6 +99,133 @@ func TestLimits(t *testing.T) {
 		}
 		rcpt, _ := p.dial(fmt.Sprint("198.51.100.", i+1), "").mail(fmt.Sprintf("u%d@example.org", i), to)
 		matches(t, "strangers", rcpt[0], want)
+	}
+}
+
+// What counts is what is accepted, where a rule says so: not what Postfix, a
+// later policy service or a header rule refuses, nor what is given up; bytes
+// count at the end of the message, and connections when they come.
+func TestLimitsOfWhatIsAccepted(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, `
+hostname = "mx.example.com"
+[milter]
+listen = ["unix:{dir}/milter.sock"]
+envelope = true
+chain = "door"
+[chains.inbound]
+checks = ["limit", "access"]
+[chains.door]
+checks = ["limit"]
+stages = ["connect"]
+[access]
+deny = ["inline:to:denied@example.com"]
+[headers]
+[[headers.rules]]
+name = "spam"
+all = ["/^Subject: spam/"]
+action = "REJECT spam"
+[[limit.rule]]
+name = "accepted"
+key = ["sender"]
+unit = "recipients"
+quota = ["1000/month"]
+count = "accepted"
+[[limit.rule]]
+name = "asked"
+key = ["sender"]
+unit = "recipients"
+quota = ["1000/month"]
+[[limit.rule]]
+name = "bytes"
+key = ["sender"]
+unit = "bytes"
+quota = ["2000/month"]
+[[limit.rule]]
+name = "connections"
+key = ["client"]
+unit = "connections"
+quota = ["3/month"]
+`)
+	d.start()
+	service := "check_policy_service { unix:" + d.socket() + ", timeout=25s, default_action=DUNNO }"
+	p := startPostfix(t, false, boxes,
+		"smtpd_recipient_restrictions = reject_unauth_destination, "+service+", check_recipient_access inline:{other@example.com=REJECT}",
+		"smtpd_data_restrictions = "+service, "smtpd_end_of_data_restrictions = "+service, d.milters("accept"))
+	s := p.dial("192.0.2.7 PORT=4711", "") // by which the doors know the session
+	used := func(rule string) (n int) {
+		t.Helper()
+		fields := strings.Fields(d.run("limit", "show", rule+"/month/ann@example.org"))
+		if len(fields) > 1 {
+			fmt.Sscan(fields[1], &n) //nolint:errcheck // 0
+		}
+		return n
+	}
+	// The first so that the daemon has seen DATA; of three one is left.
+	rcpt, data := s.mail("ann@example.org", "denied@example.com", "other@example.com", "box@example.com")
+	matches(t, "mixed", strings.Join(rcpt, " ")+" "+data, `^5\d\d .* 554 .* 250 .* 250 `)
+	if a, b := used("accepted"), used("asked"); a != 1 || b != 3 {
+		t.Errorf("mixed: %d accepted, %d asked", a, b)
+	}
+	size := used("bytes")
+	if size < 20 || size > 2000 {
+		t.Errorf("%d bytes", size)
+	}
+	// A header rule refuses the whole.
+	s.cmd(250, "MAIL FROM:<ann@example.org>")
+	s.cmd(250, "RCPT TO:<box@example.com>")
+	s.cmd(250, "RCPT TO:<bcc@example.com>")
+	s.cmd(354, "DATA")
+	w := s.DotWriter()
+	fmt.Fprint(w, "Subject: spam\r\n\r\nhello\r\n") //nolint:errcheck // Close tells
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	matches(t, "header rule", s.reply(), `^5\d\d `)
+	sizes := used("bytes") // it came to its end
+	if a, b := used("accepted"), used("asked"); a != 1 || b != 5 {
+		t.Errorf("refused at the end: %d accepted, %d asked", a, b)
+	}
+	// One is given up, which the next one of the session shows.
+	s.cmd(250, "MAIL FROM:<ann@example.org>")
+	s.cmd(250, "RCPT TO:<box@example.com>")
+	s.cmd(250, "RSET")
+	if a := used("accepted"); a != 2 {
+		t.Errorf("under way: %d accepted", a)
+	}
+	s.mail("bob@example.org", "box@example.com")
+	d.eventually("it is given back", func() bool { return used("accepted") == 1 })
+	// A message larger than the whole quota is refused for good.
+	s.cmd(250, "MAIL FROM:<ann@example.org>")
+	s.cmd(250, "RCPT TO:<box@example.com>")
+	s.cmd(354, "DATA")
+	w = s.DotWriter()
+	fmt.Fprintf(w, "Subject: large\r\n\r\n%s", strings.Repeat("0123456789 0123456789\r\n", 100)) //nolint:errcheck // as above
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	matches(t, "large", s.reply(), `^552 5\.3\.4 .*Message is larger than is allowed in all \[ref `)
+	if a, b := used("accepted"), used("bytes"); a != 1 || b != sizes {
+		t.Errorf("large: %d accepted, %d bytes, want %d", a, b, sizes)
+	}
+	// Connections of one client, told at connect by a milter.
+	pass, from := 0, net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 5)}}
+	for range 5 {
+		c, err := from.Dial("tcp", p.addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		line, err := bufio.NewReader(c).ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(line, "220 ") {
+			pass++
+		}
+		_ = c.Close() // it may be closed
+	}
+	if pass != 3 {
+		t.Errorf("%d of 3 connections passed", pass)
 	}
 }
 

@@ -17,6 +17,9 @@ type ask struct {
 	rule *rule
 	meter.Take
 	n int64 // units that it takes
+	// own and ownUnits are Add and n without what the message takes again.
+	own, ownUnits int64
+	back          bool // it has been given back
 	// perUnit is how many microseconds of a rate one unit takes.
 	perUnit float64
 }
@@ -32,9 +35,9 @@ func (a *ask) units(n int64) int64 {
 // limit sets what the take asks of its meter: n units of most, 0 for what the
 // rule says.
 func (a *ask) limit(q *quotaOf, n, most int64) {
-	a.n = n
+	a.n, a.ownUnits = n, n
 	if q != nil {
-		a.Add, a.Most = n, max(q.Units, most)
+		a.Add, a.own, a.Most = n, n, max(q.Units, most)
 		return
 	}
 	a.Most, a.perUnit = a.rule.full, a.rule.perUnit
@@ -43,6 +46,14 @@ func (a *ask) limit(q *quotaOf, n, most int64) {
 	}
 	// What is more than may come at once passes when nothing has, and takes all.
 	a.Add = min(microseconds(float64(n)*a.perUnit), a.Most)
+	a.own = a.Add
+}
+
+// negative returns the take that gives so much back.
+func (a *ask) negative(add int64) meter.Take {
+	t := a.Take
+	t.Add, t.Hard = -add, false
+	return t
 }
 
 func microseconds(us float64) int64 { return int64(min(math.Ceil(us), maxInterval)) }
@@ -66,15 +77,18 @@ func (sc *scratch) release(to *sync.Pool) {
 	to.Put(sc)
 }
 
-// merge adds asks, those of the same meter to what is asked of it.
+// merge adds what a message had given back, that of the same meter to what is
+// asked of it.
 func (sc *scratch) merge(more []ask) {
 	for _, a := range more {
+		a.own, a.ownUnits, a.back = 0, 0, false
 		i := slices.IndexFunc(sc.asks, func(b ask) bool { return b.Key == a.Key })
 		switch {
 		case i < 0:
 			sc.asks = append(sc.asks, a)
 		case a.Kind != meter.Distinct:
 			sc.asks[i].Add += a.Add
+			sc.asks[i].n += a.n
 		}
 	}
 }
@@ -141,6 +155,10 @@ func (r *rule) quotaKind() meter.Kind {
 // cost returns how many units the request takes of the rule, 0 for none.
 func (r *rule) cost(req *policy.Request, m *message) int64 {
 	switch {
+	case r.Unit == "connections":
+		if req.Stage != policy.StageConnect {
+			return 0
+		}
 	case r.Unit == "bytes":
 		if req.Stage != policy.StageEndOfMessage {
 			return 0

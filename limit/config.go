@@ -51,11 +51,16 @@ type Rule struct {
 	// client without a login, is not counted. Default ["client"].
 	Key []string `toml:"key"`
 	// Unit is what is counted: "messages", "recipients" (each of a message),
-	// "bytes" (at end of data), or how many distinct "distinct-recipients",
+	// "bytes" (at end of data), "connections" (in a chain that is asked at
+	// connect), or how many distinct "distinct-recipients",
 	// "distinct-recipient-domains", "distinct-senders", "distinct-clients" or
 	// "distinct-networks" are seen in the period of the quota.
 	// Default "messages".
 	Unit string `toml:"unit"`
+	// Count says of what: "asked" is all that this check lets through; "accepted"
+	// leaves out what later checks or Postfix refuse, as far as that is seen.
+	// Default "asked".
+	Count string `toml:"count"`
 	// Rate is the lasting rate, such as "200/1h". Units may end in k, M, G, Ki,
 	// Mi or Gi. Default none.
 	Rate RateSpec `toml:"rate"`
@@ -92,7 +97,8 @@ type Rule struct {
 	// Reply is what a refused client reads; its code must suit the action.
 	// Placeholders: {client}, {sender}, {recipient}, {login}, {wait}, {rule}.
 	// Default "450 4.7.1 Too much mail, please try again in {wait}", or "550
-	// 5.7.1 Too much mail" where it is rejected.
+	// 5.7.1 Too much mail" where it is rejected; for connections it begins with
+	// "421 4.7.0 Too many connections".
 	Reply string `toml:"reply"`
 }
 
@@ -107,7 +113,7 @@ func DefaultConfig() Config {
 
 // DefaultRule returns what a [[limit.rule]] leaves out.
 func DefaultRule() Rule {
-	return Rule{Key: []string{"client"}, Unit: "messages", Action: "defer", Clients: "all", NotifyPeriod: conf.Duration(24 * time.Hour), Reply: deferText}
+	return Rule{Key: []string{"client"}, Unit: "messages", Count: countAsked, Action: "defer", Clients: "all", NotifyPeriod: conf.Duration(24 * time.Hour), Reply: deferText}
 }
 
 // withDefaults fills in what the rule leaves out.
@@ -119,15 +125,19 @@ func (r Rule) withDefaults() Rule {
 	for _, s := range []struct {
 		value *string
 		def   string
-	}{{&r.Unit, def.Unit}, {&r.Action, def.Action}, {&r.Clients, def.Clients}} {
+	}{{&r.Unit, def.Unit}, {&r.Count, def.Count}, {&r.Action, def.Action}, {&r.Clients, def.Clients}} {
 		if *s.value == "" {
 			*s.value = s.def
 		}
 	}
 	if r.Reply == "" {
-		r.Reply = deferText
-		if r.Action == "reject" {
+		switch {
+		case r.Action == "reject":
 			r.Reply = "550 5.7.1 Too much mail"
+		case r.Unit == "connections":
+			r.Reply = "421 4.7.0 Too many connections, please try again in {wait}"
+		default:
+			r.Reply = deferText
 		}
 	}
 	if r.NotifyPeriod == 0 {
@@ -142,10 +152,17 @@ func (r Rule) withDefaults() Rule {
 // deferText is what a deferred client reads, unless the rule says otherwise.
 const deferText = "450 4.7.1 Too much mail, please try again in {wait}"
 
+// What Rule.Count can be.
+const (
+	countAsked    = "asked"
+	countAccepted = "accepted"
+)
+
 var (
 	keys    = []string{"client", "network", "login", "sender", "sender-domain", "recipient", "recipient-domain", "helo"}
-	units   = []string{"messages", "recipients", "bytes", "distinct-recipients", "distinct-recipient-domains", "distinct-senders", "distinct-clients", "distinct-networks"}
+	units   = []string{"messages", "recipients", "bytes", "connections", "distinct-recipients", "distinct-recipient-domains", "distinct-senders", "distinct-clients", "distinct-networks"}
 	actions = map[string]policy.Action{"defer": policy.Defer, "reject": policy.Reject, "hold": policy.Hold, "mark": policy.Continue}
+	counts  = []string{countAsked, countAccepted}
 	clients = []string{"all", "authenticated", "unauthenticated"}
 
 	replyVars       = []string{"client", "sender", "recipient", "login", "wait", "rule"}
@@ -207,12 +224,26 @@ func (r *Rule) validate(prefix string, fs *conf.Faults) {
 		}
 	}
 	oneOf(fs, prefix+".unit", full.Unit, units)
+	oneOf(fs, prefix+".count", full.Count, counts)
 	oneOf(fs, prefix+".clients", full.Clients, clients)
 	if _, ok := actions[full.Action]; !ok {
 		fs.Keyf(prefix+".action", "unknown action %q (one of defer, reject, hold, mark)", full.Action)
 	}
 	if full.Unit == "bytes" && slices.ContainsFunc(full.Key, func(k string) bool { return strings.HasPrefix(k, "recipient") }) {
 		fs.Keyf(prefix+".key", "bytes are counted at the end of a message, which may have several recipients")
+	}
+	if full.Unit == "connections" {
+		for i, k := range full.Key {
+			if k != "client" && k != "network" {
+				fs.Keyf(index(prefix+".key", i), "when somebody connects only \"client\" and \"network\" are known")
+			}
+		}
+		if full.Clients != "all" {
+			fs.Keyf(prefix+".clients", "when somebody connects nobody has logged in")
+		}
+	}
+	if full.Count == countAccepted && (full.Unit == "connections" || strings.HasPrefix(full.Unit, "distinct-")) {
+		fs.Keyf(prefix+".count", "%s are counted when they come", full.Unit)
 	}
 	if r.Rate == (RateSpec{}) && len(r.Quota) == 0 {
 		fs.Keyf(prefix, "the rule has neither a rate nor a quota")

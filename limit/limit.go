@@ -7,7 +7,8 @@
 // any. What a message has taken by its earlier recipients is given back when
 // this check refuses a later one, and taken again when the client goes on with
 // those that were accepted, at DATA. A chain that is not asked at DATA cannot
-// tell, and gives nothing back.
+// tell, and gives nothing back. Rules that count what is accepted also give
+// back what others refuse, as far as that can be seen.
 package limit
 
 import (
@@ -52,6 +53,7 @@ type Check struct {
 	log        *zap.Logger
 	shared     *shared
 	targets    []*target
+	refunds    bool // a rule counts what is accepted
 	work       background
 }
 
@@ -71,6 +73,7 @@ type rule struct {
 	Rule
 	action      policy.Action
 	hard        bool // it refuses
+	refunds     bool // what others refuse does not count
 	reply       *policy.Template
 	only, skip  *list.Live
 	exceeded    prometheus.Counter
@@ -109,6 +112,7 @@ func (r *rule) ready() {
 	r.action = actions[r.Action]
 	r.hard = r.action != policy.Continue && r.action != policy.Hold
 	r.byRecipient = slices.Contains(r.Key, "recipient") || slices.Contains(r.Key, "recipient-domain")
+	r.refunds = r.Count == countAccepted
 	r.distinct = strings.HasPrefix(r.Unit, "distinct-")
 	if r.Rate.Units > 0 {
 		r.rate = r.Name + "/rate/"
@@ -121,8 +125,9 @@ func (r *rule) ready() {
 }
 
 var (
-	_ policy.Check = (*Check)(nil)
-	_ policy.Idler = (*Check)(nil)
+	_ policy.Check    = (*Check)(nil)
+	_ policy.Idler    = (*Check)(nil)
+	_ policy.Refunder = (*Check)(nil)
 )
 
 // New returns the check; cfg has been validated. prev is the check that this
@@ -158,6 +163,7 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 	for i := range cfg.Rules {
 		r := rule{Rule: cfg.Rules[i].withDefaults()}
 		r.ready()
+		c.refunds = c.refunds || r.refunds
 		r.exceeded = c.shared.exceeded.WithLabelValues(r.Name)
 		for _, t := range c.targets {
 			if slices.Contains(r.Notify, t.Name) {
@@ -197,6 +203,9 @@ func (c *Check) Start() {
 	jobs := []func(context.Context){func(ctx context.Context) { c.shared.raises.follow(ctx, c.log) }}
 	for _, t := range c.targets {
 		jobs = append(jobs, t.run)
+	}
+	if c.refunds {
+		jobs = append(jobs, c.refundAbandoned)
 	}
 	c.work.start(jobs)
 }
@@ -268,10 +277,10 @@ func (c *Check) rule(name string) int {
 // Name implements [policy.Check].
 func (c *Check) Name() string { return "limit" }
 
-// Traits are those of every limit check: recipients are counted at RCPT, what
-// was given back is taken again at DATA, bytes are known at the end of the
-// message.
-var Traits = policy.Traits{Stages: policy.Stages(policy.StageRcpt, policy.StageData, policy.StageEndOfMessage), Waits: true}
+// Traits are those of every limit check: connections are counted when they
+// come, recipients at RCPT, what was given back is taken again at DATA, bytes
+// are known at the end of the message.
+var Traits = policy.Traits{Stages: policy.Stages(policy.StageConnect, policy.StageRcpt, policy.StageData, policy.StageEndOfMessage), Waits: true}
 
 // Traits implements [policy.Check].
 func (c *Check) Traits() policy.Traits { return Traits }
@@ -291,10 +300,15 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	if c.ownProbe(req) {
 		return policy.Verdict{}, nil
 	}
-	if req.Stage != policy.StageRcpt && !req.DryRun {
-		c.shared.messages.sawData(req)
+	key := keyOf(req)
+	switch {
+	case req.DryRun || req.Stage == policy.StageConnect:
+	case req.Stage != policy.StageRcpt:
+		c.shared.messages.sawData(req, key)
+	case c.refunds:
+		c.shared.messages.heard(req, key)
 	}
-	m := c.shared.messages.of(req)
+	m := c.shared.messages.of(key)
 	if req.Stage == policy.StageRcpt && c.cfg.MaxRecipients > 0 && m.recipients >= c.cfg.MaxRecipients {
 		return policy.Verdict{
 			Action: policy.Defer, Reason: reasonRecipients, Detail: fmt.Sprint(c.cfg.MaxRecipients),
@@ -304,16 +318,14 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	sc := c.shared.scratch.Get().(*scratch)
 	defer sc.release(&c.shared.scratch)
 	c.asks(sc, req, &m)
-	if m.givenBack { // and yet the client goes on
-		sc.merge(m.taken)
-	}
+	sc.merge(m.back()) // and yet the client goes on
 	if r := tooLarge(sc.asks); r != nil {
 		v := policy.Verdict{Action: policy.Reject, Reason: reasonSize, Detail: fmt.Sprintf("%s: %d bytes", r.Name, req.Size), Reply: sizeReply}
 		if req.DryRun {
 			return v, nil
 		}
 		r.exceeded.Inc()
-		return v, c.giveBack(ctx, req, m)
+		return v, c.refused(ctx, req, key, m)
 	}
 	levels, taken, err := c.take(ctx, req, sc)
 	if err != nil {
@@ -325,10 +337,29 @@ func (c *Check) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdi
 	}
 	c.tell(req, sc.asks, levels)
 	if !taken {
-		return v, c.giveBack(ctx, req, m)
+		return v, c.refused(ctx, req, key, m)
 	}
-	c.shared.messages.took(req, &m, sc.asks, levels)
+	c.shared.messages.took(req, key, &m, sc.asks, levels)
+	if c.refunds && req.Stage == policy.StageData {
+		left, back := c.shared.messages.of(key).withoutRefused(req, &c.cfg)
+		if err := c.returned(ctx, req.Time, key, left, back); err != nil {
+			c.log.Warn("what was refused stays counted", zap.Error(err))
+		}
+	}
 	return v, nil
+}
+
+// refused gives back what a message has taken so far, one of whose requests
+// this check refuses, where it will be seen when the client goes on
+// nevertheless.
+func (c *Check) refused(ctx context.Context, req *policy.Request, key messageKey, m message) error {
+	if !c.shared.messages.seesData(req) {
+		return nil
+	}
+	if err := c.giveBack(ctx, req.Time, key, m, everything); err != nil {
+		return fmt.Errorf("limit: %w", err)
+	}
+	return nil
 }
 
 // sizeReply is for a message that would not fit if it were the only one.
@@ -371,27 +402,6 @@ func over(b bool) string {
 		return "too much"
 	}
 	return ""
-}
-
-// giveBack returns what the message has taken so far, where it will be seen
-// when the client goes on nevertheless.
-func (c *Check) giveBack(ctx context.Context, req *policy.Request, m message) error {
-	if m.givenBack || len(m.taken) == 0 || !c.shared.messages.seesData(req) {
-		return nil
-	}
-	back := make([]meter.Take, 0, len(m.taken))
-	for _, t := range m.taken {
-		if t.Kind != meter.Distinct {
-			t.Add, t.Hard = -t.Add, false
-			back = append(back, t.Take)
-		}
-	}
-	m.givenBack = true
-	c.shared.messages.put(req, m)
-	if _, _, err := c.store.TakeMeters(ctx, req.Time, back, false); err != nil {
-		return fmt.Errorf("limit: %w", err)
-	}
-	return nil
 }
 
 // verdict returns what the levels come to: the first rule that refuses, else

@@ -520,6 +520,10 @@ func TestValidate(t *testing.T) {
 		want string
 	}{
 		"no name":         {Rule{Quota: quota("1/day")}, `limit.rule[0].name: "" is no name`},
+		"count":           {Rule{Name: "a", Count: "all", Quota: quota("1/day")}, `unknown value "all"`},
+		"count distinct":  {Rule{Name: "a", Count: "accepted", Unit: "distinct-senders", Quota: quota("1/day")}, "when they come"},
+		"connections":     {Rule{Name: "a", Key: []string{"client", "helo"}, Unit: "connections", Quota: quota("1/day")}, "limit.rule[0].key[1]"},
+		"who connects":    {Rule{Name: "a", Clients: "authenticated", Unit: "connections", Quota: quota("1/day")}, "nobody has logged in"},
 		"bad rate":        {Rule{Name: "a", Rate: RateSpec{Per: -1}, Burst: 3, Quota: quota("5000/day"), Unit: "distinct-clients"}, "at most 4096"},
 		"no limit":        {Rule{Name: "a"}, "neither a rate nor a quota"},
 		"key":             {Rule{Name: "a", Key: []string{"user"}, Quota: quota("1/day")}, `unknown key "user"`},

@@ -150,6 +150,7 @@ func (s *session) judgeContent(m gomilter.Modifier) ([]policy.Edit, *gomilter.Re
 	s.msg.content = nil
 	s.allRecipients()
 	s.req.Stage, s.req.Time = policy.StageEndOfMessage, time.Now()
+	s.req.Joined = s.joined.Instance(s.req.QueueID, s.req.Time)
 	s.d.Reset()
 	var edits []policy.Edit
 	stop := alive(m)

@@ -195,6 +195,7 @@ func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decisi
 	edits := c.judge(ctx, start, &r)
 	c.Abandon() // those who were not asked
 	c.p.settle(&r)
+	c.p.refund(ctx, &r)
 	if c.chain.mode == policy.Shadow || d.Verdict.Action.Refuses() || d.Verdict.Action == policy.Discard {
 		edits = nil
 	}

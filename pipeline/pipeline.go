@@ -60,6 +60,7 @@ type Pipeline struct {
 	fallback *chain
 
 	inspectors []inspector
+	refunders  []step // of all chains: the content of a message may be of another chain than its recipients
 
 	log     *zap.Logger
 	metrics *Metrics
@@ -134,6 +135,7 @@ func New(o Options) (*Pipeline, error) {
 			c.all = append(c.all, s)
 			if idle, ok := s.Check.(policy.Idler); !ok || !idle.Idle() {
 				c.steps = append(c.steps, s)
+				p.addRefunder(s)
 			}
 		}
 		if c.hintAt = slices.IndexFunc(c.steps, func(s step) bool { return s.traits.Waits }); c.hintAt < 0 {
@@ -208,6 +210,7 @@ func (p *Pipeline) Decide(ctx context.Context, req *policy.Request, d *policy.De
 		p.steps(ctx, start, &r)
 	}
 	p.settle(&r)
+	p.refund(ctx, &r)
 	if d.Took = r.took; d.Took == 0 {
 		d.Took = time.Since(start)
 	}
@@ -485,6 +488,36 @@ func (p *Pipeline) settle(r *evaluation) {
 	if d.Verdict.Action.Refuses() {
 		d.Headers = d.Headers[:0]
 		d.Reference = newReference()
+	}
+}
+
+// addRefunder adds a step to those that give something back, once.
+func (p *Pipeline) addRefunder(s step) {
+	_, ok := s.Check.(policy.Refunder)
+	if ok && s.Mode != policy.Off && !slices.ContainsFunc(p.refunders, func(o step) bool { return o.name == s.name }) {
+		p.refunders = append(p.refunders, s)
+	}
+}
+
+// refund tells the checks that give something back that the client is refused.
+// Each has its own time limit.
+func (p *Pipeline) refund(ctx context.Context, r *evaluation) {
+	if r.req.DryRun || !r.d.Verdict.Action.Refuses() {
+		return
+	}
+	for i := range p.refunders {
+		s := &p.refunders[i]
+		limit := r.chain.budget
+		if timeout := s.Timeout.D(); timeout > 0 {
+			limit = min(limit, timeout)
+		}
+		func() {
+			one, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
+			var err error
+			defer p.guard(s, r.req, &err) // it has logged it
+			s.Check.(policy.Refunder).Refund(one, r.req, r.d)
+		}()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -47,6 +48,21 @@ func (f *fake) Traits() policy.Traits {
 func (f *fake) Evaluate(ctx context.Context, req *policy.Request) (policy.Verdict, error) {
 	f.asked.Add(1)
 	return f.eval(ctx, req)
+}
+
+// refunding is a check that notes what it is told.
+type refunding struct {
+	*fake
+	panics bool
+	told   []string
+}
+
+func (r *refunding) Refund(ctx context.Context, req *policy.Request, d *policy.Decision) {
+	_, limited := ctx.Deadline()
+	r.told = append(r.told, fmt.Sprint(req.Stage, " ", d.Check, " ", limited))
+	if r.panics {
+		panic("told to")
+	}
 }
 
 type hinting struct{ *fake }
@@ -129,6 +145,79 @@ func steps(checks ...policy.Check) []Step {
 		out = append(out, Step{Check: c, Step: conf.Step{Timeout: conf.Duration(5 * time.Second)}})
 	}
 	return out
+}
+
+// A check that gives something back is told of what is refused, by whomever and
+// wherever, and of nothing else.
+func TestRefund(t *testing.T) {
+	hold := policy.Verdict{Action: policy.Hold, Reason: "held"}
+	for name, tt := range map[string]struct {
+		before, behind policy.Verdict
+		mode           policy.Mode // of the chain
+		own            policy.Mode // of the check
+		dry, panics    bool
+		want           string
+	}{
+		"nobody":       {want: "[]"},
+		"held":         {behind: hold, want: "[]"},
+		"behind":       {behind: reject, want: "[rcpt behind true]"},
+		"waits":        {behind: deferred, want: "[rcpt behind true]"},
+		"before":       {before: reject, want: "[rcpt before true]"},
+		"chain shadow": {behind: reject, mode: policy.Shadow, want: "[]"},
+		"own shadow":   {behind: reject, own: policy.Shadow, want: "[rcpt behind true]"},
+		"off":          {behind: reject, own: policy.Off, want: "[]"},
+		"dry":          {behind: reject, dry: true, want: "[]"},
+		"panics":       {behind: reject, panics: true, want: "[rcpt behind true]"},
+	} {
+		r := &refunding{fake: says("refunding", policy.Verdict{}), panics: tt.panics}
+		s := &setup{mode: tt.mode, steps: steps(says("before", tt.before), r, says("behind", tt.behind))}
+		s.steps[1].Mode = tt.own
+		d := new(policy.Decision)
+		p := s.build(t)
+		p.Decide(t.Context(), &policy.Request{Time: time.Now(), Stage: policy.StageRcpt, DryRun: tt.dry}, d)
+		if fmt.Sprint(r.told) != tt.want {
+			t.Errorf("%s: told %v, want %s", name, r.told, tt.want)
+		}
+		if tt.panics && (d.Verdict.Action != policy.Reject || s.logs.FilterMessage("check panicked").Len() != 1) {
+			t.Errorf("a panic: %+v", d.Verdict)
+		}
+	}
+}
+
+// It is told of content that is refused, too, whatever the chain of that is.
+func TestRefundOfContent(t *testing.T) {
+	for action, want := range map[policy.Action]string{policy.Reject: "[end-of-message eye true]", policy.Continue: "[]"} {
+		r := &refunding{fake: says("refunding", policy.Verdict{})}
+		with, without := DefaultChain(), DefaultChain()
+		with.Checks = []string{"refunding"}
+		v := policy.Verdict{Action: action}
+		if action == policy.Reject {
+			v = reject
+		}
+		p, err := New(Options{
+			Chains: map[string]ChainConfig{"inbound": without, "other": with}, Default: "inbound", Steps: map[string]Step{"refunding": steps(r)[0]},
+			Inspectors: eyes(&eye{name: "eye", judged: policy.Judgement{Verdict: v}}), Log: zap.NewNop(), Metrics: NewMetrics(prometheus.NewRegistry()),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := &policy.Request{Time: time.Now(), Stage: policy.StageData}
+		c := p.Inspect(req, nil)
+		end := *req
+		end.Stage = policy.StageEndOfMessage
+		c.End(t.Context(), &end, new(policy.Decision))
+		if fmt.Sprint(r.told) != want {
+			t.Errorf("%v: told %v, want %s", action, r.told, want)
+		}
+	}
+}
+
+// The request says which chain judges it.
+func TestJudgedBy(t *testing.T) {
+	s := &setup{steps: steps(says("a", policy.Verdict{}))}
+	if _, req := s.decide(t); req.JudgedBy != "inbound" {
+		t.Errorf("%q", req.JudgedBy)
+	}
 }
 
 func TestVerdictsOfAChain(t *testing.T) {

@@ -349,6 +349,17 @@ type Idler interface {
 	Idle() bool
 }
 
+// Refunder is a check that takes what it gives back when the client is refused
+// after all.
+type Refunder interface {
+	Check
+	// Refund is called when a request is refused, by whatever check or inspector,
+	// before that is answered, with the final decision; d.Steps say whether this
+	// check was asked. It is not called for a DryRun, and only if a chain has the
+	// check. It returns soon after ctx is done.
+	Refund(ctx context.Context, req *Request, d *Decision)
+}
+
 // Hinter is a check that can sometimes tell from memory that it would refuse.
 // The pipeline asks it before the first check of the chain that waits.
 type Hinter interface {
