@@ -131,7 +131,7 @@ func TestAdminSocket(t *testing.T) {
 		admin.Status
 		Store store.Status `json:"store"`
 	}
-	if err := json.Unmarshal(raw, &status); err != nil || status.Version != "1.2.3" || status.PID != os.Getpid() || len(status.Chains["inbound"]) != 6 || !status.Store.Healthy {
+	if err := json.Unmarshal(raw, &status); err != nil || status.Version != "1.2.3" || status.PID != os.Getpid() || len(status.Chains["inbound"]) != 7 || !status.Store.Healthy {
 		t.Errorf("status %+v %v", status, err)
 	}
 	p := policytest.Dial(t, &net.UnixAddr{Name: filepath.Join(s.dir, "p.sock"), Net: "unix"})

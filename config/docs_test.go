@@ -89,7 +89,7 @@ func writeManual(t *testing.T) []byte {
 		{"store", "", reflect.ValueOf(c.Store)},
 		{"store.redis", "For `store.kind = \"redis\"`.", reflect.ValueOf(c.Store.Redis)},
 		{"dns", "", reflect.ValueOf(c.DNS)},
-		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"provider\", \"client\", \"rbl\", \"verify\", \"greylist\"]`. " +
+		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"provider\", \"client\", \"rbl\", \"spf\", \"verify\", \"greylist\"]`. " +
 			"`policy_context=NAME` in main.cf, or `chain=NAME` behind a listening address, picks another.", reflect.ValueOf(chain)},
 		{"access", "The check's manual: [access](checks/access.md).", reflect.ValueOf(c.Access)},
 		{"provider", "The check's manual: [providers](providers.md).", reflect.ValueOf(c.Provider)},

@@ -117,6 +117,9 @@ func (d *daemon) configure(config string) {
 	if !strings.Contains(config, "[client") {
 		config += "\n[client]\nmode = \"off\"\n" // no DNS knows the senders of these tests
 	}
+	if !strings.Contains(config, "[spf") && !strings.Contains(config, `"spf"`) {
+		config += "\n[spf]\nmode = \"off\"\n" // likewise
+	}
 	tmp := d.config + ".new"
 	if err := os.WriteFile(tmp, []byte(config), 0o600); err != nil {
 		d.t.Fatal(err)

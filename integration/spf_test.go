@@ -19,11 +19,15 @@ servfail_ttl = "1s"
 [chains.inbound]
 checks = ["access", "spf", "greylist"]
 [spf]
+header = "received-spf"
 must_pass = ["bank.example"]
 allow_domains = ["forwarder.example"]
 explanation = true
 [spf.mail_from]
+fail = "reject"
 temperror = "defer"
+[spf.helo]
+fail = "reject"
 [greylist]
 delay = "1h"
 when = "suspicious"

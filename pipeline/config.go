@@ -70,7 +70,7 @@ func DefaultChain() ChainConfig {
 // DefaultChains returns the chains of a configuration that names none.
 func DefaultChains() map[string]ChainConfig {
 	c := DefaultChain()
-	c.Checks = []string{"access", "provider", "client", "rbl", "verify", "greylist"}
+	c.Checks = []string{"access", "provider", "client", "rbl", "spf", "verify", "greylist"}
 	return map[string]ChainConfig{DefaultName: c}
 }
 

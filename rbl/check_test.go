@@ -535,6 +535,7 @@ func TestDecisionIsCutShort(t *testing.T) {
 		{"an allow list cannot prevent it", `"fast.example*5", "slow.example*-2"`, []string{"fast.example"}, 0, policy.Reject},
 		{"cannot reach anything", `"fast.example*3", "slow.example*-1"`, nil, 0, policy.Continue},
 		{"can still be rejected", `"fast.example*3", "slow.example*3"`, nil, slow, policy.Continue},
+		{"marked, and others may have it too", `"fast.example*1", "slow.example*1", "never.example*1"`, []string{"fast.example", "slow.example"}, slow, policy.Continue},
 		{
 			"an allow list cannot prevent what two lists add up to", `"fast.example*2", "slow.example*-1", "never.example*2"`,
 			[]string{"fast.example", "never.example"},

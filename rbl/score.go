@@ -65,11 +65,13 @@ func (l limits) of(score, missing int) outcome {
 // settled reports whether answers still outstanding, which can raise the score
 // by at most high and lower it by at most -low, or fail, cannot change what
 // happens. The outcome grows with the score, and a failed allow list weighs no
-// more than a matching one, so the two ends tell.
+// more than a matching one, so the two ends tell. Of who is marked it counts
+// how many lists have it: those that may are waited for.
 func (l limits) settled(t *tally) bool {
 	best := *t
 	best.listed = t.listed || t.high > 0
-	return l.of(t.total()+t.low, t.missing) == l.of(best.total()+t.high, t.missing)
+	least := l.of(t.total()+t.low, t.missing)
+	return least == l.of(best.total()+t.high, t.missing) && (least != marked || t.high == 0)
 }
 
 // tally is what the answers so far add up to.

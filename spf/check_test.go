@@ -316,6 +316,7 @@ func TestExplanations(t *testing.T) {
 
 func TestDecide(t *testing.T) {
 	cfg := DefaultConfig()
+	cfg.MailFrom.Fail, cfg.Helo.Fail = Reject, Reject
 	cfg.MailFrom.TempError, cfg.MailFrom.None = Defer, Mark
 	outcome := func(s string) *Outcome {
 		switch s {

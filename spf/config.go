@@ -64,7 +64,7 @@ type Config struct {
 	LookupTime conf.Duration `toml:"lookup_time"`
 	// Header is the field that an accepted message gets: "received-spf" (RFC
 	// 7208 section 9.1), "authentication-results" (RFC 8601) or "off".
-	// Default "received-spf".
+	// Default "off".
 	Header string `toml:"header"`
 	// Explanation shows a refused client the words of the domain's owner
 	// (exp=). Default false.
@@ -98,8 +98,9 @@ type Config struct {
 // Actions is [spf.mail_from] or [spf.helo]: what each result does, "reject",
 // "defer", "mark" (a suspicion for later checks) or "off".
 type Actions struct {
-	// Fail is for a domain that says that the client may not send. Default
-	// "reject".
+	// Fail is for a domain that says that the client may not send. To reject it
+	// also refuses what forwarders hand on that do not rewrite the sender.
+	// Default "mark".
 	Fail Action `toml:"fail"`
 	// SoftFail is for one that says: probably not. Default "mark".
 	SoftFail Action `toml:"softfail"`
@@ -139,7 +140,7 @@ const defaultText = "SPF: {client} may not send mail for {domain} ({identity}, {
 
 // DefaultConfig returns the values of an empty section.
 func DefaultConfig() Config {
-	actions := Actions{Fail: Reject, SoftFail: Mark, Neutral: Mark, None: Off, PermError: Mark, TempError: Mark, TooWide: Mark}
+	actions := Actions{Fail: Mark, SoftFail: Mark, Neutral: Mark, None: Off, PermError: Mark, TempError: Mark, TooWide: Mark}
 	return Config{
 		Step:     conf.Step{Timeout: conf.Duration(12 * time.Second)},
 		MailFrom: actions, Helo: actions,
@@ -147,7 +148,7 @@ func DefaultConfig() Config {
 		Skip:      []string{"127.0.0.0/8", "::1"}, SkipAuthenticated: true,
 		WidestIPv4: 8, WidestIPv6: 20,
 		MaxLookups: 10, MaxVoidLookups: 2, LookupTime: conf.Duration(5 * time.Second),
-		Header: HeaderReceivedSPF,
+		Header: HeaderOff,
 		Reply:  "550 5.7.23 " + defaultText, DeferReply: "450 4.7.23 " + defaultText,
 		ErrorReply: "550 5.7.24 SPF: the record of {domain} has an error: {problem}",
 		TempReply:  "451 4.4.3 SPF: the record of {domain} cannot be looked up, please try again later",

@@ -62,6 +62,7 @@ func newWorld(tb testing.TB, edit func(*Config)) *world {
 func (w *world) configure(edit func(*Config)) {
 	w.tb.Helper()
 	cfg := DefaultConfig()
+	cfg.MailFrom.Fail, cfg.Helo.Fail, cfg.Header = Reject, Reject, HeaderReceivedSPF
 	if edit != nil {
 		edit(&cfg)
 	}
