@@ -602,14 +602,26 @@ func BenchmarkFiveLimits(b *testing.B) {
 	for i := range instances {
 		instances[i] = fmt.Sprintf("%x.1.0", i)
 	}
-	req := rcpt("", "a@example.com")
-	n := 0
-	b.ReportAllocs()
-	for b.Loop() {
-		req.Instance, req.Time = instances[n%len(instances)], req.Time.Add(10*time.Microsecond)
-		n++
-		if _, err := c.Evaluate(b.Context(), req); err != nil {
-			b.Fatal(err)
-		}
+	// With DATA asked about, too, it is kept what a message has taken.
+	for _, stage := range []policy.Stage{policy.StageRcpt, policy.StageData} {
+		b.Run(stage.String(), func(b *testing.B) {
+			req := rcpt("x", "a@example.com")
+			req.Listener = stage.String()
+			if stage == policy.StageData {
+				if _, err := c.Evaluate(b.Context(), at(stage, rcpt("x", ""))); err != nil {
+					b.Fatal(err)
+				}
+				req.Listener = "l"
+			}
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				req.Instance, req.Time = instances[n%len(instances)], req.Time.Add(10*time.Microsecond)
+				n++
+				if _, err := c.Evaluate(b.Context(), req); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

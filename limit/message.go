@@ -38,14 +38,25 @@ func (m *message) counts(r *rule) bool {
 }
 
 // with returns m with what a request has taken besides: asks, in which what had
-// been given back is included.
-func (m message) with(req *policy.Request, asks []ask, levels []meter.Level) message {
+// been given back is included. Where DATA is not asked about only that is kept
+// which the message's next recipients need.
+func (m message) with(req *policy.Request, asks []ask, levels []meter.Level, data bool) message {
 	if req.Stage == policy.StageRcpt {
 		m.recipients++
 	}
-	all := make([]ask, 0, 2*len(asks)+len(m.taken))
+	kept := func(i int) bool {
+		r := asks[i].rule
+		return !levels[i].Over && (data || r.refunds || r.Unit == "messages" && !r.byRecipient)
+	}
+	n := len(m.taken)
 	for i := range asks {
-		if !levels[i].Over {
+		if kept(i) {
+			n++
+		}
+	}
+	all := make([]ask, 0, n)
+	for i := range asks {
+		if kept(i) {
 			all = append(all, asks[i])
 		}
 	}
@@ -61,8 +72,7 @@ func (m message) with(req *policy.Request, asks []ask, levels []meter.Level) mes
 			all = append(all, *old)
 		}
 	}
-	m.taken = all
-	m.last = all[len(all):]
+	m.taken, m.last = all, nil
 	for i := range asks {
 		if !levels[i].Over && asks[i].own > 0 && asks[i].rule.refunds {
 			a := asks[i]
@@ -236,7 +246,7 @@ func (s *messages) took(req *policy.Request, key messageKey, m *message, asks []
 	if key.instance == "" || req.Stage == policy.StageConnect {
 		return // it cannot be told from others, or there is none
 	}
-	next := m.with(req, asks, levels)
+	next := m.with(req, asks, levels, s.seesData(req))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.put(&key, next)

@@ -103,21 +103,27 @@ func ApplyTo(next []string, levels []Level, old []string, takes []Take, now time
 	return taken
 }
 
-// rate: the value is the theoretical arrival time, Unix microseconds. One that
-// is further ahead than the burst, because the clock was set back or the limit
-// lowered, counts as a full meter.
+// rate: the value is the theoretical arrival time, Unix microseconds.
 func (t *Take) rate(old string, now time.Time) (string, Level) {
 	at := now.UnixMicro()
-	tat, err := strconv.ParseInt(old, 10, 64)
-	if err != nil {
-		tat = 0
-	}
-	tat = min(max(tat, at), at+t.Most)
+	tat := at + t.ahead(old, at)
 	next := max(tat+t.Add, at)
 	if over := next - at - t.Most; over > 0 && t.Add > 0 {
 		return old, Level{Over: true, Used: tat - at, Wait: time.Duration(over) * time.Microsecond}
 	}
 	return decimal(next), Level{Used: next - at}
+}
+
+// ahead returns how much the value of a rate's meter holds. One that is further
+// ahead than the burst, because the limit was lowered or the clock set back,
+// counts as full; much further, as empty: what is refused changes nothing, so it
+// would stay full until the clock is there again.
+func (t *Take) ahead(old string, at int64) int64 {
+	tat, err := strconv.ParseInt(old, 10, 64)
+	if err != nil || tat < at || tat > at+2*t.Most+Skew.Microseconds() {
+		return 0
+	}
+	return min(tat-at, t.Most)
 }
 
 // At returns the value of a rate's meter that holds so many microseconds.
@@ -167,11 +173,7 @@ const memberSize = 8
 func (t *Take) Held(value string, now time.Time) int64 {
 	switch t.Kind {
 	case Rate:
-		tat, err := strconv.ParseInt(value, 10, 64)
-		if err != nil {
-			return 0
-		}
-		return min(max(tat-now.UnixMicro(), 0), t.Most)
+		return t.ahead(value, now.UnixMicro())
 	case Quota:
 		_, held := t.period(value, now)
 		n, err := strconv.ParseInt(held, 10, 64)

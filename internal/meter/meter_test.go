@@ -30,8 +30,10 @@ func TestRate(t *testing.T) {
 	step(9*time.Second, true, 21e6, time.Second)
 	step(time.Second, false, 30e6, 0)
 	step(time.Hour, false, 10e6, 0)
-	step(-time.Hour, true, 30e6, 10*time.Second) // the clock is set back: full, for its burst at most
+	step(-time.Minute, true, 30e6, 10*time.Second) // the clock is set back: full
 	step(30*time.Second, true, 30e6, 10*time.Second)
+	step(20*time.Second, false, 30e6, 0) // for no longer than the burst takes
+	step(-time.Hour, false, 10e6, 0)     // by more than a burst: as if nobody had come
 	value = "nonsense"
 	step(0, false, 10e6, 0)
 	take.Add = -10e6 // given back, and more than there is
