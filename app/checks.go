@@ -1,9 +1,11 @@
 package app
 
 import (
+	"context"
 	"slices"
 
 	"postern/access"
+	"postern/auth"
 	"postern/client"
 	"postern/config"
 	"postern/greylist"
@@ -30,6 +32,7 @@ type checks struct {
 	spf      *spf.Check
 	known    *known.Check
 	greylist *greylist.Check
+	auth     *auth.Check
 	headers  *headercheck.Check
 }
 
@@ -58,6 +61,9 @@ func (b *builder) checks() {
 	})
 	g.spf = add(b, cfg.SPF.Step, func(prev *spf.Check) (*spf.Check, error) {
 		return spf.New(cfg.SPF, spf.Options{Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Log: b.log, Registry: b.reg}, prev)
+	})
+	g.auth = add(b, cfg.Auth.Step, func(prev *auth.Check) (*auth.Check, error) {
+		return auth.New(cfg.Auth, auth.Options{Hostname: cfg.Hostname, Resolver: authDNS{g.resolver}, SPF: g.envelopeSPF, Log: b.log, Registry: b.reg}, prev)
 	})
 	add(b, cfg.Limit.Step, func(prev *limit.Check) (*limit.Check, error) {
 		limits := cfg.Limit
@@ -116,6 +122,16 @@ func (b *builder) knownOptions() known.Options {
 	return o
 }
 
+// envelopeSPF asks what no chain has asked: SPF for the envelope of a message.
+func (g *generation) envelopeSPF(ctx context.Context, req *policy.Request) policy.SPF {
+	about := *req
+	about.Facts = policy.Facts{}
+	if _, err := g.spf.Evaluate(ctx, &about); err != nil {
+		return policy.SPF{Result: "temperror"}
+	}
+	return about.Facts.SPF
+}
+
 func (b *builder) providerOptions(prev *provider.Set) provider.Options {
 	o := provider.Options{
 		Resolver: dns{b.g.resolver}, Forget: b.g.resolver.Flush, Log: b.log, Registry: b.reg, Previous: prev,
@@ -151,6 +167,9 @@ func (g *generation) inspectors() []pipeline.Inspector {
 	}
 	if g.spf.Inspects() && g.cfg.InSomeChain("spf") {
 		out = append(out, pipeline.Inspector{Inspector: g.spf.Inspector(), Step: g.cfg.SPF.Step})
+	}
+	if g.cfg.Auth.Mode != policy.Off {
+		out = append(out, pipeline.Inspector{Inspector: g.auth, Step: g.cfg.Auth.Step})
 	}
 	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {
 		out = append(out, pipeline.Inspector{Inspector: g.headers, Step: g.cfg.Headers.Step()})

@@ -180,3 +180,26 @@ func (d dns) LookupMX(ctx context.Context, name string) (hosts []string, ttl tim
 	}
 	return hosts, ttl, cached, err
 }
+
+// authDNS is the resolver as auth asks it.
+type authDNS struct{ *resolver.Resolver }
+
+// LookupTXT returns one text for each record.
+func (d authDNS) LookupTXT(ctx context.Context, name string) ([]string, error) {
+	texts, _, _, err := d.Resolver.LookupTXT(ctx, name)
+	return texts, err
+}
+
+// Exists reports whether a name has an A, AAAA or MX record.
+func (d authDNS) Exists(ctx context.Context, name string) (bool, error) {
+	a, _, _, err := d.LookupA(ctx, name)
+	if err != nil || len(a) > 0 {
+		return len(a) > 0, err
+	}
+	aaaa, _, _, err := d.LookupAAAA(ctx, name)
+	if err != nil || len(aaaa) > 0 {
+		return len(aaaa) > 0, err
+	}
+	mx, _, _, err := d.LookupMX(ctx, name)
+	return len(mx) > 0, err
+}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"postern/access"
+	"postern/auth"
 	"postern/client"
 	"postern/greylist"
 	"postern/headercheck"
@@ -28,6 +29,7 @@ type Checks struct {
 	Verify   verify.Config      `toml:"verify"`
 	Known    known.Config       `toml:"known"`
 	Greylist greylist.Config    `toml:"greylist"`
+	Auth     auth.Config        `toml:"auth"`
 	Headers  headercheck.Config `toml:"headers"`
 }
 
@@ -43,6 +45,7 @@ func (c *Checks) sections() []checkSection {
 		of("verify", &c.Verify, verify.DefaultConfig, &verify.Traits),
 		of("known", &c.Known, known.DefaultConfig, &known.Traits),
 		of("greylist", &c.Greylist, greylist.DefaultConfig, &greylist.Traits),
+		of("auth", &c.Auth, auth.DefaultConfig, nil),
 		of("headers", &c.Headers, headercheck.DefaultConfig, nil),
 	}
 }

@@ -114,6 +114,8 @@ func writeManual(t *testing.T) []byte {
 		{"[verify.ldap]", "A directory that routes name as `ldap:NAME`; the section can stand many times.", reflect.ValueOf(directory.Config{})},
 		{"known", "The check's manual: [known](checks/known.md).", reflect.ValueOf(c.Known)},
 		{"greylist", "The check's manual: [greylist](checks/greylist.md).", reflect.ValueOf(c.Greylist)},
+		{"auth", "DKIM, DMARC and Authentication-Results, at the milter door; the manual: [authentication](authentication.md).", reflect.ValueOf(c.Auth)},
+		{"auth.dmarc", "", reflect.ValueOf(c.Auth.DMARC)},
 		{"headers", "Rules on the content of messages; the manual: [headers](checks/headers.md).", reflect.ValueOf(c.Headers)},
 		{"[headers.checks]", "One table; the section can stand many times.", reflect.ValueOf(headercheck.TableConfig{})},
 		{"[headers.rules]", "A rule that needs several headers; the section can stand many times.", reflect.ValueOf(headercheck.RuleConfig{})},
@@ -223,7 +225,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"client", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
+		"auth", "client", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

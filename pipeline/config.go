@@ -29,7 +29,7 @@ type ChainConfig struct {
 	// Exempt are the checks of other chains that a recipient whom this chain has
 	// permitted is exempt from, in the same transaction. Only for a chain with
 	// purpose = "relay". A check that no other chain has may stand here. Default
-	// ["rbl", "client", "spf", "greylist"].
+	// ["rbl", "client", "spf", "greylist", "auth"].
 	Exempt *[]string `toml:"exempt"`
 	// Mode is "enforce", "shadow" (decide and log, always answer "no
 	// objection") or "off" (answer at once). Default "enforce".
@@ -49,7 +49,7 @@ type ChainConfig struct {
 var errorReply = policy.Reply{Code: 451, Enhanced: "4.3.0"}
 
 // exemptByDefault judge who a stranger is; a client that may relay is none.
-var exemptByDefault = []string{"rbl", "client", "spf", "greylist"}
+var exemptByDefault = []string{"rbl", "client", "spf", "greylist", "auth"}
 
 // exempt returns the checks of other chains that a permit exempts from.
 func (c *ChainConfig) exempt() []string {
@@ -111,11 +111,11 @@ func (c *ChainConfig) validateExempt(prefix string, nearest func(string) string,
 			fs.Keyf(index(key, i), "%q also says who may relay, and always runs", name)
 		case slices.Contains((*c.Exempt)[:i], name):
 			fs.Keyf(index(key, i), "%q stands here already", name)
-		case slices.Contains(conf.Skippable, name):
+		case slices.Contains(conf.Skippable, name), name == "auth":
 		case nearest(name) != "":
 			fs.Keyf(index(key, i), "unknown check %q, did you mean %q?", name, nearest(name))
 		default:
-			fs.Keyf(index(key, i), "unknown check %q (one of client, greylist, known, limit, rbl, spf, verify)", name)
+			fs.Keyf(index(key, i), "unknown check %q (one of auth, client, greylist, known, limit, rbl, spf, verify)", name)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/dkimverify"
+	"postern/internal/mailaddr"
 	"postern/policy"
 )
 
@@ -16,9 +18,8 @@ import (
 // message comes from. It takes such fields out of what it is given.
 const tenantField = "X-MS-Exchange-CrossTenant-Id"
 
-// maxHeader bounds what is kept of a header; Postfix cuts at 60000 bytes when
-// a milter is there.
-const maxHeader = 1 << 20
+// maxSignatures is how many DKIM signatures of a message are looked at.
+const maxSignatures = 5
 
 // Inspector looks at messages from networks that may relay, and refuses those
 // that do not meet the conditions on their content. The permit at RCPT was
@@ -120,10 +121,9 @@ type inspection struct {
 
 	tenants  []string // values of the field, as they came
 	from     int      // From fields
-	hostile  string   // why the header cannot be trusted at all
-	header   strings.Builder
+	header   dkimverify.Header
 	wantDKIM bool
-	dkim     *signatures
+	dkim     *dkimverify.Message
 }
 
 // Header implements [policy.Inspection].
@@ -137,44 +137,33 @@ func (m *inspection) Header(f policy.Field) {
 	case strings.EqualFold(name, "From"):
 		m.from++
 	}
-	if !m.wantDKIM || m.hostile != "" {
-		return
+	if m.wantDKIM {
+		m.header.Add(f.Name, f.Value)
 	}
-	value := f.Value
-	for {
-		_, rest, more := strings.Cut(value, "\n")
-		if !more {
-			break
-		}
-		if rest == "" || rest[0] != ' ' && rest[0] != '\t' {
-			m.hostile = "a header field with a line that does not belong to it"
-			return
-		}
-		value = rest
-	}
-	if m.header.Len()+len(f.Name)+len(f.Value) > maxHeader {
-		m.hostile = "the header is too large"
-		return
-	}
-	m.header.WriteString(f.Name + ":" + strings.ReplaceAll(f.Value, "\n", "\r\n") + "\r\n")
 }
 
 // EndOfHeaders implements [policy.Inspection].
 func (m *inspection) EndOfHeaders() {
-	if m.wantDKIM && m.hostile == "" {
-		m.dkim = verify(m.s.res, m.header.String(), m.s.cfg.ContentTimeout.D())
+	if !m.wantDKIM || m.header.Hostile() != "" {
+		return
 	}
-	m.header.Reset()
+	m.dkim = dkimverify.Start(m.header.Take(), dkimverify.Options{
+		LookupTXT: func(ctx context.Context, name string) ([]string, error) {
+			texts, _, _, err := m.s.res.LookupTXT(ctx, name)
+			return texts, err
+		},
+		Limit: m.s.cfg.ContentTimeout.D(), Most: maxSignatures,
+	})
 }
 
 // Body implements [policy.Inspection].
-func (m *inspection) Body(p []byte) bool { return m.dkim != nil && m.dkim.write(p) }
+func (m *inspection) Body(p []byte) bool { return m.dkim != nil && m.dkim.Write(p) }
 
 // Abandon ends an inspection whose message was given up. Whoever does not call
 // it leaves a goroutine for a few minutes.
 func (m *inspection) Abandon() {
 	if m.dkim != nil {
-		m.dkim.abandon()
+		m.dkim.Abandon()
 	}
 }
 
@@ -186,9 +175,10 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	var signed []string
 	var undecided error
 	if m.dkim != nil {
-		signed, undecided = m.dkim.wait(ctx)
+		signed, undecided = m.signed(ctx)
 	}
-	why := m.hostile
+	hostile := m.header.Hostile()
+	why := hostile
 	deferred := false
 	for _, r := range m.rules {
 		bad, unsure := m.meets(r, signed, undecided)
@@ -197,7 +187,7 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 			return policy.Judgement{}, nil
 		}
 		deferred = deferred || unsure
-		if why == "" || m.hostile == "" && unsure {
+		if why == "" || hostile == "" && unsure {
 			why = r.name + ": " + bad
 		}
 	}
@@ -227,11 +217,30 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	return policy.Judgement{Verdict: v}, nil
 }
 
+// signed returns the domains that signed the message, in the compared form; err
+// says that others may have done so too. What is valid counts, nothing else
+// does.
+func (m *inspection) signed(ctx context.Context) (domains []string, err error) {
+	found, err := m.dkim.Wait(ctx)
+	if err != nil {
+		return nil, errUnknown
+	}
+	for _, s := range found {
+		switch s.Result {
+		case dkimverify.Pass:
+			domains = append(domains, mailaddr.Domain(s.Domain))
+		case dkimverify.TempError:
+			err = errUnknown
+		}
+	}
+	return domains, err
+}
+
 // meets says what a message lacks that r asks for, "" for nothing. unsure is
 // set when a later attempt may turn out differently.
 func (m *inspection) meets(r *rule, signed []string, undecided error) (bad string, unsure bool) {
-	if m.hostile != "" {
-		return m.hostile, false
+	if why := m.header.Hostile(); why != "" {
+		return why, false
 	}
 	if len(r.tenants) > 0 {
 		switch len(m.tenants) {

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
+	"postern/internal/dkimverify"
 	"postern/internal/mailaddr"
 	"postern/policy"
 )
@@ -544,7 +545,7 @@ func TestDKIM(t *testing.T) {
 		}, nil, policy.Reject, "no valid"},
 		{"a line that belongs to no field", func(sign, _ func(string) string) string { return sign(plain) }, nil, policy.Reject, "does not belong"},
 		{"a header without end", func(sign, _ func(string) string) string {
-			return "X: " + strings.Repeat("x", maxHeader) + "\r\n" + sign(plain)
+			return "X: " + strings.Repeat("x", 1<<20) + "\r\n" + sign(plain)
 		}, nil, policy.Reject, "too large"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -612,7 +613,7 @@ func TestMessagesThatAreGivenUp(t *testing.T) {
 		// not end with its goroutine.
 		begin().(interface{ Abandon() }).Abandon()
 		late := begin()
-		time.Sleep(maxIdle)
+		time.Sleep(dkimverify.MaxIdle)
 		synctest.Wait()
 		late.Body([]byte("lo\r\n"))
 		if j, err := late.End(t.Context()); err != nil || j.Verdict.Action != policy.Defer {

@@ -28,10 +28,11 @@ var allowed = map[string]rule{
 	"policy": {},
 
 	// Small things that know nothing else.
-	"internal/filestamp": {},
-	"internal/netstring": {},
-	"internal/spfrecord": {},
-	"internal/meter":     {},
+	"internal/filestamp":  {},
+	"internal/netstring":  {},
+	"internal/spfrecord":  {},
+	"internal/dkimverify": {outside: "github.com/emersion/go-msgauth/dkim"},
+	"internal/meter":      {},
 
 	// Values, sockets, logs: below everything that uses them.
 	"internal/conf":     {module: "policy"},
@@ -58,6 +59,8 @@ var allowed = map[string]rule{
 	},
 	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
+	"auth": {module: "internal/adminapi internal/conf internal/dkimverify internal/mailaddr list policy", outside: metrics + " " + zap},
+
 	"limit": {module: "internal/adminapi internal/conf internal/meter list policy", outside: metrics + " " + zap},
 
 	"known": {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: metrics + " " + zap},
@@ -69,8 +72,8 @@ var allowed = map[string]rule{
 	"verify/directory": {module: "internal/conf policy", outside: "github.com/go-ldap/ldap/v3"},
 	"verify/callout":   {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
 	"provider": {
-		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr internal/spfrecord policy",
-		outside: bart + " github.com/emersion/go-msgauth/dkim " + metrics + " " + zap,
+		module:  "internal/adminapi internal/conf internal/dkimverify internal/filestamp internal/mailaddr internal/spfrecord policy",
+		outside: bart + " " + metrics + " " + zap,
 	},
 	"headercheck": {
 		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table",
@@ -101,12 +104,12 @@ var allowed = map[string]rule{
 	"journal": {module: "policy"},
 	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin client greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
+		module: "access admin auth client greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
+		module: "access admin auth client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},

@@ -1,0 +1,403 @@
+package auth
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-msgauth/dkim"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"postern/internal/conf"
+	"postern/policy"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// world is an inspector with its DNS and keys.
+type world struct {
+	*zone
+	check *Check
+	keys  map[string]ed25519.PrivateKey
+	spf   policy.SPF // what is found when no chain has asked
+	asked int
+}
+
+func newWorld(t testing.TB, edit func(*Config)) *world {
+	t.Helper()
+	w := &world{zone: &zone{txt: map[string][]string{}, exists: map[string]bool{}, fails: map[string]bool{}}, keys: map[string]ed25519.PrivateKey{}}
+	cfg := DefaultConfig()
+	cfg.Mode = policy.Enforce
+	if edit != nil {
+		edit(&cfg)
+	}
+	var fs conf.Faults
+	if cfg.Validate("auth", &fs); fs.Err() != nil {
+		t.Fatal(fs.Err())
+	}
+	var err error
+	w.check, err = New(cfg, Options{
+		Hostname: "mx.example.net", Resolver: w.zone, Log: zap.NewNop(), Registry: prometheus.NewRegistry(),
+		SPF: func(context.Context, *policy.Request) policy.SPF { w.asked++; return w.spf },
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// sign signs a message as a domain, whose key is published.
+func (w *world) sign(t testing.TB, domain, message string) string {
+	t.Helper()
+	if w.keys[domain] == nil {
+		public, private, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.keys[domain] = private
+		w.txt["sel._domainkey."+domain] = []string{"v=DKIM1; k=ed25519; p=" + base64.StdEncoding.EncodeToString(public)}
+	}
+	var b strings.Builder
+	err := dkim.Sign(&b, strings.NewReader(message), &dkim.SignOptions{Domain: domain, Selector: "sel", Signer: w.keys[domain]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func envelope(sender string) *policy.Request {
+	local, domain, _ := strings.Cut(sender, "@")
+	return &policy.Request{
+		Time: time.Now(), Stage: policy.StageData, QueueID: "4abc",
+		Client: policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Name: "mail.example.org", ReverseName: "mail.example.org"},
+		Sender: policy.Address{Raw: sender, Local: local, Domain: domain},
+	}
+}
+
+// outcome is what the inspector made of a message.
+type outcome struct {
+	policy.Judgement
+	looked  bool
+	results string // the field that was written, unfolded
+}
+
+// show shows the inspector a message.
+func (w *world) show(t testing.TB, req *policy.Request, message string) outcome {
+	t.Helper()
+	in := w.check.Inspect(req, nil)
+	if in == nil {
+		return outcome{}
+	}
+	header, body, _ := strings.Cut(message, "\r\n\r\n")
+	header = strings.ReplaceAll(header, "\r\n", "\n")
+	for header != "" {
+		end := 0
+		for {
+			i := strings.IndexByte(header[end:], '\n')
+			if i < 0 {
+				end = len(header)
+				break
+			}
+			if end += i + 1; header[end] != ' ' && header[end] != '\t' {
+				break
+			}
+		}
+		name, value, _ := strings.Cut(strings.TrimSuffix(header[:end], "\n"), ":")
+		in.Header(policy.Field{Name: name, Value: value})
+		header = header[end:]
+	}
+	in.EndOfHeaders()
+	for body != "" {
+		n := min(7, len(body))
+		in.Body([]byte(body[:n]))
+		body = body[n:]
+	}
+	j, err := in.End(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := outcome{Judgement: j, looked: true}
+	for _, e := range j.Edits {
+		if e.Kind == policy.InsertField {
+			o.results = strings.ReplaceAll(strings.TrimPrefix(e.Value, " "), "\n\t", " ")
+		}
+	}
+	return o
+}
+
+const letter = "From: Ann <ann@example.org>\r\nTo: bob@example.com\r\nSubject: hello\r\n\r\nHello Bob,\r\nhow are you?\r\n"
+
+func TestMessages(t *testing.T) {
+	reject := func(w *world) { w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=reject"} }
+	quarantine := func(w *world) { w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=quarantine"} }
+	spf := func(result, domain, identity string) func(*policy.Request) {
+		return func(r *policy.Request) { r.Facts.SPF = policy.SPF{Result: result, Domain: domain, Identity: identity} }
+	}
+	for _, tt := range []struct {
+		name   string
+		edit   func(*Config)
+		dns    func(*world)
+		req    func(*policy.Request)
+		signed string // by this domain
+		change func(string) string
+		action policy.Action
+		reason string
+		marks  string
+		has    string // in the results
+	}{
+		{name: "signed", dns: reject, signed: "example.org", reason: "dmarc-pass", has: "dkim=pass header.d=example.org header.s=sel header.a=ed25519-sha256 header.b="},
+		{name: "signed, for the log and readers", dns: reject, signed: "example.org", reason: "dmarc-pass", has: "dmarc=pass (p=reject) header.from=example.org; iprev=pass policy.iprev=192.0.2.7"},
+		{name: "not signed, no SPF", dns: reject, action: policy.Reject, reason: "dmarc-reject"},
+		{name: "changed", dns: reject, signed: "example.org", change: func(s string) string { return strings.Replace(s, "Hello", "Hullo", 1) }, action: policy.Reject, reason: "dmarc-reject"},
+		{name: "changed, without a policy", signed: "example.org", change: func(s string) string { return s + "more\r\n" }, reason: "dmarc-none", has: "dkim=fail (body hash did not verify) header.d=example.org"},
+		{name: "signed by another", dns: reject, signed: "example.com", action: policy.Reject, reason: "dmarc-reject"},
+		{name: "SPF of the sender", dns: reject, req: spf("pass", "bounce.example.org", "mailfrom"), reason: "dmarc-pass", has: "spf=pass smtp.mailfrom=bounce.example.org; dkim=none; dmarc=pass"},
+		{name: "SPF of another", dns: reject, req: spf("pass", "example.com", "mailfrom"), action: policy.Reject, reason: "dmarc-reject"},
+		{name: "SPF pass that does not count", dns: reject, req: spf("policy", "example.org", "mailfrom"), action: policy.Reject, reason: "dmarc-reject"},
+		{name: "SPF of HELO for the null sender", dns: reject, req: spf("pass", "mail.example.org", "helo"), reason: "dmarc-pass", has: "spf=pass smtp.helo=mail.example.org"},
+		{name: "SPF asked here", dns: func(w *world) { reject(w); w.spf = policy.SPF{Result: "pass", Domain: "example.org"} }, reason: "dmarc-pass"},
+		{name: "SPF cannot be asked", dns: reject, req: spf("temperror", "example.org", "mailfrom"), reason: "dmarc-temperror", has: "dmarc=temperror"},
+		{name: "a key cannot be looked up", dns: func(w *world) { reject(w); w.fails["sel._domainkey.example.org"] = true }, signed: "example.org", reason: "dmarc-temperror", has: "dkim=temperror (key unavailable"},
+		{name: "a key that is gone", dns: func(w *world) { reject(w); delete(w.txt, "sel._domainkey.example.org") }, signed: "example.org", action: policy.Reject, reason: "dmarc-reject"},
+		{name: "a policy cannot be looked up", dns: func(w *world) { w.fails["_dmarc.example.org"] = true }, reason: "dmarc-temperror"},
+		{name: "quarantine marks", dns: quarantine, reason: "dmarc-marked", marks: "dmarc-fail", has: "dmarc=fail (p=quarantine) header.from=example.org"},
+		{name: "quarantine holds", dns: quarantine, edit: func(c *Config) { c.DMARC.Quarantine = Quarantine }, action: policy.Hold, reason: "dmarc-quarantine"},
+		{name: "quarantine does nothing", dns: quarantine, edit: func(c *Config) { c.DMARC.Quarantine = None }, reason: "dmarc-fail"},
+		{name: "reject marks", dns: reject, edit: func(c *Config) { c.DMARC.Reject = Mark }, reason: "dmarc-marked", marks: "dmarc-fail"},
+		{name: "p=none", dns: func(w *world) { w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=none"} }, reason: "dmarc-fail"},
+		{name: "pct=0", dns: func(w *world) { w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=reject; pct=0"} }, reason: "dmarc-marked", marks: "dmarc-fail", has: "dmarc=fail (p=reject, here quarantine)"},
+		{name: "exempt", dns: reject, edit: func(c *Config) { c.DMARC.Exempt = []string{"192.0.2.0/24"} }, reason: "dmarc-exempt", has: "dmarc=fail"},
+		{name: "others are exempt", dns: reject, edit: func(c *Config) { c.DMARC.Exempt = []string{"192.0.2.0/24", "192.0.2.7 dunno"} }, action: policy.Reject, reason: "dmarc-reject"},
+
+		{name: "no From", change: func(s string) string { return strings.Replace(s, "From:", "X:", 1) }, reason: "dmarc-marked", marks: "dmarc-bad-from", has: "dmarc=permerror (there is no From field)"},
+		{name: "two From", dns: reject, signed: "example.com", change: func(s string) string { return "From: eve@example.com\r\n" + s }, action: policy.Reject, reason: "dmarc-reject"},
+		{name: "two From, of which one passes", dns: func(w *world) { w.txt["_dmarc.example.com"] = []string{"v=DMARC1; p=reject"} }, signed: "example.com", change: func(s string) string { return "From: eve@example.com\r\n" + s }, reason: "dmarc-marked", marks: "dmarc-bad-from", has: "dmarc=pass (p=reject) header.from=example.com"},
+		{name: "two addresses, SPF and DKIM speak for the second", dns: reject, req: spf("pass", "example.com", "mailfrom"), change: func(s string) string {
+			return strings.Replace(s, "<ann@example.org>", "<ann@example.org>, eve@example.com", 1)
+		}, action: policy.Reject, reason: "dmarc-reject"},
+		{name: "a From that cannot be read", change: func(s string) string { return strings.Replace(s, "<ann@example.org>", "<ann@example.org", 1) }, reason: "dmarc-marked", marks: "dmarc-bad-from"},
+		{name: "a From that cannot be read, refused", edit: func(c *Config) { c.DMARC.BadFrom = Reject }, change: func(s string) string { return strings.Replace(s, "<ann@example.org>", "<ann@example.org", 1) }, action: policy.Reject, reason: "dmarc-bad-from"},
+		{name: "signed in the future", dns: reject, req: func(r *policy.Request) { r.Time = r.Time.Add(-2 * time.Hour); r.Facts.SPF.Result = "none" }, signed: "example.org", action: policy.Reject, reason: "dmarc-reject"},
+		{name: "a clock that is behind", dns: reject, req: func(r *policy.Request) { r.Time = r.Time.Add(-50 * time.Minute); r.Facts.SPF.Result = "none" }, signed: "example.org", reason: "dmarc-pass"},
+		{name: "a body length", dns: reject, signed: "example.org", change: func(s string) string { return strings.Replace(s, "v=1;", "v=1; l=5;", 1) }, action: policy.Reject, reason: "dmarc-reject"},
+		{name: "a body length, without a policy", signed: "example.org", change: func(s string) string { return strings.Replace(s, "v=1;", "v=1; l=5;", 1) }, reason: "dmarc-none", has: "dkim=policy (only a part of the body is signed \\(l=\\))"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, tt.edit)
+			message := letter
+			if tt.signed != "" {
+				message = w.sign(t, tt.signed, message)
+			}
+			if tt.change != nil {
+				message = tt.change(message)
+			}
+			if tt.dns != nil {
+				tt.dns(w)
+			}
+			req := envelope("bounce@bounce.example.org")
+			if tt.req != nil {
+				tt.req(req)
+			}
+			o := w.show(t, req, message)
+			if v := o.Verdict; v.Action != tt.action || v.Reason != tt.reason || v.Action.Refuses() != (v.Reply.Text != "") {
+				t.Errorf("%v %s %q (%s)", v.Action, v.Reason, v.Reply, v.Detail)
+			}
+			if got := strings.Join(req.Facts.Marks, " "); got != tt.marks {
+				t.Errorf("marks %q", got)
+			}
+			if tt.action.Refuses() != (len(o.Edits) == 0) || !strings.Contains(o.results, tt.has) {
+				t.Errorf("written: %s", o.results)
+			}
+			if o.results != "" && !strings.HasPrefix(o.results, "mx.example.net; spf=") {
+				t.Errorf("written: %s", o.results)
+			}
+			if (w.asked > 0) != (tt.req == nil) {
+				t.Errorf("SPF was asked %d times", w.asked)
+			}
+		})
+	}
+}
+
+// Whose mail is not looked at: own users and networks.
+func TestSkip(t *testing.T) {
+	for name, edit := range map[string]func(*policy.Request){
+		"a login":       func(r *policy.Request) { r.SASL.Username = "ann" },
+		"a certificate": func(r *policy.Request) { r.TLS.CertSubject = "client.example.org" },
+		"this host":     func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("127.0.0.1") },
+		"an entry":      func(r *policy.Request) { r.Client.Addr = netip.MustParseAddr("198.51.100.9") },
+	} {
+		w := newWorld(t, func(c *Config) { c.Skip = append(c.Skip, "198.51.100.0/24") })
+		req := envelope("a@example.org")
+		if !w.show(t, req, letter).looked {
+			t.Fatal("a stranger is not looked at")
+		}
+		edit(req)
+		if w.show(t, req, letter).looked {
+			t.Errorf("%s is looked at", name)
+		}
+	}
+	w := newWorld(t, func(c *Config) { c.SkipAuthenticated = false })
+	req := envelope("a@example.org")
+	req.SASL.Username = "ann"
+	if !w.show(t, req, letter).looked {
+		t.Error("a login is not looked at though it should be")
+	}
+}
+
+// Fields that claim to be ours are taken out, those of others stay.
+func TestForgedResults(t *testing.T) {
+	for value, ours := range map[string]bool{
+		" mx.example.net; dkim=pass header.d=example.org":        true,
+		" MX.Example.NET; dkim=pass":                             true,
+		"mx.example.net;dkim=pass":                               true,
+		"\n\tmx.example.net;\n\tdkim=pass":                       true,
+		" (a (nested) comment) mx.example.net (x); none":         true,
+		" \"mx.example.net\"; none":                              true,
+		" \"mx\\.example.net\"; none":                            true,
+		" mx.example.net 1; none":                                true,
+		" mx.example.net. ; none":                                true,
+		" mx.example.net":                                        true,
+		" mail.mx.example.net; dkim=pass":                        false,
+		" mx.example.net.evil.example; dkim=pass":                false,
+		" mx.example.com; dkim=pass (mx.example.net; dkim=pass)": false,
+		" (mx.example.net) other.example; none":                  false,
+		" (mx.example.net; none":                                 false,
+		" \"mx.example.net; none":                                false,
+		"":                                                       false,
+		" ;none":                                                 false,
+	} {
+		w := newWorld(t, nil)
+		message := "Received: x\r\nAuthentication-Results:" + strings.ReplaceAll(value, "\n", "\r\n") + "\r\n" + letter
+		o := w.show(t, envelope("a@example.org"), message)
+		var removed []int
+		for _, e := range o.Edits {
+			if e.Kind == policy.DeleteField {
+				removed = append(removed, e.At)
+			}
+		}
+		if want := map[bool][]int{true: {1}}[ours]; !slices.Equal(removed, want) {
+			t.Errorf("%q: removed %v", value, removed)
+		}
+	}
+	// Several, and a name of our own.
+	w := newWorld(t, func(c *Config) { c.AuthservID = "gate.example" })
+	o := w.show(t, envelope("a@example.org"), "authentication-results : gate.example; none\r\nAuthentication-Results: mx.example.net; none\r\n"+letter)
+	if len(o.Edits) != 2 || o.Edits[1].At != 0 || !strings.HasPrefix(o.results, "gate.example; ") {
+		t.Errorf("%+v", o.Edits)
+	}
+}
+
+// No more signatures are looked at than is said, and what a stranger wrote
+// cannot break the field.
+func TestHostileSignatures(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.MaxSignatures = 2 })
+	message := w.sign(t, "example.org", letter)
+	w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=reject"}
+	bad := "DKIM-Signature: v=1; a=rsa-sha256\"; d=ex(ample.org; s=\xff\x01; b=;;; h=From\r\n"
+	o := w.show(t, envelope("a@example.org"), bad+message)
+	if o.Verdict.Reason != "dmarc-pass" {
+		t.Errorf("%+v", o.Verdict)
+	}
+	if !strings.Contains(o.results, `header.d="ex(ample.org" header.s="??" header.a="rsa-sha256\""`) {
+		t.Errorf("written: %s", o.results)
+	}
+	o = w.show(t, envelope("a@example.org"), strings.Repeat(bad, 1000)+message)
+	if o.Verdict.Action != policy.Reject || strings.Contains(o.results, "dkim=pass") {
+		t.Errorf("behind a thousand others: %+v", o.Verdict)
+	}
+	o = w.show(t, envelope("a@example.org"), "X: a\r\n"+strings.Repeat("Y: "+strings.Repeat("y", 60000)+"\r\n", 20)+message)
+	if o.Verdict.Action != policy.Reject || !strings.Contains(o.Verdict.Detail, "the header is too large") {
+		t.Errorf("a huge header: %+v", o.Verdict)
+	}
+	for line := range strings.SplitSeq(o.results, "\n") {
+		if len(line) > 998 {
+			t.Errorf("a line of %d octets", len(line))
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	w := newWorld(t, nil)
+	w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=reject"}
+	w.show(t, envelope("a@example.org"), w.sign(t, "example.org", letter))
+	w.show(t, envelope("a@example.org"), letter)
+	for labels, want := range map[[2]string]float64{{"dkim", "pass"}: 1, {"dkim", "none"}: 1, {"dmarc", "pass"}: 1, {"dmarc", "fail"}: 1, {"spf", "none"}: 2} {
+		if got := testutil.ToFloat64(w.check.shared.results.WithLabelValues(labels[0], labels[1])); got != want {
+			t.Errorf("%v: %v, want %v", labels, got, want)
+		}
+	}
+}
+
+// A message that is given up leaves nothing behind (goleak), and a reload keeps
+// metrics.
+func TestAbandonAndReload(t *testing.T) {
+	w := newWorld(t, nil)
+	in := w.check.Inspect(envelope("a@example.org"), nil)
+	in.Header(policy.Field{Name: "DKIM-Signature", Value: " v=1; d=example.org"})
+	in.EndOfHeaders()
+	in.Body([]byte("x"))
+	in.(interface{ Abandon() }).Abandon()
+	in = w.check.Inspect(envelope("a@example.org"), nil)
+	in.(interface{ Abandon() }).Abandon()
+	next, err := New(w.check.cfg, Options{Hostname: "mx.example.net", Resolver: w.zone, Log: zap.NewNop()}, w.check)
+	if err != nil || next.shared != w.check.shared {
+		t.Errorf("%v", err)
+	}
+	next.Start()
+	next.Stop()
+	next.Stop()
+}
+
+func TestValidate(t *testing.T) {
+	for want, edit := range map[string]func(*Config){
+		"auth.max_signatures: 0 is out of range":            func(c *Config) { c.MaxSignatures = 0 },
+		"auth.lookup_time: 20s is not less than timeout":    func(c *Config) { c.LookupTime = c.Timeout },
+		"auth.authserv_id: \"a b\" is no host name":         func(c *Config) { c.AuthservID = "a b" },
+		"auth.dmarc.discovery: unknown value \"x\"":         func(c *Config) { c.DMARC.Discovery = "x" },
+		"auth.dmarc.reply: ":                                func(c *Config) { c.DMARC.Reply = "450 later" },
+		"auth.dmarc.bad_from_reply: ":                       func(c *Config) { c.DMARC.BadFromReply = "{what}" },
+		"auth.skip[0]: ":                                    func(c *Config) { c.Skip = []string{"192.0.2.1/24"} },
+		"auth.dmarc.exempt[1]: ":                            func(c *Config) { c.DMARC.Exempt = []string{"192.0.2.1", "/(/"} },
+		"auth.dmarc.exceptions[0]: ":                        func(c *Config) { c.DMARC.Exceptions = []string{"/nonexistent/list"} },
+		"auth.reload_interval: 1ms is out of range: 100ms ": func(c *Config) { c.ReloadInterval = conf.Duration(time.Millisecond) },
+	} {
+		cfg := DefaultConfig()
+		edit(&cfg)
+		var fs conf.Faults
+		cfg.Validate("auth", &fs)
+		if err := fs.Err(); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	var a Action
+	if a.UnmarshalText([]byte("defer")) == nil || a.UnmarshalText([]byte("quarantine")) != nil {
+		t.Error("actions")
+	}
+	cfg := DefaultConfig()
+	if cfg.WithoutMilter("auth") != "" {
+		t.Error("a section that is off misses a milter")
+	}
+	cfg.Mode = policy.Shadow
+	if cfg.WithoutMilter("auth") == "" {
+		t.Error("nothing is missed without a milter")
+	}
+}
+
+func FuzzAuthservID(f *testing.F) {
+	f.Add(" (c) mx.example.net 1; none")
+	f.Add("\"a\\\"")
+	f.Fuzz(func(t *testing.T, value string) {
+		if id, ok := authservID(value); ok && len(id) > len(value) {
+			t.Fatalf("%q: %q", value, id)
+		}
+	})
+}

@@ -1,0 +1,162 @@
+package auth
+
+import (
+	"strings"
+
+	"postern/policy"
+)
+
+// Bounds of what a stranger can put into the field.
+const (
+	maxDomain   = 128
+	maxSelector = 64
+	maxWord     = 32
+)
+
+// format returns the value of Authentication-Results (RFC 8601), folded behind
+// each result.
+func format(id string, req *policy.Request, r *results) string {
+	b := make([]byte, 0, 512)
+	b = appendWord(b, id)
+	b = append(b, ";\n\tspf="...)
+	if r.spf.Result == "" {
+		b = append(b, "none"...)
+	} else {
+		b = append(b, r.spf.Result...)
+	}
+	if r.spf.Domain != "" {
+		if r.spf.Identity == "helo" {
+			b = append(b, " smtp.helo="...)
+		} else {
+			b = append(b, " smtp.mailfrom="...)
+		}
+		b = appendWord(b, cut(r.spf.Domain, maxDomain))
+	}
+	if len(r.dkim) == 0 {
+		b = append(b, ";\n\tdkim=none"...)
+	}
+	for i := range r.dkim {
+		s := &r.dkim[i]
+		b = append(append(b, ";\n\tdkim="...), s.Result...)
+		if s.Reason != "" {
+			b = append(b, " ("...)
+			b = appendComment(b, cut(s.Reason, maxDomain))
+			b = append(b, ')')
+		}
+		b = append(b, " header.d="...)
+		b = appendWord(b, cut(s.Domain, maxDomain))
+		b = append(b, " header.s="...)
+		b = appendWord(b, cut(s.Selector, maxSelector))
+		b = append(b, " header.a="...)
+		b = appendWord(b, cut(s.Algorithm, maxWord))
+		b = append(b, " header.b="...)
+		b = appendQuoted(b, cut(s.Prefix, maxWord))
+	}
+	for i := range r.authors {
+		a := &r.authors[i]
+		b = append(append(b, ";\n\tdmarc="...), a.Result...)
+		if a.Record != "" {
+			b = append(append(b, " (p="...), a.Published...)
+			if a.Wish != "" && a.Wish != a.Published {
+				b = append(append(b, ", here "...), a.Wish...)
+			}
+			b = append(b, ')')
+		}
+		b = append(b, " header.from="...)
+		b = appendWord(b, cut(a.Domain, maxDomain))
+	}
+	if r.badFrom != "" {
+		b = append(b, ";\n\tdmarc=permerror ("...)
+		b = appendComment(b, r.badFrom)
+		b = append(b, ')')
+	}
+	b = append(b, ";\n\tiprev="...)
+	switch {
+	case req.Client.Name != "":
+		b = append(b, "pass"...)
+	case req.Client.ReverseName != "":
+		b = append(b, "fail"...)
+	default:
+		b = append(b, "permerror"...)
+	}
+	b = append(b, " policy.iprev="...)
+	b = appendWord(b, req.Client.Addr.String())
+	return string(b)
+}
+
+// authservID returns who says the results in a field (RFC 8601 section 2.2). A
+// field that cannot be read that far is not ok.
+func authservID(value string) (id string, ok bool) {
+	s := value
+	for {
+		s = strings.TrimLeft(s, " \t\r\n")
+		if s == "" || s[0] != '(' {
+			break
+		}
+		rest, err := skipComment(s)
+		if err != nil {
+			return "", false
+		}
+		s = rest
+	}
+	if s == "" {
+		return "", false
+	}
+	if s[0] == '"' {
+		text, _, err := quoted(s)
+		return strings.TrimSpace(text), err == nil
+	}
+	end := strings.IndexAny(s, " \t\r\n;(/")
+	if end < 0 {
+		end = len(s)
+	}
+	return s[:end], end > 0
+}
+
+func cut(s string, n int) string { return s[:min(len(s), n)] }
+
+// printable returns s for a line of text, cut to n bytes.
+func printable(s string, n int) string {
+	return string(appendComment(nil, cut(s, n)))
+}
+
+// appendWord appends s as it is where it is a token (RFC 2045 section 5.1) of
+// the characters in names and addresses, else quoted.
+func appendWord(b []byte, s string) []byte {
+	plain := s != ""
+	for i := 0; plain && i < len(s); i++ {
+		c := s[i]
+		plain = 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '-' || c == '_'
+	}
+	if plain {
+		return append(b, s...)
+	}
+	return appendQuoted(b, s)
+}
+
+// appendQuoted appends s as a quoted-string. What is not printable becomes "?".
+func appendQuoted(b []byte, s string) []byte {
+	b = append(b, '"')
+	for i := range len(s) {
+		b = appendEscaped(b, s[i], s[i] == '"')
+	}
+	return append(b, '"')
+}
+
+// appendComment appends s as the text of a comment.
+func appendComment(b []byte, s string) []byte {
+	for i := range len(s) {
+		b = appendEscaped(b, s[i], s[i] == '(' || s[i] == ')')
+	}
+	return b
+}
+
+func appendEscaped(b []byte, c byte, special bool) []byte {
+	switch {
+	case c < ' ' || c > '~':
+		return append(b, '?')
+	case special || c == '\\':
+		b = append(b, '\\')
+	}
+	return append(b, c)
+}
