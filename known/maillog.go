@@ -128,7 +128,8 @@ func (r *LogReader) line(s string) (w Written, ok bool) {
 		if m == nil || !m.own || !m.from || !ok {
 			return w, false
 		}
-		if !strings.Contains(after, ", status=sent (") {
+		// What stands behind the first status is the other server's words.
+		if _, status, _ := strings.Cut(after, ", status="); !strings.HasPrefix(status, "sent (") {
 			r.Seen.NotSent++
 			return w, false
 		}
