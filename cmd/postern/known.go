@@ -115,14 +115,15 @@ func (c *cli) listKnown(cmd *cobra.Command, f known.Filter) (n int, err error) {
 			fmt.Fprintln(tw, "KIND\tUSER\tWRITES TO\tSINCE\tLAST\tKNOWN")
 		}
 		n++
-		says := "yes"
+		says, last := "yes", adminapi.Ago(now, e.Last)
 		if e.Kind == known.KindDomain {
+			last = e.Last.Format(time.DateOnly) // no more is known
 			says = fmt.Sprintf("%d users", e.Users)
 			if !e.Known {
 				says = "no, " + says
 			}
 		}
-		_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Kind, adminapi.Printable(e.User), adminapi.Printable(e.With), adminapi.Ago(now, e.First), adminapi.Ago(now, e.Last), says)
+		_, err := fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Kind, adminapi.Printable(e.User), adminapi.Printable(e.With), adminapi.Ago(now, e.First), last, says)
 		return err == nil
 	})
 	return n, errors.Join(err, tw.Flush())
