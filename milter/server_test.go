@@ -857,6 +857,27 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// So does the judgement of content by a door that does not ask about the
+// envelope: what was taken by that instance is given back when it is refused.
+func TestJoinedInstanceOfContent(t *testing.T) {
+	table := dialog.New(10)
+	l := &looked{}
+	h := &handler{wants: Wants{Content: true}, inspect: func(*policy.Request, []policy.Address) Content { return l }}
+	_, addr := start(t, h, func(_ *Config, o *Options) { o.Dialogs = table })
+	m := dial(t, addr)
+	m.connect("192.0.2.7", 40211)
+	m.helo()
+	m.mail("ann@example.org")
+	table.Learn(&policy.Request{
+		Time: time.Now(), Stage: policy.StageRcpt, Client: policy.Client{Addr: netip.MustParseAddr("192.0.2.7"), Port: 40211}, Instance: "1",
+	}, &policy.Decision{})
+	m.rcpt("bob@example.com")
+	m.content(someHeader, "")
+	if !l.ended || l.at.Joined != "1" {
+		t.Errorf("the end of the content is joined to %q", l.at.Joined)
+	}
+}
+
 // The milter's requests tell by which instance the policy door knows the
 // transaction: of this transaction and none before.
 func TestJoinedInstance(t *testing.T) {
