@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,10 +14,12 @@ import (
 
 	"postern/internal/meter"
 	"postern/internal/redistest"
+	"postern/store"
 )
 
 // BenchmarkFiveMeters prints how five meters of a request, in one call, stand
-// to a script that does nothing, over the same client from 50 callers, in turns:
+// to a script that does nothing, and to their script with arguments made before,
+// over the same client from 50 callers, in turns:
 //
 //	go test ./store/redis -run '^$' -bench FiveMeters -benchtime 5x
 func BenchmarkFiveMeters(b *testing.B) {
@@ -63,15 +66,32 @@ func BenchmarkFiveMeters(b *testing.B) {
 		}
 		return err
 	}
+	made := make([][]any, callers)
+	for caller := range callers {
+		for i := range 5 {
+			made[caller] = append(made[caller], s.valueName(store.MeterSpace, fmt.Sprintf("rule%d/rate/user%d@example.org", i, caller)))
+		}
+	}
+	alone := func(ctx context.Context, caller int) error {
+		now := time.Now()
+		values := appendDoubles(make([]byte, 0, 8*29), now.UnixMicro(), now.UnixMilli(), meter.Skew.Milliseconds(), 0)
+		for range 5 {
+			values = appendDoubles(values, int64(meter.Rate), 1, 1, 3.6e9, 3.6e6)
+		}
+		args := append([]any{"evalsha", takeSHA, 5}, made[caller]...)
+		return s.do(ctx, redis.NewCmd(ctx, append(args, "<"+strings.Repeat("d", len(values)/8), values)...))
+	}
 	rate(nothing) // connections
 	rate(take)
-	var ratios, plain, five []float64
+	rate(alone)
+	var ratios, script, plain, five []float64
 	for b.Loop() {
-		p, f := rate(nothing), rate(take)
-		ratios, plain, five = append(ratios, f/p), append(plain, p), append(five, f)
+		p, a, f := rate(nothing), rate(alone), rate(take)
+		ratios, script, plain, five = append(ratios, f/p), append(script, f/a), append(plain, p), append(five, f)
 	}
-	b.ReportMetric(middle(ratios), "of-evalsha")
-	b.ReportMetric(middle(plain), "evalsha/s")
+	b.ReportMetric(middle(ratios), "of-nothing")
+	b.ReportMetric(middle(script), "of-its-script")
+	b.ReportMetric(middle(plain), "nothing/s")
 	b.ReportMetric(middle(five), "five/s")
 }
 
