@@ -758,9 +758,9 @@ func TestNothingIsRelayedWithoutTheMilter(t *testing.T) {
 		d.configure(d.text(dns, byTenant+tenantSection))
 		d.run("reload")
 	}
-	// An SMTP session from before the first condition on content is not shown
-	// to anybody, so it gets no permit; the client may come back.
-	d.configure(d.text(dns, byTenant))
+	// An SMTP session from before anything looked at content is not shown to
+	// anybody, so it gets no permit; the client may come back.
+	d.configure(d.text(dns, byTenant+"\n[known]\nmode = \"off\"\n"))
 	d.stop()
 	d.ready("office365")
 	s = p.dial(fromOffice, "")
