@@ -116,7 +116,7 @@ func TestAFailedStartLeavesNothingBehind(t *testing.T) {
 }
 
 func TestAdminSocket(t *testing.T) {
-	s := newSite(t, plain+"[access]\ndeny = [\"inline:192.0.2.66\"]\n")
+	s := newSite(t, plain+"[access]\ndeny = [\"inline:192.0.2.66\"]\n[greylist]\nprofile = \"strict\"\n")
 	s.start()
 	st, err := os.Stat(filepath.Join(s.dir, "a.sock"))
 	if err != nil || st.Mode().Perm() != 0o660 {

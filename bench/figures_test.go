@@ -148,6 +148,7 @@ servers = [%q]
 [access]
 deny = [%q]
 [greylist]
+profile = "strict"
 delay = "10ms"
 [rbl]
 lists = ["one.example*2", "two.example*2", "three.example*2"]

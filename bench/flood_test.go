@@ -128,6 +128,7 @@ output = "file:/dev/null"
 [chains.inbound]
 checks = ["greylist"]
 [greylist]
+profile = "strict"
 delay = "%v"
 known_after = 3
 known_age = "0s"

@@ -52,7 +52,7 @@ func verifyFigures(t *testing.T) {
 	if n, _, err := check.Learn(t.Context(), []string{"known@example.com"}); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
-	grey := greylist.DefaultConfig()
+	grey := greylist.ProfileConfig(greylist.Strict)
 	grey.Delay = 0
 	judge, err := names.New(names.DefaultConfig(), zap.NewNop())
 	if err != nil {

@@ -164,7 +164,8 @@ lists = ["a.example*3", "b.example"]
 // A profile sets what no file gives, wherever the keys stand.
 func TestProfile(t *testing.T) {
 	for _, tt := range []struct{ text, part, when, suspicions string }{
-		{"", "", "always", "name helo sender spf list other"},
+		{"", "", "graded", "name helo sender spf list other"},
+		{"[greylist]\nprofile = \"strict\"\n", "", "always", "name helo sender spf list other"},
 		{"[greylist]\nprofile = \"gentle\"\n", "", "suspicious", "name helo sender list"},
 		{"[greylist]\nwhen = \"suspicious\"\n", "", "suspicious", "name helo sender spf list other"},
 		{"[greylist]\nsuspicions = [\"helo\"]\nprofile = \"balanced\"\n", "", "graded", "helo"},

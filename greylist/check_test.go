@@ -880,7 +880,7 @@ func TestExceptionFilesAreWatched(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	cfg := greylist.DefaultConfig()
+	cfg := greylist.ProfileConfig(greylist.Strict)
 	cfg.Timeout, cfg.Delay, cfg.Window, cfg.Keep, cfg.CountEvery, cfg.MaxDelay = 1, -1, 1, 1, -1, -1
 	cfg.KnownAfter, cfg.When, cfg.NullSender, cfg.IPv4Prefix, cfg.IPv6Prefix, cfg.Hints = -1, "often", "never", 4, 129, -1
 	cfg.Skip, cfg.Exceptions, cfg.CalloutSenders = []string{"to:postmaster"}, []string{"/nonexistent"}, []string{"nobody"}
@@ -896,7 +896,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("nothing about %s in\n%s", key, text)
 		}
 	}
-	cfg = greylist.DefaultConfig()
+	cfg = greylist.ProfileConfig(greylist.Strict)
 	cfg.Delay, cfg.Window = conf.Duration(5*time.Hour), conf.Duration(5*time.Hour)
 	cfg.Skip = []string{"to:a@example.org delay=5h", "to:b@example.org delay=soon", "to:c@example.org later=5m", "to:d@example.org reject"}
 	fs = nil
@@ -909,7 +909,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, fs)
 		}
 	}
-	cfg = greylist.DefaultConfig()
+	cfg = greylist.ProfileConfig(greylist.Strict)
 	cfg.Window, cfg.Skip = conf.Duration(time.Hour), []string{"to:a@example.org delay=1h"}
 	fs = nil
 	cfg.Validate("greylist", &fs)
@@ -941,7 +941,7 @@ func TestBoundsOfTheSettings(t *testing.T) {
 		{"known_after", func(c *greylist.Config, n time.Duration) { c.KnownAfter = int(n) }, 0, 1000},
 	} {
 		for v, want := range map[time.Duration]bool{tt.low - 1: false, tt.low: true, tt.high: true, tt.high + 1: tt.key == "known_after"} {
-			cfg := greylist.DefaultConfig()
+			cfg := greylist.ProfileConfig(greylist.Strict)
 			tt.set(&cfg, v)
 			var fs conf.Faults
 			cfg.Validate("greylist", &fs)
@@ -959,14 +959,14 @@ func TestBoundsOfTheSettings(t *testing.T) {
 		{"an exception's delay = max_delay", func(c *greylist.Config) { c.Skip = []string{"to:a@example.org delay=4h"} }, true},
 		{"a delay above max_delay", func(c *greylist.Config) { c.Delay = c.MaxDelay + 1 }, false},
 	} {
-		cfg := greylist.DefaultConfig()
+		cfg := greylist.ProfileConfig(greylist.Strict)
 		tt.edit(&cfg)
 		var fs conf.Faults
 		if cfg.Validate("greylist", &fs); (fs == nil) != tt.ok {
 			t.Errorf("%s: %v", tt.name, fs)
 		}
 	}
-	cfg := greylist.DefaultConfig()
+	cfg := greylist.ProfileConfig(greylist.Strict)
 	cfg.Reply = "{nonsense}"
 	if _, err := greylist.New(cfg, greylist.Options{Log: zap.NewNop(), Metrics: prometheus.NewRegistry()}); err == nil {
 		t.Error("a check with a reply that cannot be expanded")

@@ -14,12 +14,13 @@ import (
 type Config struct {
 	conf.Step
 	// Profile is "strict", "balanced" or "gentle". It sets when and suspicions,
-	// unless they are given. Default "strict".
+	// unless they are given. Default "balanced".
 	Profile string `toml:"profile"`
 	// Delay is how long after its first contact a triplet passes. Default "2m".
 	Delay conf.Duration `toml:"delay"`
 	// LongDelay is the same for a client that much speaks against, with
-	// when = "graded". DNS lists are asked anew before it passes. Default "40m".
+	// when = "graded". DNS lists are asked anew before it passes. Where it is not
+	// given it is at least delay and at most max_delay. Default "40m".
 	LongDelay conf.Duration `toml:"long_delay"`
 	// Window is how long after its first contact a triplet that has not passed
 	// is forgotten; it must be longer than the retry interval of slow senders.
@@ -43,7 +44,7 @@ type Config struct {
 	// When is "always", "graded" (what speaks against a client decides how long
 	// it waits: nothing, not at all; one suspicion, delay; more, long_delay) or
 	// "suspicious" (only who has a suspicion waits, for delay, and is
-	// recorded). Default "always".
+	// recorded). Default "graded".
 	When string `toml:"when"`
 	// Suspicions are the kinds of marks that count: "name" (the client's
 	// reverse name), "helo", "sender" (its domain), "spf" (no pass where SPF is

@@ -71,7 +71,7 @@ func TestManualsExamples(t *testing.T) {
 	if len(all) != 3 {
 		t.Fatalf("%d examples", len(all))
 	}
-	if all[0].Profile != greylist.Balanced || all[0].When != greylist.Graded {
+	if all[0].Profile != greylist.Strict || all[0].When != greylist.Always || all[1].When != greylist.Graded {
 		t.Errorf("profile = %q, when = %q", all[0].Profile, all[0].When)
 	}
 	w := newWorld(t, func(c *greylist.Config) { *c = all[1]; c.When = greylist.Always })

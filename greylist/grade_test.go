@@ -430,6 +430,21 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
+// Who has other delays need not give long_delay, too.
+func TestLongDelayFollows(t *testing.T) {
+	for _, tt := range []struct{ delay, most, want time.Duration }{
+		{2 * time.Minute, 4 * time.Hour, 40 * time.Minute}, {time.Hour, 4 * time.Hour, time.Hour}, {2 * time.Minute, 30 * time.Minute, 30 * time.Minute},
+	} {
+		c := greylist.ProfileConfig(greylist.Balanced)
+		c.Delay, c.MaxDelay = conf.Duration(tt.delay), conf.Duration(tt.most)
+		c.Fill(func(string) bool { return false })
+		var fs conf.Faults
+		if c.Validate("greylist", &fs); fs != nil || c.LongDelay.D() != tt.want {
+			t.Errorf("delay %v, max_delay %v: long_delay %v, want %v; %v", tt.delay, tt.most, c.LongDelay, tt.want, fs)
+		}
+	}
+}
+
 func TestBadGrades(t *testing.T) {
 	for _, tt := range []struct {
 		key  string

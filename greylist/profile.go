@@ -8,7 +8,7 @@ const (
 )
 
 // DefaultProfile is the one of a file that names none.
-const DefaultProfile = Strict
+const DefaultProfile = Balanced
 
 // profileKeys are the keys that a profile sets.
 type profileKeys struct {
@@ -23,8 +23,8 @@ var profiles = map[string]profileKeys{
 	Gentle:   {Suspicious, []string{kindNames[kindName], kindNames[kindHelo], kindNames[kindSender], kindNames[kindList]}},
 }
 
-// Fill sets the keys that belong to the profile, except those that the file
-// gives: given tells of each by its name.
+// Fill sets the keys that belong to the profile, and long_delay by delay and
+// max_delay, except those that the file gives: given tells of each by its name.
 func (c *Config) Fill(given func(key string) bool) {
 	p, ok := profiles[c.Profile]
 	if !ok {
@@ -32,6 +32,9 @@ func (c *Config) Fill(given func(key string) bool) {
 	}
 	if !given("when") {
 		c.When = p.when
+	}
+	if !given("long_delay") {
+		c.LongDelay = max(c.Delay, min(c.LongDelay, c.MaxDelay))
 	}
 	if !given("suspicions") {
 		c.Suspicions = append([]string(nil), p.suspicions...)

@@ -120,6 +120,13 @@ func (d *daemon) configure(config string) {
 	if !strings.Contains(config, "[spf") && !strings.Contains(config, `"spf"`) {
 		config += "\n[spf]\nmode = \"off\"\n" // likewise
 	}
+	if !strings.Contains(config, "\nprofile = ") && !strings.Contains(config, "\nwhen = ") {
+		// Most tests want first contacts to wait.
+		if !strings.Contains(config, "[greylist]\n") {
+			config += "\n[greylist]\n"
+		}
+		config = strings.Replace(config, "[greylist]\n", "[greylist]\nprofile = \"strict\"\n", 1)
+	}
 	tmp := d.config + ".new"
 	if err := os.WriteFile(tmp, []byte(config), 0o600); err != nil {
 		d.t.Fatal(err)
