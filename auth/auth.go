@@ -152,7 +152,7 @@ func (m *inspection) Header(f policy.Field) {
 // EndOfHeaders implements [policy.Inspection].
 func (m *inspection) EndOfHeaders() {
 	header := m.header.Take()
-	if !m.signed || m.header.Hostile() != "" {
+	if !m.signed || m.req.BodyHidden || m.header.Hostile() != "" {
 		return
 	}
 	m.dkim = dkimverify.Start(header, dkimverify.Options{
@@ -183,6 +183,9 @@ type results struct {
 func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	c := m.c
 	r := results{spf: m.req.Facts.SPF, hostile: m.header.Hostile()}
+	if m.signed && m.req.BodyHidden {
+		r.dkim = []dkimverify.Signature{{Result: dkimverify.TempError, Reason: "this session is older than the configuration, bodies are not shown in it"}}
+	}
 	if m.dkim != nil {
 		var err error
 		if r.dkim, err = m.dkim.Wait(ctx); err != nil {

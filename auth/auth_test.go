@@ -188,6 +188,7 @@ func TestMessages(t *testing.T) {
 		{name: "a From that cannot be read, refused", edit: func(c *Config) { c.DMARC.BadFrom = Reject }, change: func(s string) string { return strings.Replace(s, "<ann@example.org>", "<ann@example.org", 1) }, action: policy.Reject, reason: "dmarc-bad-from"},
 		{name: "signed in the future", dns: reject, req: func(r *policy.Request) { r.Time = r.Time.Add(-2 * time.Hour); r.Facts.SPF.Result = "none" }, signed: "example.org", action: policy.Reject, reason: "dmarc-reject"},
 		{name: "a clock that is behind", dns: reject, req: func(r *policy.Request) { r.Time = r.Time.Add(-50 * time.Minute); r.Facts.SPF.Result = "none" }, signed: "example.org", reason: "dmarc-pass"},
+		{name: "a session in which bodies are not shown", dns: reject, req: func(r *policy.Request) { r.BodyHidden = true; r.Facts.SPF.Result = "none" }, signed: "example.org", reason: "dmarc-temperror", has: "dkim=temperror (this session is older"},
 		{name: "a body length", dns: reject, signed: "example.org", change: func(s string) string { return strings.Replace(s, "v=1;", "v=1; l=5;", 1) }, action: policy.Reject, reason: "dmarc-reject"},
 		{name: "a body length, without a policy", signed: "example.org", change: func(s string) string { return strings.Replace(s, "v=1;", "v=1; l=5;", 1) }, reason: "dmarc-none", has: "dkim=policy (only a part of the body is signed \\(l=\\))"},
 	} {

@@ -25,6 +25,7 @@ func (s *session) look(m gomilter.Modifier) {
 	}
 	*req = s.req
 	req.Stage, req.Time = policy.StageData, time.Now()
+	req.BodyHidden = s.steps&gomilter.OptNoBody != 0
 	req.Joined = s.joined.Instance(req.QueueID, req.Time)
 	req.Facts = policy.Facts{}
 	dialog.Merge(&req.Facts, &msg.facts)

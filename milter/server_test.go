@@ -617,6 +617,22 @@ func TestContentVerdicts(t *testing.T) {
 	}
 }
 
+// What is inspected says whether its body is shown.
+func TestABodyThatIsNotShown(t *testing.T) {
+	for _, bodies := range []bool{true, false} {
+		l := &looked{}
+		h := &handler{wants: Wants{Content: true, Bodies: bodies}, inspect: func(req *policy.Request, _ []policy.Address) Content { l.req = req; return l }}
+		_, addr := start(t, h, nil)
+		body := ""
+		if bodies {
+			body = "text\r\n"
+		}
+		if _, final := dial(t, addr).open().content(someHeader, body); final != "a" || l.req.BodyHidden == bodies || string(l.body) != body {
+			t.Errorf("bodies %v: %q, hidden %v, %q", bodies, final, l.req.BodyHidden, l.body)
+		}
+	}
+}
+
 func TestALargeNewBody(t *testing.T) {
 	body := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
 	l := &looked{edits: []policy.Edit{{Kind: policy.ReplaceBody, Body: body}}}

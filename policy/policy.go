@@ -161,6 +161,7 @@ type Request struct {
 	Stress             bool
 	SASL               SASL
 	TLS                TLS
+	BodyHidden         bool   // the door is shown header fields, and no body, in this session
 	CompatibilityLevel string // Postfix 3.8+
 	MailVersion        string // Postfix 3.8+
 

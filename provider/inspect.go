@@ -69,7 +69,7 @@ func (in *Inspector) Inspect(req *policy.Request, to []policy.Address) policy.In
 		}
 		shadow = s.cfg.Mode == policy.Shadow
 	}
-	m := &inspection{s: s, rules: rules, shadow: shadow, client: req.Client.Addr, sender: req.Sender.Raw, queueID: req.QueueID}
+	m := &inspection{s: s, rules: rules, shadow: shadow, client: req.Client.Addr, sender: req.Sender.Raw, queueID: req.QueueID, hidden: req.BodyHidden}
 	for _, r := range rules {
 		if len(r.dkim) > 0 {
 			m.wantDKIM = true
@@ -118,6 +118,7 @@ type inspection struct {
 	client  netip.Addr
 	sender  string
 	queueID string
+	hidden  bool // the body is not shown
 
 	tenants  []string // values of the field, as they came
 	from     int      // From fields
@@ -144,7 +145,7 @@ func (m *inspection) Header(f policy.Field) {
 
 // EndOfHeaders implements [policy.Inspection].
 func (m *inspection) EndOfHeaders() {
-	if !m.wantDKIM || m.header.Hostile() != "" {
+	if !m.wantDKIM || m.hidden || m.header.Hostile() != "" {
 		return
 	}
 	m.dkim = dkimverify.Start(m.header.Take(), dkimverify.Options{
@@ -174,8 +175,11 @@ var errUnknown = errors.New("a signature could not be checked now")
 func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	var signed []string
 	var undecided error
-	if m.dkim != nil {
+	switch {
+	case m.dkim != nil:
 		signed, undecided = m.signed(ctx)
+	case m.wantDKIM && m.hidden: // the session is older than the condition
+		undecided = errUnknown
 	}
 	hostile := m.header.Hostile()
 	why := hostile

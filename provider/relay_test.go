@@ -575,6 +575,22 @@ func TestDKIM(t *testing.T) {
 	}
 }
 
+// A session that is older than the first condition on signatures may be shown
+// header fields, for others, and no bodies: its messages have to come again.
+func TestBodiesThatAreNotShown(t *testing.T) {
+	s, z := relaySet(t, nil, RelayConfig{SenderDomains: []string{"example.org"}, DKIMDomains: []string{"example.org"}})
+	header, _, _ := strings.Cut(signer(t, z, "example.org")("From: a@example.org\r\n\r\nHello\r\n"), "Hello")
+	for hidden, want := range map[bool]policy.Action{true: policy.Defer, false: policy.Reject} {
+		req := request("a@example.org", "b@example.com")
+		evaluate(t, s, req)
+		at := atData(req)
+		at.BodyHidden = hidden
+		if v := show(t, s.Inspector().Inspect(at, []policy.Address{req.Recipient}), header); v.Action != want {
+			t.Errorf("hidden %v: %+v", hidden, v)
+		}
+	}
+}
+
 // Both kinds of conditions in one section must hold.
 func TestTenantAndDKIM(t *testing.T) {
 	s, z := relaySet(t, nil, RelayConfig{SenderDomains: []string{"example.org"}, TenantIDs: []string{tenantA}, DKIMDomains: []string{"example.org"}})

@@ -17,6 +17,8 @@ dig dnsutils
 postgrey postgrey
 systemd-analyze systemd
 gcc gcc
+dkimsign python3-dkim
+dkimproxy-sign libmail-dkim-perl
 '
 PATH=$PATH:/usr/sbin:/sbin
 
