@@ -126,7 +126,7 @@ func (c *Check) Traits() policy.Traits { return Traits }
 // Traits are those of every greylist check.
 var Traits = policy.Traits{Stages: policy.Stages(policy.StageRcpt, policy.StageData), Waits: true, Last: true}
 
-// Reasons for letting a request past without looking at the store.
+// Reasons for not greylisting a request.
 const (
 	skipStage         = "greylist-other-stage"
 	skipNull          = "greylist-null-sender"
@@ -550,7 +550,7 @@ func (c *Check) Status() Status {
 // Lists returns the exceptions, for listings of their entries and hits.
 func (c *Check) Lists() *list.Live { return c.lists }
 
-// listOptions says how exceptions are read: an entry lets past unless it says
+// listOptions says how exceptions are read: an entry exempts unless it says
 // "on" (greylist after all) or gives a delay of its own.
 func (c *Config) listOptions(prefix string) list.Options {
 	return list.Options{

@@ -21,7 +21,7 @@ var vouchedReasons = map[string]string{
 	"correspondent": "greylist-correspondent", "correspondent-domain": "greylist-correspondent-domain", "expected": "greylist-expected",
 }
 
-// vouched lets past what would be delayed, when somebody vouches for it. The
+// vouched accepts what would be delayed, when somebody vouches for it. The
 // triplet is recorded as one that has passed. It earns no credit, since nobody
 // has waited.
 func (c *Check) vouched(ctx context.Context, req *policy.Request, contact *Contact, own time.Duration) (v policy.Verdict, ok bool) {

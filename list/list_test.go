@@ -537,7 +537,7 @@ func TestSources(t *testing.T) {
 		{big, Options{}, "at most 268435456 can be read", 1},
 		{"cidr:" + big, Options{}, "at most 268435456 can be read", 1},
 		{"postgrey-clients:" + write(t, "p", "# x\n   *.x # y\n"), Options{}, ":2:4: \"*.x\": there are no wildcards", 1},
-		{"postgrey-clients:" + list, Options{Key: "deny", Default: policy.Reject}, ":1:1: a postgrey whitelist lets past; that cannot stand in deny", 1},
+		{"postgrey-clients:" + list, Options{Key: "deny", Default: policy.Reject}, ":1:1: a postgrey whitelist exempts; that cannot stand in deny", 1},
 		{"cidr:" + table, Options{}, "is not an action", maxFaults},
 		{"cidr:" + bad, Options{}, "and more faults", maxFaults + 1},
 		{write(t, "zero", "\x00192.0.2.7\n"), Options{}, ":1:1: a zero byte", 1},

@@ -214,7 +214,7 @@ func (s *source) postgreyLine(o *Options, line string) (*Entry, pattern, error) 
 	}
 	e := &Entry{Pattern: text, Field: p.field, rank: p.rank, Action: policy.Allow}
 	if !o.permits(e.Action) {
-		return nil, p, faultf(at, "a postgrey whitelist lets past; that cannot stand in %s", o.Key)
+		return nil, p, faultf(at, "a postgrey whitelist exempts; that cannot stand in %s", o.Key)
 	}
 	return e, p, nil
 }
