@@ -674,7 +674,7 @@ func TestAnswersAreKeptForTheirTime(t *testing.T) {
 func TestAskedAnew(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		dns := newDNS().zone("a.example", "b.example")
-		s := newSite(t, dns, `lists = ["a.example*3", "b.example*3"]`).started()
+		s := newSite(t, dns, `lists = ["a.example*2", "b.example*2"]`).started()
 		defer s.check.Stop()
 		anew := func() policy.Verdict {
 			t.Helper()
@@ -689,7 +689,9 @@ func TestAskedAnew(t *testing.T) {
 		if s.ask(req); !req.Facts.ListsAsked || req.Facts.ListsRefuse {
 			t.Errorf("facts %+v", req.Facts)
 		}
+		// It takes both to refuse, so both are waited for.
 		dns.set("a.example", "192.0.2.1", "127.0.0.2")
+		dns.set("b.example", "192.0.2.1", "127.0.0.2")
 		if v := s.ask(request("192.0.2.1")); v.Action != policy.Continue || asked() != [2]int{1, 1} {
 			t.Errorf("from memory: %v, asked %v", v, asked())
 		}
