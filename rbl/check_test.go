@@ -280,7 +280,7 @@ func TestMarksAddToListings(t *testing.T) {
 			{"192.0.2.2", 100, policy.Continue, 0, ""}, // on no list
 			{"192.0.2.3", 1, policy.Continue, 1, "score 2; a.example 127.0.0.2 (2); wl.example 127.0.0.2 (-1); marks (1)"},
 			{"192.0.2.3", 2, policy.Reject, 1, "score 3; a.example 127.0.0.2 (2); wl.example 127.0.0.2 (-1); marks (2)"},
-			{"192.0.2.4", 100, policy.Continue, -1, ""}, // on the allow list alone
+			{"192.0.2.4", 100, policy.Continue, 0, ""}, // on the allow list alone, which may not even be waited for
 		} {
 			for _, when := range []string{"asked", "from memory"} {
 				req := request(tt.client)
@@ -288,7 +288,7 @@ func TestMarksAddToListings(t *testing.T) {
 					req.Facts.Weigh("other-mark", tt.marks)
 				}
 				v := s.ask(req)
-				if v.Action != tt.action || v.Detail != tt.detail || req.Facts.RBLScore != tt.score {
+				if v.Action != tt.action || v.Detail != tt.detail || max(req.Facts.RBLScore, 0) != tt.score {
 					t.Errorf("%s with marks of %d, %s: %v %q, score of the lists %d", tt.client, tt.marks, when, v.Action, v.Detail, req.Facts.RBLScore)
 				}
 				if tt.action == policy.Reject && !strings.Contains(v.Reply.Text, "blocked using a.example") {
