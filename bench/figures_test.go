@@ -85,7 +85,43 @@ func embedded(t *testing.T, dir, dns, fl string) {
 		compare(t, "embedded store, unique triplets", fl, p.socket, d, unique)
 	}
 	d.stop()
+	if profiled != "" {
+		return
+	}
+	p = writeConfig(t, dir, "limits", dns, fmt.Sprintf("[store]\npath = %q\n", filepath.Join(dir, "limits.db"))+fiveLimits)
+	d = start(t, "daemon", p.config)
+	warm(t, p.socket)
+	compare(t, "the same with five limits, known triplets", fl, p.socket, d, known)
+	d.stop()
 }
+
+// fiveLimits are five limits of each request, none of which is reached.
+const fiveLimits = `
+[chains.inbound]
+checks = ["access", "provider", "client", "rbl", "spf", "limit", "verify", "greylist"]
+[[limit.rule]]
+name = "client"
+key = ["client"]
+rate = "1000000000/1h"
+[[limit.rule]]
+name = "network"
+key = ["network"]
+unit = "recipients"
+rate = "1000000000/1h"
+[[limit.rule]]
+name = "sender"
+key = ["sender"]
+rate = "1000000000/1h"
+[[limit.rule]]
+name = "domain"
+key = ["sender-domain"]
+unit = "recipients"
+quota = ["1000000000/day"]
+[[limit.rule]]
+name = "recipient"
+key = ["recipient"]
+rate = "1000000000/1h"
+`
 
 // together has floor, daemon and client in one process, whose allocations can
 // be counted.
