@@ -11,8 +11,9 @@ import (
 	"postern/internal/mailaddr"
 )
 
-// Resolver is what the inspector needs of the DNS, as [spf] does: an empty
-// answer is no error, an error is temporary.
+// Resolver is what the inspector needs of the DNS. An empty answer is no error,
+// an error is temporary. Both return soon after ctx is done and are safe for
+// concurrent use.
 type Resolver interface {
 	// LookupTXT returns one text for each record, its strings joined.
 	LookupTXT(ctx context.Context, name string) ([]string, error)
@@ -32,13 +33,12 @@ const (
 
 // record is a DMARC record (RFC 7489 section 6.3, and its successor).
 type record struct {
-	domain       string // where it stands
-	p, sp, np    wish   // sp and np are "" where they are not given
-	adkim, aspf  bool   // strict
-	pct          int
-	test         bool // t=y
-	psd          byte // 'y', 'n', or 'u'
-	reportsAsked bool // there is a rua
+	domain      string // where it stands
+	p, sp, np   wish   // sp and np are "" where they are not given
+	adkim, aspf bool   // strict
+	pct         int
+	test        bool // t=y
+	psd         byte // 'y', 'n', or 'u'
 }
 
 // parseRecord reads a record. ok is false for a text that is none.
@@ -83,8 +83,6 @@ func parseRecord(text string) (r record, ok bool) {
 			if lower == "y" || lower == "n" {
 				r.psd = lower[0]
 			}
-		case "rua":
-			r.reportsAsked = strings.Contains(lower, "mailto:") || strings.Contains(lower, ":")
 		}
 	}
 	if r.p == "" {
@@ -238,17 +236,16 @@ func (d *discovery) aligned(ctx context.Context, domain, author string, strict b
 
 // dmarc is the outcome for one author.
 type dmarc struct {
-	Domain string `json:"domain"`           // in From
-	Record string `json:"record,omitempty"` // the domain where the record stands
-	// Result is "pass", "fail", "none", "temperror" or "permerror".
-	Result string `json:"result"`
+	Domain string // in From
+	Record string // the domain where the record stands, "" without one
+	// Result is "pass", "fail", "none" or "temperror".
+	Result string
 	// Wish is what the owner asks for of a message that fails, after sp, np, pct
 	// and t; Published is p.
-	Wish      wish   `json:"wish,omitempty"`
-	Published wish   `json:"published,omitempty"`
-	Reason    string `json:"reason,omitempty"`
+	Wish, Published wish
+	Reason          string
 	// By is what passed and is aligned: "spf", "dkim" or both.
-	By []string `json:"by,omitempty"`
+	By []string
 }
 
 // passed are the domains that were authenticated.
