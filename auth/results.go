@@ -3,6 +3,7 @@ package auth
 import (
 	"strings"
 
+	"postern/internal/fieldtext"
 	"postern/policy"
 )
 
@@ -17,7 +18,7 @@ const (
 // each result.
 func format(id string, req *policy.Request, r *results) string {
 	b := make([]byte, 0, 512)
-	b = appendWord(b, id)
+	b = fieldtext.AppendWord(b, id)
 	b = append(b, ";\n\tspf="...)
 	if r.spf.Result == "" {
 		b = append(b, "none"...)
@@ -30,7 +31,7 @@ func format(id string, req *policy.Request, r *results) string {
 		} else {
 			b = append(b, " smtp.mailfrom="...)
 		}
-		b = appendWord(b, cut(r.spf.Domain, maxDomain))
+		b = fieldtext.AppendWord(b, cut(r.spf.Domain, maxDomain))
 	}
 	if len(r.dkim) == 0 {
 		b = append(b, ";\n\tdkim=none"...)
@@ -40,17 +41,17 @@ func format(id string, req *policy.Request, r *results) string {
 		b = append(append(b, ";\n\tdkim="...), s.Result...)
 		if s.Reason != "" {
 			b = append(b, " ("...)
-			b = appendComment(b, cut(s.Reason, maxDomain))
+			b = fieldtext.AppendComment(b, cut(s.Reason, maxDomain))
 			b = append(b, ')')
 		}
 		b = append(b, " header.d="...)
-		b = appendWord(b, cut(s.Domain, maxDomain))
+		b = fieldtext.AppendWord(b, cut(s.Domain, maxDomain))
 		b = append(b, " header.s="...)
-		b = appendWord(b, cut(s.Selector, maxSelector))
+		b = fieldtext.AppendWord(b, cut(s.Selector, maxSelector))
 		b = append(b, " header.a="...)
-		b = appendWord(b, cut(s.Algorithm, maxWord))
+		b = fieldtext.AppendWord(b, cut(s.Algorithm, maxWord))
 		b = append(b, " header.b="...)
-		b = appendQuoted(b, cut(s.Prefix, maxWord))
+		b = fieldtext.AppendQuoted(b, cut(s.Prefix, maxWord))
 	}
 	for i := range r.authors {
 		a := &r.authors[i]
@@ -63,11 +64,11 @@ func format(id string, req *policy.Request, r *results) string {
 			b = append(b, ')')
 		}
 		b = append(b, " header.from="...)
-		b = appendWord(b, cut(a.Domain, maxDomain))
+		b = fieldtext.AppendWord(b, cut(a.Domain, maxDomain))
 	}
 	if r.badFrom != "" {
 		b = append(b, ";\n\tdmarc=permerror ("...)
-		b = appendComment(b, r.badFrom)
+		b = fieldtext.AppendComment(b, r.badFrom)
 		b = append(b, ')')
 	}
 	b = append(b, ";\n\tiprev="...)
@@ -80,7 +81,7 @@ func format(id string, req *policy.Request, r *results) string {
 		b = append(b, "permerror"...)
 	}
 	b = append(b, " policy.iprev="...)
-	b = appendWord(b, req.Client.Addr.String())
+	b = fieldtext.AppendWord(b, req.Client.Addr.String())
 	return string(b)
 }
 
@@ -117,46 +118,5 @@ func cut(s string, n int) string { return s[:min(len(s), n)] }
 
 // printable returns s for a line of text, cut to n bytes.
 func printable(s string, n int) string {
-	return string(appendComment(nil, cut(s, n)))
-}
-
-// appendWord appends s as it is where it is a token (RFC 2045 section 5.1) of
-// the characters in names and addresses, else quoted.
-func appendWord(b []byte, s string) []byte {
-	plain := s != ""
-	for i := 0; plain && i < len(s); i++ {
-		c := s[i]
-		plain = 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '-' || c == '_'
-	}
-	if plain {
-		return append(b, s...)
-	}
-	return appendQuoted(b, s)
-}
-
-// appendQuoted appends s as a quoted-string. What is not printable becomes "?".
-func appendQuoted(b []byte, s string) []byte {
-	b = append(b, '"')
-	for i := range len(s) {
-		b = appendEscaped(b, s[i], s[i] == '"')
-	}
-	return append(b, '"')
-}
-
-// appendComment appends s as the text of a comment.
-func appendComment(b []byte, s string) []byte {
-	for i := range len(s) {
-		b = appendEscaped(b, s[i], s[i] == '(' || s[i] == ')')
-	}
-	return b
-}
-
-func appendEscaped(b []byte, c byte, special bool) []byte {
-	switch {
-	case c < ' ' || c > '~':
-		return append(b, '?')
-	case special || c == '\\':
-		b = append(b, '\\')
-	}
-	return append(b, c)
+	return string(fieldtext.AppendComment(nil, cut(s, n)))
 }

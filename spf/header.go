@@ -1,8 +1,7 @@
 package spf
 
 import (
-	"strings"
-
+	"postern/internal/fieldtext"
 	"postern/policy"
 )
 
@@ -36,27 +35,27 @@ func (c *Check) receivedSPF(f *findings, s *subject) string {
 	}
 	b = append(b, result...)
 	b = append(b, " ("...)
-	b = appendComment(b, c.hostname)
+	b = fieldtext.AppendComment(b, c.hostname)
 	b = append(b, ": "...)
 	client := s.addr.String()
-	b = appendComment(b, sentence(o, client))
+	b = fieldtext.AppendComment(b, sentence(o, client))
 	b = append(b, ") receiver="...)
-	b = appendWord(b, c.hostname)
+	b = fieldtext.AppendWord(b, c.hostname)
 	b = append(b, "; client-ip="...)
-	b = appendWord(b, client)
+	b = fieldtext.AppendWord(b, client)
 	b = append(b, "; identity="...)
 	b = append(b, id.fact()...)
 	b = append(b, "; envelope-from="...)
-	b = appendQuoted(b, cut(s.sender.Raw, maxSender))
+	b = fieldtext.AppendQuoted(b, cut(s.sender.Raw, maxSender))
 	b = append(b, "; helo="...)
-	b = appendWord(b, cut(s.helo, maxHelo))
+	b = fieldtext.AppendWord(b, cut(s.helo, maxHelo))
 	if o.Mechanism != "" {
 		b = append(b, "; mechanism="...)
 		b = append(b, o.Mechanism...)
 	}
 	if o.Problem != "" {
 		b = append(b, "; problem="...)
-		b = appendQuoted(b, cut(o.Problem, maxDomain))
+		b = fieldtext.AppendQuoted(b, cut(o.Problem, maxDomain))
 	}
 	return string(b)
 }
@@ -91,7 +90,7 @@ func sentence(o *Outcome, client string) string {
 // with both identities.
 func (c *Check) results(f *findings) string {
 	b := make([]byte, 0, 160)
-	b = appendWord(b, c.hostname)
+	b = fieldtext.AppendWord(b, c.hostname)
 	if f.mail != nil {
 		b = appendResult(b, f.mail, "mailfrom")
 	}
@@ -112,7 +111,7 @@ func appendResult(b []byte, o *Outcome, property string) []byte {
 	b = append(b, " smtp."...)
 	b = append(b, property...)
 	b = append(b, '=')
-	return appendWord(b, cut(o.Domain, maxDomain))
+	return fieldtext.AppendWord(b, cut(o.Domain, maxDomain))
 }
 
 // cut shortens s to n octets.
@@ -121,46 +120,4 @@ func cut(s string, n int) string {
 		return s[:n]
 	}
 	return s
-}
-
-// appendWord appends s as it is where it is a dot-atom (RFC 5322 section
-// 3.2.3) of the characters in names and addresses, else quoted.
-func appendWord(b []byte, s string) []byte {
-	plain := s != "" && s[0] != '.' && s[len(s)-1] != '.' && !strings.Contains(s, "..")
-	for i := 0; plain && i < len(s); i++ {
-		c := s[i]
-		plain = 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '-' || c == '_'
-	}
-	if plain {
-		return append(b, s...)
-	}
-	return appendQuoted(b, s)
-}
-
-// appendQuoted appends s as a quoted-string (RFC 5322 section 3.2.4). What is
-// not printable becomes "?".
-func appendQuoted(b []byte, s string) []byte {
-	b = append(b, '"')
-	for i := range len(s) {
-		b = appendEscaped(b, s[i], s[i] == '"')
-	}
-	return append(b, '"')
-}
-
-// appendComment appends s as the text of a comment (RFC 5322 section 3.2.2).
-func appendComment(b []byte, s string) []byte {
-	for i := range len(s) {
-		b = appendEscaped(b, s[i], s[i] == '(' || s[i] == ')')
-	}
-	return b
-}
-
-func appendEscaped(b []byte, c byte, special bool) []byte {
-	switch {
-	case c < ' ' || c > '~':
-		return append(b, '?')
-	case special || c == '\\':
-		b = append(b, '\\')
-	}
-	return append(b, c)
 }

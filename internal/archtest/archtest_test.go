@@ -28,6 +28,7 @@ var allowed = map[string]rule{
 	"policy": {},
 
 	// Small things that know nothing else.
+	"internal/fieldtext":  {},
 	"internal/filestamp":  {},
 	"internal/netstring":  {},
 	"internal/spfrecord":  {},
@@ -54,12 +55,12 @@ var allowed = map[string]rule{
 	"client": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 	"rbl":    {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
 	"spf": {
-		module:  "internal/adminapi internal/conf internal/mailaddr internal/spfrecord list policy",
+		module:  "internal/adminapi internal/conf internal/fieldtext internal/mailaddr internal/spfrecord list policy",
 		outside: "blitiri.com.ar/go/spf " + cache + " " + metrics + " " + zap,
 	},
 	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
-	"auth": {module: "internal/adminapi internal/conf internal/dkimverify internal/mailaddr list policy", outside: metrics + " " + zap},
+	"auth": {module: "internal/adminapi internal/conf internal/dkimverify internal/fieldtext internal/mailaddr list policy", outside: metrics + " " + zap},
 
 	"limit": {module: "internal/adminapi internal/conf internal/meter list policy", outside: metrics + " " + zap},
 
