@@ -6,6 +6,7 @@ import (
 
 	"postern/internal/adminapi"
 	"postern/list"
+	"postern/policy"
 )
 
 // Status is what `postern status` shows.
@@ -14,8 +15,13 @@ type Status struct {
 	Exempt []list.Status `json:"exempt"`
 }
 
-// Status returns how the lists are.
-func (c *Check) Status() Status { return Status{c.skip.Status(), c.exempt.Status()} }
+// Status returns how the lists are, nothing while it is off.
+func (c *Check) Status() Status {
+	if c.cfg.Mode == policy.Off {
+		return Status{}
+	}
+	return Status{c.skip.Status(), c.exempt.Status()}
+}
 
 // WriteStatus implements adminapi.Status.
 func (s Status) WriteStatus(w io.Writer, now time.Time) {
