@@ -24,12 +24,13 @@ type ask struct {
 	perUnit float64
 }
 
-// units returns an amount of the take in units of the rule.
+// units returns an amount of the take in units of the rule. What is left of one
+// counts whole: the place of it is not free yet.
 func (a *ask) units(n int64) int64 {
 	if a.Kind != meter.Rate {
 		return n
 	}
-	return int64(float64(n) / a.perUnit)
+	return int64(math.Ceil(float64(n)/a.perUnit - 1e-6))
 }
 
 // limit sets what the take asks of its meter: n units of most, 0 for what the

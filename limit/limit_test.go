@@ -625,3 +625,14 @@ func BenchmarkFiveLimits(b *testing.B) {
 		})
 	}
 }
+
+// A rate that refuses one more shows itself as full, whatever has flowed off.
+func TestUnitsOfARate(t *testing.T) {
+	a := ask{perUnit: 20e6}
+	a.Kind = meter.Rate
+	for n, want := range map[int64]int64{0: 0, 1: 0, 1_000_000: 1, 20_000_000: 1, 20_000_100: 2, 59_900_000: 3, 60_000_000: 3} {
+		if got := a.units(n); got != want {
+			t.Errorf("%d µs: %d of it, want %d", n, got, want)
+		}
+	}
+}
