@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -69,7 +70,7 @@ func (in *Inspector) Inspect(req *policy.Request, to []policy.Address) policy.In
 		}
 		shadow = s.cfg.Mode == policy.Shadow
 	}
-	m := &inspection{s: s, rules: rules, shadow: shadow, client: req.Client.Addr, sender: req.Sender.Raw, queueID: req.QueueID, hidden: req.BodyHidden}
+	m := &inspection{s: s, rules: rules, shadow: shadow, client: req.Client.Addr, sender: req.Sender.Raw, queueID: req.QueueID, hidden: req.BodyHidden, at: req.Time}
 	for _, r := range rules {
 		if len(r.dkim) > 0 {
 			m.wantDKIM = true
@@ -119,6 +120,7 @@ type inspection struct {
 	sender  string
 	queueID string
 	hidden  bool // the body is not shown
+	at      time.Time
 
 	tenants  []string // values of the field, as they came
 	from     int      // From fields
@@ -153,15 +155,14 @@ func (m *inspection) EndOfHeaders() {
 			texts, _, _, err := m.s.res.LookupTXT(ctx, name)
 			return texts, err
 		},
-		Limit: m.s.cfg.ContentTimeout.D(), Most: maxSignatures,
+		Limit: m.s.cfg.ContentTimeout.D(), Most: maxSignatures, Now: m.at,
 	})
 }
 
 // Body implements [policy.Inspection].
 func (m *inspection) Body(p []byte) bool { return m.dkim != nil && m.dkim.Write(p) }
 
-// Abandon ends an inspection whose message was given up. Whoever does not call
-// it leaves a goroutine for a few minutes.
+// Abandon ends an inspection whose message was given up.
 func (m *inspection) Abandon() {
 	if m.dkim != nil {
 		m.dkim.Abandon()

@@ -1,23 +1,20 @@
-// Package dkimverify verifies the DKIM signatures of a message (RFC 6376, RFC
-// 8463) while it comes in, without holding it in memory.
+// Package dkimverify verifies the DKIM signatures (RFC 6376, RFC 8463) and the
+// ARC chain (RFC 8617) of a message while it comes in, without holding it in
+// memory.
 package dkimverify
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"net"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
-	"github.com/emersion/go-msgauth/dkim"
+	"postern/internal/dkimsig"
+	"postern/internal/mailaddr"
 )
-
-// MaxIdle is how long a verification waits for more of a message. Postfix
-// hands a whole message to a milter in one go.
-const MaxIdle = 5 * time.Minute
 
 // ahead is how far the clock of a signer may be ahead of ours.
 const ahead = time.Hour
@@ -25,6 +22,7 @@ const ahead = time.Hour
 // Results of a signature, as in Authentication-Results (RFC 8601 section
 // 2.7.1).
 const (
+	None      = "none" // of a chain that is not there
 	Pass      = "pass"
 	Fail      = "fail"
 	Policy    = "policy" // it may be valid, and does not count
@@ -37,24 +35,40 @@ type Signature struct {
 	// Domain is d=, without white space and otherwise as it is written. It can
 	// hold anything.
 	Domain string
-	// Selector is s=, Algorithm a= and Prefix the first eight characters of b=
-	// (RFC 6008). They can hold anything.
-	Selector, Algorithm, Prefix string
-	// Result is one of the constants, and Reason says why it is not a pass.
+	// Identity is i=, Selector s=, Algorithm a= and Prefix the first eight
+	// characters of b= (RFC 6008). They can hold anything.
+	Identity, Selector, Algorithm, Prefix string
+	// Result is one of the constants, and Reason says why it is not a pass, or
+	// what is to be known of one.
 	Result, Reason string
+
+	// How it was come by, for whoever asks. BodyHash is of the body that came,
+	// Hash of the fields; Record is the last key record that was tried.
+	KeyName, Record string
+	BodyHash, Hash  [sha256.Size]byte
+	Bits            int      // of an RSA key
+	Signed          []string // h=
 }
 
 // Options are for one message.
 type Options struct {
 	// LookupTXT returns the texts of a key record, none if it does not exist.
-	// An error is temporary.
+	// An error is temporary. It is called from several goroutines, and returns
+	// soon after ctx is done.
 	LookupTXT func(ctx context.Context, name string) ([]string, error)
 	// Limit is the most time for one look-up.
 	Limit time.Duration
 	// Most is how many signatures are looked at, the first ones.
 	Most int
-	// Now is when the message came: a signature from the future does not count.
-	// The zero value does not look.
+	// ARC wants the chain looked at.
+	ARC bool
+	// MinBits is the least length of an RSA key that counts. 0 stands for 1024,
+	// and less is never taken (RFC 8301 section 3.2).
+	MinBits int
+	// Partial lets a signature count that leaves out the end of the body (l=).
+	Partial bool
+	// Now is when the message came: a signature from the future, or one that has
+	// expired, does not count. The zero value does not look.
 	Now time.Time
 }
 
@@ -64,181 +78,354 @@ var ErrUnfinished = errors.New("the signatures were not verified in time")
 
 // Message verifies the signatures of one message. It is used by one goroutine.
 type Message struct {
-	in     *io.PipeWriter
-	idle   *time.Timer // ends it when nobody else does
-	gone   atomic.Bool // the timer has
-	cancel context.CancelFunc
-	done   chan struct{} // closed when found is set
-	found  []Signature
-	full   bool // no more of the body is needed
+	o          Options
+	ctx        context.Context //nolint:containedctx // of the look-ups, which begin before Wait
+	cancel     context.CancelFunc
+	fields     *dkimsig.Fields
+	signatures []*signature
+	chain      *chain
+	bodies     []*body
+	keys       map[string]*keys
+}
+
+// body is one canonical form of the body, for all signatures that use it.
+type body struct {
+	*dkimsig.Body
+	canon dkimsig.Canon
+	limit int64
+	sum   [sha256.Size]byte
 }
 
 // Start begins with the header, all fields in the order in which they came,
-// each with its CRLF. Write or Wait follow; who does neither calls Abandon.
+// each with its CRLF. The keys are asked for at once. Write and Wait follow; who
+// does not come to Wait calls Abandon.
 func Start(header string, o Options) *Message {
-	ctx, cancel := context.WithCancel(context.Background())
-	out, in := io.Pipe()
-	m := &Message{in: in, cancel: cancel, done: make(chan struct{})}
-	m.idle = time.AfterFunc(MaxIdle, func() {
-		m.gone.Store(true)
-		m.Abandon()
-	})
-	go func() {
-		defer close(m.done)
-		defer cancel()
-		defer m.idle.Stop()
-		defer func() { _ = out.Close() }() // writers must not wait for us
-		m.run(ctx, header, out, &o)
-	}()
-	return m
-}
-
-func (m *Message) run(ctx context.Context, header string, body io.Reader, o *Options) {
-	m.found = described(header, o.Most)
-	defer func() {
-		// The library reads what strangers write.
-		if cause := recover(); cause != nil {
-			m.spoil(fmt.Sprint("panic: ", cause))
-		}
-	}()
-	verified, err := dkim.VerifyWithOptions(io.MultiReader(strings.NewReader(header+"\r\n"), body), &dkim.VerifyOptions{
-		MaxVerifications: o.Most,
-		LookupTXT: func(name string) ([]string, error) {
-			c, cancel := context.WithTimeout(ctx, o.Limit)
-			defer cancel()
-			texts, err := o.LookupTXT(c, name)
-			switch {
-			case err != nil:
-				return nil, &net.DNSError{Err: err.Error(), Name: name, IsTemporary: true}
-			case len(texts) == 0:
-				return nil, &net.DNSError{Err: "no such record", Name: name, IsNotFound: true}
-			}
-			return texts, nil
-		},
-	})
-	if len(verified) != len(m.found) {
-		m.spoil(fmt.Sprint("the header cannot be read: ", err))
-		return
-	}
-	for i, v := range verified {
-		m.found[i].judge(v, o.Now)
-	}
-}
-
-// spoil says of all signatures that they could not be verified.
-func (m *Message) spoil(why string) {
-	for i := range m.found {
-		m.found[i].Result, m.found[i].Reason = PermError, why
-	}
-}
-
-// judge takes over what the library has found.
-func (s *Signature) judge(v *dkim.Verification, now time.Time) {
-	switch {
-	case v.Err == nil && !now.IsZero() && v.Time.After(now.Add(ahead)):
-		s.Result, s.Reason = Policy, "signed in the future"
-	case v.Err == nil:
-		s.Result, s.Reason = Pass, ""
-	case s.Result == Policy: // for its body length, which the library refuses
-	case dkim.IsTempFail(v.Err):
-		s.Result, s.Reason = TempError, reason(v.Err)
-	case dkim.IsPermFail(v.Err):
-		s.Result, s.Reason = PermError, reason(v.Err)
-	default:
-		s.Result, s.Reason = Fail, reason(v.Err)
-	}
-}
-
-func reason(err error) string { return strings.TrimPrefix(err.Error(), "dkim: ") }
-
-// described returns what the signatures of a header say of themselves, the
-// first most of them.
-func described(header string, most int) (out []Signature) {
-	for field := range fields(header) {
-		name, value, _ := strings.Cut(field, ":")
-		if !strings.EqualFold(strings.TrimRight(name, " \t"), "DKIM-Signature") {
-			continue
-		}
-		if len(out) == most {
+	m := &Message{o: o, fields: dkimsig.NewFields(header), keys: map[string]*keys{}}
+	m.o.MinBits = max(o.MinBits, 1024)
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	for i, f := range m.fields.Named("DKIM-Signature") {
+		if i == o.Most {
 			break
 		}
-		s := Signature{Result: PermError}
-		for tag := range strings.SplitSeq(value, ";") {
-			name, value, _ := strings.Cut(tag, "=")
-			value = strings.Join(strings.Fields(value), "")
-			switch strings.TrimSpace(name) {
-			case "d":
-				s.Domain = value
-			case "s":
-				s.Selector = value
-			case "a":
-				s.Algorithm = value
-			case "b":
-				s.Prefix = value[:min(len(value), 8)]
-			case "l":
-				s.Result, s.Reason = Policy, "only a part of the body is signed (l=)"
-			}
-		}
-		out = append(out, s)
+		m.signatures = append(m.signatures, m.read(f, false))
 	}
-	return out
-}
-
-// fields yields the fields of a header, folded lines joined as they are.
-func fields(header string) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for header != "" {
-			end := 0
-			for {
-				i := strings.Index(header[end:], "\r\n")
-				if i < 0 {
-					end = len(header)
-					break
-				}
-				if end += i + 2; end == len(header) || header[end] != ' ' && header[end] != '\t' {
-					break
-				}
-			}
-			if !yield(header[:end]) {
-				return
-			}
-			header = header[end:]
-		}
+	if o.ARC {
+		m.chain = m.readChain()
 	}
+	return m
 }
 
 // Write gives it the next bytes of the body, and reports whether it needs more.
 func (m *Message) Write(p []byte) (more bool) {
-	if m.full {
-		return false
+	for _, b := range m.bodies {
+		b.Write(p)
 	}
-	m.idle.Reset(MaxIdle)
-	_, err := m.in.Write(p)
-	m.full = err != nil
-	return !m.full
+	return len(m.bodies) > 0
 }
 
 // Wait ends the message and returns its signatures, in their order. The error
 // is [ErrUnfinished]; nothing is known then.
 func (m *Message) Wait(ctx context.Context) ([]Signature, error) {
-	_ = m.in.Close() // it has no error to tell
-	select {
-	case <-m.done:
-		if m.gone.Load() {
-			return nil, ErrUnfinished // of a part of the message
+	defer m.cancel()
+	for _, k := range m.keys {
+		select {
+		case <-k.done:
+		case <-ctx.Done():
+			return nil, ErrUnfinished
 		}
-		return m.found, nil
-	case <-ctx.Done():
-		m.cancel()
-		return nil, ErrUnfinished
+	}
+	for _, b := range m.bodies {
+		b.sum = b.Sum()
+	}
+	out := make([]Signature, len(m.signatures))
+	for i, s := range m.signatures {
+		s.verify(m)
+		out[i] = s.Signature
+	}
+	if m.chain != nil {
+		m.chain.verify(m)
+	}
+	return out, nil
+}
+
+// Chain returns, after Wait, what was found out about the chain.
+func (m *Message) Chain() Chain {
+	if m.chain == nil {
+		return Chain{Result: None}
+	}
+	return m.chain.Chain
+}
+
+// Abandon ends it without a judgement.
+func (m *Message) Abandon() { m.cancel() }
+
+// signature is a DKIM-Signature, or an ARC-Message-Signature.
+type signature struct {
+	Signature
+	field            dkimsig.Field
+	header, bodyForm dkimsig.Canon
+	length           int64 // l=, -1 without it
+	bodyHash, sig    []byte
+	body             *body
+	keys             *keys
+}
+
+var required = [...]string{"a", "b", "bh", "d", "h", "s"}
+
+// read reads a signature as far as it can be without its key. What is wrong is
+// its Result.
+func (m *Message) read(f dkimsig.Field, arc bool) *signature {
+	s := &signature{field: f}
+	s.Result = PermError
+	if err := s.parse(m, arc); err != nil {
+		s.Reason = err.Error()
+	} else if s.Result != Policy {
+		s.Result = ""
+		s.body = m.bodyOf(s.bodyForm, s.length)
+		s.keys = m.keysOf(s.KeyName)
+	}
+	return s
+}
+
+func (s *signature) parse(m *Message, arc bool) error {
+	tags, err := dkimsig.ParseTags(s.field.Value())
+	s.Domain, s.Selector, s.Algorithm = tags.Bare("d"), tags.Bare("s"), tags.Bare("a")
+	b := tags.Bare("b")
+	s.Prefix = b[:min(len(b), 8)]
+	if err != nil {
+		return err
+	}
+	if v := tags.Bare("v"); !arc && v != "1" {
+		return errors.New("the version (v=) is not 1")
+	}
+	for _, name := range required {
+		if _, ok := tags.Get(name); !ok {
+			return fmt.Errorf("there is no %s=", name)
+		}
+	}
+	if s.KeyName, err = keyName(s.Selector, s.Domain); err != nil {
+		return err
+	}
+	if !arc {
+		if _, ok := tags.Get("i"); ok {
+			s.Identity = tags.Bare("i")
+			if !within(s.Identity, s.Domain) {
+				return errors.New("the identity (i=) is not of the domain (d=)")
+			}
+		}
+	}
+	s.Signed = tags.List("h")
+	has := func(name string) bool {
+		return slices.ContainsFunc(s.Signed, func(h string) bool { return strings.EqualFold(h, name) })
+	}
+	switch {
+	case !has("From"):
+		return errors.New("From is not signed")
+	case arc && has("ARC-Seal"):
+		return errors.New("the seal itself is signed")
+	}
+	if s.header, s.bodyForm, err = dkimsig.ParseCanon(tags.Bare("c")); err != nil {
+		return err
+	}
+	if _, ok := tags.Get("q"); ok && !slices.Contains(tags.List("q"), "dns/txt") {
+		return errors.New("the key is not in the DNS (q=)")
+	}
+	if s.length, err = tags.Number("l"); err != nil {
+		return err
+	}
+	if err := algorithm(s.Algorithm); err != nil {
+		return err
+	}
+	if s.bodyHash, err = tags.Binary("bh"); err != nil {
+		return err
+	}
+	if s.sig, err = tags.Binary("b"); err != nil {
+		return err
+	}
+	return s.times(tags, m.o.Now)
+}
+
+// times looks at when it was signed, and when it expires.
+func (s *signature) times(tags dkimsig.Tags, now time.Time) error {
+	signed, err := tags.Number("t")
+	if err != nil {
+		return err
+	}
+	expires, err := tags.Number("x")
+	if err != nil {
+		return err
+	}
+	if expires >= 0 && signed >= 0 && expires <= signed {
+		return errors.New("it has expired before it was made")
+	}
+	if now.IsZero() {
+		return nil
+	}
+	if expires >= 0 && now.Unix() > expires {
+		return errors.New("it has expired")
+	}
+	if signed > now.Add(ahead).Unix() {
+		s.Result, s.Reason = Policy, "signed in the future"
+	}
+	return nil
+}
+
+func algorithm(a string) error {
+	switch a {
+	case "rsa-sha256", "ed25519-sha256":
+		return nil
+	case "rsa-sha1":
+		return errors.New("SHA-1 is too weak")
+	}
+	return errors.New("the algorithm is not known")
+}
+
+// keyName returns where a key stands, or an error for what can be no name.
+func keyName(selector, domain string) (string, error) {
+	name := selector + "._domainkey." + strings.TrimSuffix(domain, ".")
+	if len(name) > 253 || domain == "" {
+		return "", errors.New("the domain is none")
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 {
+			return "", errors.New("the domain is none")
+		}
+		for i := range len(label) {
+			c := label[i]
+			if c <= ' ' || c == 0x7f || strings.IndexByte(`"(),:;<>@[\]`, c) >= 0 {
+				return "", errors.New("the domain is none")
+			}
+		}
+	}
+	return name, nil
+}
+
+// within reports whether an identity is of a domain or of one below it.
+func within(identity, domain string) bool {
+	at := strings.LastIndexByte(identity, '@')
+	if at < 0 {
+		return false
+	}
+	own := strings.ToLower(identity[at+1:])
+	domain = strings.ToLower(domain)
+	return own == domain || strings.HasSuffix(own, "."+domain)
+}
+
+func (m *Message) bodyOf(c dkimsig.Canon, limit int64) *body {
+	for _, b := range m.bodies {
+		if b.canon == c && b.limit == limit {
+			return b
+		}
+	}
+	b := &body{Body: dkimsig.NewBody(c, limit), canon: c, limit: limit}
+	m.bodies = append(m.bodies, b)
+	return b
+}
+
+// verify says what the signature is worth. All that it needs is there.
+func (s *signature) verify(m *Message) {
+	if s.Result != "" {
+		return
+	}
+	s.BodyHash = s.body.sum
+	s.Hash = m.fields.Hash(s.Signed, s.header, dkimsig.Unsigned(s.field))
+	key := s.keys.verify(&s.Signature, s.Hash, s.sig, m.o.MinBits)
+	beyond := s.length >= 0 && s.body.Length() > s.length
+	switch {
+	case key == nil && s.Result != Fail:
+	case string(s.bodyHash) != string(s.BodyHash[:]):
+		s.Result, s.Reason = Fail, "the body has been changed"
+	case s.Result == Fail:
+	case s.length > s.body.Length():
+		s.Result, s.Reason = Fail, "the body is shorter than what was signed (l=)"
+	case beyond && !m.o.Partial:
+		s.Result, s.Reason = Policy, "only a part of the body is signed (l=)"
+	case beyond:
+		s.Reason = "only a part of the body is signed (l=)"
+	case key.Testing:
+		s.Reason = "the domain tests its keys"
 	}
 }
 
-// Abandon ends it without a judgement: by the end of the input, not by an
-// error, since the library leaves goroutines behind when a read fails.
-func (m *Message) Abandon() {
-	m.cancel()
-	_ = m.in.Close() // it has no error to tell
+// keys are the key records of one name.
+type keys struct {
+	done  chan struct{} // closed when texts and err are set
+	texts []string
+	err   error
+}
+
+// Bounds of what is asked for.
+const (
+	maxRecords = 3  // of a name, that are tried
+	maxNames   = 30 // of a message
+)
+
+// keysOf begins to ask for the keys of a name, once for a message.
+func (m *Message) keysOf(name string) *keys {
+	name = mailaddr.Domain(name)
+	if k := m.keys[name]; k != nil {
+		return k
+	}
+	k := &keys{done: make(chan struct{})}
+	m.keys[name] = k
+	if len(m.keys) > maxNames {
+		k.err = errors.New("too many keys are asked for")
+		close(k.done)
+		return k
+	}
+	go func() {
+		defer close(k.done)
+		c, cancel := context.WithTimeout(m.ctx, m.o.Limit)
+		defer cancel()
+		k.texts, k.err = m.o.LookupTXT(c, name)
+	}()
+	return k
+}
+
+// verify tries the keys of a name and returns the one that made a signature.
+// Without one it says in s what is wrong.
+func (k *keys) verify(s *Signature, sum [sha256.Size]byte, sig []byte, minBits int) *dkimsig.Key {
+	if k.err != nil {
+		s.Result, s.Reason = TempError, "the key cannot be asked for: "+k.err.Error()
+		return nil
+	}
+	s.Result, s.Reason = PermError, "there is no key"
+	tried, unlike := 0, "" // what is wrong with texts that are no key records
+	for _, text := range k.texts {
+		key, err := dkimsig.ParseKey(text)
+		if errors.Is(err, dkimsig.ErrNoKey) {
+			unlike = err.Error()
+			continue
+		}
+		if tried++; tried > maxRecords {
+			break
+		}
+		s.Record = text
+		if err != nil {
+			s.Reason = err.Error()
+			continue
+		}
+		s.Bits = key.Bits()
+		switch {
+		case !strings.HasPrefix(s.Algorithm, key.Algorithm()+"-"):
+			s.Reason = "the key is of another kind than the signature"
+		case key.Hashes != nil && !slices.Contains(key.Hashes, "sha256"):
+			s.Reason = "the key is not for SHA-256 (h=)"
+		case key.Strict && s.Identity != "" && !strings.EqualFold(s.Identity[strings.LastIndexByte(s.Identity, '@')+1:], s.Domain):
+			s.Reason = "the key is not for sub-domains (t=s)"
+		case s.Bits > 0 && s.Bits < minBits:
+			s.Result, s.Reason = Policy, fmt.Sprintf("the RSA key has %d bits, %d are wanted", s.Bits, minBits)
+		case !key.Verify(sum, sig):
+			s.Result, s.Reason = Fail, "the signature is not that of the message"
+		default:
+			s.Result, s.Reason = Pass, ""
+			return key
+		}
+	}
+	if tried == 0 && unlike != "" {
+		s.Reason = "there is no key: " + unlike
+	}
+	return nil
 }
 
 // Header gathers the header of a message in the form that [Start] takes. The

@@ -1,0 +1,124 @@
+package dkimsig
+
+import (
+	"crypto/sha256"
+	"strings"
+)
+
+// Field is one header field as it was received: with its name, the colon, and
+// CRLF at the end of each line.
+type Field string
+
+// Name returns its name, as written.
+func (f Field) Name() string {
+	name, _, _ := strings.Cut(string(f), ":")
+	return strings.TrimRight(name, wsp)
+}
+
+// Value returns all that follows the colon, without the last CRLF.
+func (f Field) Value() string {
+	_, value, _ := strings.Cut(string(f), ":")
+	return strings.TrimSuffix(value, "\r\n")
+}
+
+// Fields are the header fields of a message, in their order. They do not
+// change; the methods are safe for concurrent use.
+type Fields struct {
+	all []Field
+	at  map[string][]int // by name in lower case, the last one last
+}
+
+// NewFields takes a header apart.
+func NewFields(header string) *Fields {
+	f := &Fields{at: map[string][]int{}}
+	for header != "" {
+		end := 0
+		for {
+			i := strings.Index(header[end:], "\r\n")
+			if i < 0 {
+				end = len(header)
+				break
+			}
+			if end += i + 2; end == len(header) || header[end] != ' ' && header[end] != '\t' {
+				break
+			}
+		}
+		field := Field(header[:end])
+		name := strings.ToLower(field.Name())
+		f.at[name] = append(f.at[name], len(f.all))
+		f.all = append(f.all, field)
+		header = header[end:]
+	}
+	return f
+}
+
+// Named returns the fields of a name, in their order.
+func (f *Fields) Named(name string) []Field {
+	at := f.at[strings.ToLower(name)]
+	out := make([]Field, len(at))
+	for i, n := range at {
+		out[i] = f.all[n]
+	}
+	return out
+}
+
+// Count returns how many fields of a name there are.
+func (f *Fields) Count(name string) int { return len(f.at[strings.ToLower(name)]) }
+
+// Hash returns the SHA-256 of the named fields and of own, the signature's own
+// field with an empty signature (RFC 6376 section 3.7). Of fields of one name
+// the last one comes first; a name for which there is none, or none is left,
+// adds nothing.
+func (f *Fields) Hash(names []string, c Canon, own Field) [sha256.Size]byte {
+	taken := make(map[string]int, len(names))
+	buf := make([]byte, 0, 2048)
+	for _, name := range names {
+		name = strings.ToLower(name)
+		at := f.at[name]
+		n := len(at) - 1 - taken[name]
+		if n < 0 {
+			continue
+		}
+		taken[name]++
+		buf = AppendField(buf, string(f.all[at[n]]), c)
+	}
+	buf = AppendField(buf, string(own), c)
+	return sha256.Sum256([]byte(strings.TrimSuffix(string(buf), "\r\n")))
+}
+
+// HashSeal returns what an ARC-Seal signs: the fields in their order, and own,
+// the seal with an empty signature, all relaxed (RFC 8617 section 5.1.1).
+func HashSeal(fields []Field, own Field) [sha256.Size]byte {
+	buf := make([]byte, 0, 4096)
+	for _, f := range fields {
+		buf = AppendField(buf, string(f), Relaxed)
+	}
+	buf = AppendField(buf, string(own), Relaxed)
+	return sha256.Sum256(buf[:len(buf)-2])
+}
+
+// Unsigned returns a signature field with the value of b= taken out.
+func Unsigned(f Field) Field {
+	s := string(f)
+	from := strings.IndexByte(s, ':') + 1
+	for from < len(s) {
+		end := strings.IndexByte(s[from:], ';')
+		if end < 0 {
+			end = len(s)
+		} else {
+			end += from
+		}
+		name, value, found := strings.Cut(s[from:end], "=")
+		if found && strings.Trim(name, wsp) == "b" {
+			from = end - len(value)
+			if end == len(s) && strings.HasSuffix(value, "\r\n") {
+				end -= 2
+			}
+			return Field(s[:from] + s[end:])
+		}
+		from = end + 1
+	}
+	return f
+}
+
+const wsp = " \t\r\n"
