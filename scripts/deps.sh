@@ -17,7 +17,7 @@ dig dnsutils
 postgrey postgrey
 systemd-analyze systemd
 gcc gcc
-dkimsign python3-dkim
+dkimsign python3-authres python3-dkim
 dkimproxy-sign libmail-dkim-perl
 '
 PATH=$PATH:/usr/sbin:/sbin
