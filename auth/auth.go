@@ -7,6 +7,7 @@ package auth
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -106,10 +107,11 @@ func (c *Check) WantsBody() bool { return true }
 
 // Inspect implements [policy.Inspector].
 func (c *Check) Inspect(req *policy.Request, _ []policy.Address) policy.Inspection {
-	if c.cfg.SkipAuthenticated && (req.SASL.Username != "" || req.TLS.CertSubject != "") || matches(c.skip, req) {
+	own := c.cfg.SkipAuthenticated && (req.SASL.Username != "" || req.TLS.CertSubject != "") || matches(c.skip, req)
+	if own && !c.cfg.OwnResults {
 		return nil
 	}
-	return &inspection{c: c, req: req}
+	return &inspection{c: c, req: req, own: own}
 }
 
 // matches reports whether an entry of a list holds for a request, and does not
@@ -124,12 +126,14 @@ type inspection struct {
 	c   *Check
 	req *policy.Request
 
-	fields int
-	ours   []int // fields that claim to be our results
-	from   []string
-	signed bool
-	header dkimverify.Header
-	dkim   *dkimverify.Message
+	own      bool // nothing comes of the results
+	fields   int
+	ours     []int // fields that claim to be our results, or an upstream's and are not
+	upstream []claim
+	from     []string
+	signed   bool // there is something to verify
+	header   dkimverify.Header
+	dkim     *dkimverify.Message
 }
 
 // Header implements [policy.Inspection].
@@ -138,25 +142,48 @@ func (m *inspection) Header(f policy.Field) {
 	switch {
 	case strings.EqualFold(name, "From"):
 		m.from = append(m.from, f.Value)
-	case strings.EqualFold(name, "DKIM-Signature"):
+	case strings.EqualFold(name, "DKIM-Signature"), strings.EqualFold(name, "ARC-Seal"):
 		m.signed = true
 	case strings.EqualFold(name, "Authentication-Results"):
-		if id, ok := authservID(f.Value); ok && mailaddr.Domain(id) == m.c.id {
-			m.ours = append(m.ours, m.fields)
-		}
+		m.results(f.Value)
 	}
 	m.fields++
 	m.header.Add(f.Name, f.Value)
 }
 
+// results looks at a field that says what somebody has found out.
+func (m *inspection) results(value string) {
+	id, ok := authservID(value)
+	if !ok {
+		return
+	}
+	if id = mailaddr.Domain(id); id == m.c.id {
+		m.ours = append(m.ours, m.fields)
+		return
+	}
+	for i := range m.c.cfg.Upstream {
+		u := &m.c.cfg.Upstream[i]
+		if mailaddr.Domain(u.AuthservID) != id {
+			continue
+		}
+		if !slices.ContainsFunc(u.Clients, func(p netip.Prefix) bool { return p.Contains(m.req.Client.Addr) }) {
+			m.ours = append(m.ours, m.fields)
+		} else if _, claims, ok := parseResults(value); ok && len(m.upstream) < maxClaims {
+			m.upstream = append(m.upstream, claims...)
+		}
+		return
+	}
+}
+
 // EndOfHeaders implements [policy.Inspection].
 func (m *inspection) EndOfHeaders() {
 	header := m.header.Take()
-	if !m.signed || m.req.BodyHidden || m.header.Hostile() != "" {
+	if m.own || !m.signed || m.req.BodyHidden || m.header.Hostile() != "" {
 		return
 	}
 	m.dkim = dkimverify.Start(header, dkimverify.Options{
-		LookupTXT: m.c.res.LookupTXT, Limit: m.c.cfg.LookupTime.D(), Most: m.c.cfg.MaxSignatures, Now: m.req.Time,
+		LookupTXT: m.c.res.LookupTXT, Limit: m.c.cfg.LookupTime.D(), Most: m.c.cfg.MaxSignatures, ARC: true,
+		MinBits: m.c.cfg.MinRSABits, Partial: m.c.cfg.PartialBody, Now: m.req.Time,
 	})
 }
 
@@ -172,17 +199,22 @@ func (m *inspection) Abandon() {
 
 // results are what was found out about a message.
 type results struct {
-	spf     policy.SPF
-	dkim    []dkimverify.Signature
-	hostile string // why no signature was looked at
-	authors []dmarc
-	badFrom string // why there is no author
+	spf      policy.SPF
+	dkim     []dkimverify.Signature
+	chain    dkimverify.Chain
+	upstream []claim
+	hostile  string // why no signature was looked at
+	authors  []dmarc
+	badFrom  string // why there is no author
 }
 
 // End implements [policy.Inspection].
 func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	c := m.c
-	r := results{spf: m.req.Facts.SPF, hostile: m.header.Hostile()}
+	if m.own {
+		return policy.Judgement{Verdict: policy.Verdict{Reason: reasonOwn}, Edits: m.edits(m.req.SASL.Username != "", formatOwn(c.id, m.req))}, nil
+	}
+	r := results{spf: m.req.Facts.SPF, chain: dkimverify.Chain{Result: dkimverify.None}, upstream: m.upstream, hostile: m.header.Hostile()}
 	if m.signed && m.req.BodyHidden {
 		r.dkim = []dkimverify.Signature{{Result: dkimverify.TempError, Reason: "this session is older than the configuration, bodies are not shown in it"}}
 	}
@@ -191,23 +223,34 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 		if r.dkim, err = m.dkim.Wait(ctx); err != nil {
 			// What claims to be ours is taken out all the same.
 			r.dkim = []dkimverify.Signature{{Result: dkimverify.TempError, Reason: err.Error()}}
+		} else {
+			r.chain = m.dkim.Chain()
 		}
 	}
 	if r.spf.Result == "" && c.spf != nil {
 		r.spf = c.spf(ctx, m.req)
 	}
 	m.authors(ctx, &r)
-	c.count(&r)
+	m.req.Facts.Auth = r.facts()
+	c.count(&r, &m.req.Facts.Auth)
 	v := m.verdict(&r)
 	if v.Action.Refuses() {
 		return policy.Judgement{Verdict: v}, nil
 	}
+	return policy.Judgement{Verdict: v, Edits: m.edits(true, format(c.id, m.req, &r))}, nil
+}
+
+// edits puts our results on top, if there are any, and takes out what claims to
+// be ours.
+func (m *inspection) edits(some bool, results string) []policy.Edit {
 	edits := make([]policy.Edit, 0, 1+len(m.ours))
-	edits = append(edits, policy.Edit{Kind: policy.InsertField, Name: "Authentication-Results", Value: " " + format(c.id, m.req, &r)})
+	if some {
+		edits = append(edits, policy.Edit{Kind: policy.InsertField, Name: "Authentication-Results", Value: " " + results})
+	}
 	for _, at := range m.ours {
 		edits = append(edits, policy.Edit{Kind: policy.DeleteField, At: at})
 	}
-	return policy.Judgement{Verdict: v, Edits: edits}, nil
+	return edits
 }
 
 // authors evaluates DMARC for the authors of the message.
@@ -236,6 +279,10 @@ func (m *inspection) authors(ctx context.Context, r *results) {
 			p.unsure = true
 		}
 	}
+	if n := len(r.chain.Sets); r.chain.Result == dkimverify.TempError && n > 0 && m.c.trusts(r.chain.Sets[n-1].Sealer) {
+		p.unsure = true
+	}
+	m.believe(&p, r.spf.Result)
 	d := discovery{res: m.c.res, tree: m.c.cfg.DMARC.Discovery == byTree}
 	for _, value := range m.from {
 		domains, err := fromDomains(value)
@@ -244,21 +291,43 @@ func (m *inspection) authors(ctx context.Context, r *results) {
 			continue
 		}
 		for _, domain := range domains {
-			if len(r.authors) < maxAuthors && !slices.ContainsFunc(r.authors, func(a dmarc) bool { return a.Domain == domain }) {
-				r.authors = append(r.authors, d.evaluate(ctx, domain, &p, m.req.QueueID+m.req.Instance))
+			if len(r.authors) >= maxAuthors || slices.ContainsFunc(r.authors, func(a dmarc) bool { return a.Domain == domain }) {
+				continue
 			}
+			a := d.evaluate(ctx, domain, &p, m.req.QueueID+m.req.Instance)
+			if a.Result == "fail" {
+				a.Sealer = m.c.vouched(ctx, &d, &r.chain, domain)
+			}
+			r.authors = append(r.authors, a)
 		}
 	}
 }
 
-// worst returns the author whose wish is the strongest, nil when all pass or
-// none has a record.
+// believe adds what an upstream has found out.
+func (m *inspection) believe(p *passed, spf string) {
+	for i := range m.upstream {
+		switch c := &m.upstream[i]; {
+		case c.method == "dkim" && c.result == "pass" && c.get("header.d") != "":
+			p.dkim = append(p.dkim, c.domain("header.d"))
+		case c.method == "spf" && spf != "pass" && c.result == "pass":
+			p.spf = c.domain("smtp.mailfrom")
+			if p.spf == "" && m.req.Sender.Raw == "" {
+				p.spf = c.domain("smtp.helo")
+			}
+		case c.result == "temperror" && (c.method == "dkim" || c.method == "spf"):
+			p.unsure = true
+		}
+	}
+}
+
+// worst returns the author whose wish is the strongest, nil when all pass, are
+// vouched for, or have no record.
 func (r *results) worst() (w *dmarc) {
 	rank := func(a *dmarc) int {
 		switch {
 		case a.Result == "temperror":
 			return 1
-		case a.Result != "fail":
+		case a.Result != "fail" || a.Sealer != "":
 			return 0
 		case a.Wish == wishReject:
 			return 4
@@ -285,6 +354,8 @@ const (
 	reasonHold      = "dmarc-quarantine"
 	reasonMark      = "dmarc-marked"
 	reasonExempt    = "dmarc-exempt"
+	reasonARC       = "dmarc-arc"
+	reasonOwn       = "auth-own"
 	reasonBadFrom   = "dmarc-bad-from"
 	markFail        = "dmarc-fail"
 	markBadFrom     = "dmarc-bad-from"
@@ -302,7 +373,9 @@ func (m *inspection) verdict(r *results) policy.Verdict {
 		v.Reason = reasonBadFrom
 		action, reason = cfg.BadFrom, reasonBadFrom
 	case worst == nil:
-		if slices.ContainsFunc(r.authors, func(a dmarc) bool { return a.Result == "pass" }) {
+		if slices.ContainsFunc(r.authors, func(a dmarc) bool { return a.Sealer != "" }) {
+			v.Reason = reasonARC
+		} else if slices.ContainsFunc(r.authors, func(a dmarc) bool { return a.Result == "pass" }) {
 			v.Reason = reasonPass
 		}
 		return v
@@ -390,6 +463,19 @@ func (r *results) detail() string {
 			b.WriteString(" (" + s.Reason + ")")
 		}
 	}
+	if r.chain.Result != dkimverify.None {
+		b.WriteString(", arc=" + r.chain.Result)
+		if n := len(r.chain.Sets); n > 0 {
+			fmt.Fprintf(&b, " %s (%d)", printable(r.chain.Sets[n-1].Sealer, maxDetailDomain), n)
+		}
+		if r.chain.Reason != "" {
+			b.WriteString(" (" + r.chain.Reason + ")")
+		}
+	}
+	for i := range r.upstream {
+		c := &r.upstream[i]
+		fmt.Fprintf(&b, ", upstream %s=%s", printable(c.method, 16), printable(c.result, 16))
+	}
 	for i := range r.authors {
 		a := &r.authors[i]
 		fmt.Fprintf(&b, ", dmarc=%s %s", a.Result, printable(a.Domain, maxDetailDomain))
@@ -398,6 +484,9 @@ func (r *results) detail() string {
 		}
 		if a.Reason != "" {
 			b.WriteString(" (" + a.Reason + ")")
+		}
+		if a.Sealer != "" {
+			b.WriteString(" (passed at " + printable(a.Sealer, maxDetailDomain) + ")")
 		}
 	}
 	if r.badFrom != "" {
@@ -416,24 +505,46 @@ func orNone(s string) string {
 	return s
 }
 
-// count counts a message: DKIM by its best signature, DMARC by its worst author.
-func (c *Check) count(r *results) {
-	best := "none"
+// facts returns the results as those see them who come later.
+func (r *results) facts() policy.Auth {
+	out := policy.Auth{DKIM: "none", DMARC: "none", ARC: r.chain.Result}
 	for _, result := range []string{dkimverify.TempError, dkimverify.PermError, dkimverify.Policy, dkimverify.Fail, dkimverify.Pass} {
 		if slices.ContainsFunc(r.dkim, func(s dkimverify.Signature) bool { return s.Result == result }) {
-			best = result
+			out.DKIM = result
 		}
 	}
-	author := "none"
-	switch w := r.worst(); {
-	case r.badFrom != "":
-		author = "permerror"
-	case w != nil:
-		author = w.Result
-	case slices.ContainsFunc(r.authors, func(a dmarc) bool { return a.Result == "pass" }):
-		author = "pass"
+	for i := range r.dkim {
+		if d := mailaddr.Domain(r.dkim[i].Domain); r.dkim[i].Result == dkimverify.Pass && !slices.Contains(out.Signers, d) {
+			out.Signers = append(out.Signers, d)
+		}
 	}
+	for i := range r.authors {
+		a := &r.authors[i]
+		out.Authors = append(out.Authors, a.Domain)
+		if a.Result == "pass" {
+			out.DMARC = "pass"
+		}
+	}
+	w := r.worst()
+	if w == nil {
+		// Who is vouched for has failed all the same.
+		if i := slices.IndexFunc(r.authors, func(a dmarc) bool { return a.Sealer != "" }); i >= 0 {
+			w, out.Override = &r.authors[i], "arc"
+		}
+	}
+	if w != nil {
+		out.DMARC, out.Policy = w.Result, string(w.Published)
+	}
+	if r.badFrom != "" {
+		out.DMARC = "permerror"
+	}
+	return out
+}
+
+// count counts a message.
+func (c *Check) count(r *results, f *policy.Auth) {
 	c.shared.results.WithLabelValues("spf", orNone(r.spf.Result)).Inc()
-	c.shared.results.WithLabelValues("dkim", best).Inc()
-	c.shared.results.WithLabelValues("dmarc", author).Inc()
+	c.shared.results.WithLabelValues("dkim", f.DKIM).Inc()
+	c.shared.results.WithLabelValues("dmarc", f.DMARC).Inc()
+	c.shared.results.WithLabelValues("arc", f.ARC).Inc()
 }

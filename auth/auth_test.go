@@ -5,7 +5,9 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
+	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/dkimsig"
 	"postern/policy"
 )
 
@@ -72,6 +75,45 @@ func (w *world) sign(t testing.TB, domain, message string) string {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+// seal puts an ARC set on top of a message: results, "id; what", of the host
+// whose name is the sealer's.
+func (w *world) seal(t testing.TB, results, message string) string {
+	t.Helper()
+	domain, _, _ := strings.Cut(results, ";")
+	if w.keys[domain] == nil {
+		w.sign(t, domain, message)
+	}
+	header, body, _ := strings.Cut(message, "\r\n\r\n")
+	fields := dkimsig.NewFields(header + "\r\n")
+	n := fields.Count("ARC-Seal") + 1
+	sign := func(hash [32]byte) string {
+		sig, err := dkimsig.Sign(w.keys[domain], hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return base64.StdEncoding.EncodeToString(sig) + "\r\n"
+	}
+	sum := dkimsig.NewBody(dkimsig.Relaxed, -1)
+	sum.Write([]byte(body))
+	hash := sum.Sum()
+	aar := fmt.Sprintf("ARC-Authentication-Results: i=%d; %s\r\n", n, results)
+	ams := fmt.Sprintf("ARC-Message-Signature: i=%d; a=ed25519-sha256; c=relaxed/relaxed; d=%s; s=sel; h=From; bh=%s; b=", n, domain, base64.StdEncoding.EncodeToString(hash[:]))
+	ams += sign(fields.Hash([]string{"From"}, dkimsig.Relaxed, dkimsig.Field(ams+"\r\n")))
+	var sealed []dkimsig.Field
+	for i := n - 2; i >= 0; i-- { // the newest stands on top
+		for _, name := range []string{"ARC-Authentication-Results", "ARC-Message-Signature", "ARC-Seal"} {
+			sealed = append(sealed, fields.Named(name)[i])
+		}
+	}
+	cv := "pass"
+	if n == 1 {
+		cv = "none"
+	}
+	seal := fmt.Sprintf("ARC-Seal: i=%d; a=ed25519-sha256; cv=%s; d=%s; s=sel; b=", n, cv, domain)
+	seal += sign(dkimsig.HashSeal(append(sealed, dkimsig.Field(aar), dkimsig.Field(ams)), dkimsig.Field(seal+"\r\n")))
+	return seal + ams + aar + message
 }
 
 func envelope(sender string) *policy.Request {
@@ -252,6 +294,153 @@ func TestSkip(t *testing.T) {
 	if !w.show(t, req, letter).looked {
 		t.Error("a login is not looked at though it should be")
 	}
+}
+
+// What is written into mail of our own when that is wanted.
+func TestOwnResults(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.OwnResults = true })
+	w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=reject"}
+	forged := "Authentication-Results: mx.example.net; dkim=pass\r\nAuthentication-Results: other.example; dkim=pass\r\n" + w.sign(t, "example.org", letter)
+	req := envelope("a@example.org")
+	req.SASL.Username = "ann"
+	o := w.show(t, req, forged)
+	if o.Verdict.Action != policy.Continue || o.results != `mx.example.net; auth=pass smtp.mailfrom="example.org"` || len(o.Edits) != 2 || o.Edits[1].Kind != policy.DeleteField || o.Edits[1].At != 0 {
+		t.Errorf("a login: %+v", o)
+	}
+	req = envelope("a@example.org")
+	req.Client.Addr = netip.MustParseAddr("127.0.0.1")
+	if o = w.show(t, req, forged); o.results != "" || len(o.Edits) != 1 || w.asked != 0 {
+		t.Errorf("our network: %+v", o)
+	}
+	w = newWorld(t, func(c *Config) { c.SkipAuthenticated = false })
+	req.SASL.Username, req.Client.Addr = "ann", netip.MustParseAddr("192.0.2.7")
+	if o = w.show(t, req, letter); !strings.HasSuffix(o.results, `; auth=pass smtp.mailfrom="example.org"`) {
+		t.Errorf("a login that is looked at: %s", o.results)
+	}
+}
+
+// A trusted sealer that has seen a message pass vouches for it, another does not.
+func TestTrustedSealers(t *testing.T) {
+	const pass = "lists.example; dmarc=pass (p=reject; a comment) header.from=example.org"
+	for _, tt := range []struct {
+		name    string
+		trusted []string
+		sets    []string // sealer and what it says
+		change  bool     // after the last one
+		down    bool     // the DNS does not answer for the sealers
+		reason  string
+	}{
+		{"nobody is trusted", nil, []string{pass}, false, false, "dmarc-reject"},
+		{"another is trusted", []string{"s.example"}, []string{pass}, false, false, "dmarc-reject"},
+		{"trusted", []string{"Lists.Example"}, []string{pass}, false, false, "dmarc-arc"},
+		{"trusted with all below", []string{"other.example", ".lists.example"}, []string{pass}, false, false, "dmarc-arc"},
+		{"changed since", []string{"lists.example"}, []string{pass}, true, false, "dmarc-reject"},
+		{"keys cannot be asked for", []string{"lists.example"}, []string{pass}, false, true, "dmarc-temperror"},
+		{"keys of a stranger cannot be asked for", nil, []string{pass}, false, true, "dmarc-reject"},
+		{"it failed there", []string{"lists.example"}, []string{"lists.example; dmarc=fail header.from=example.org"}, false, false, "dmarc-reject"},
+		{"another author passed there", []string{"lists.example"}, []string{"lists.example; dmarc=pass header.from=example.com"}, false, false, "dmarc-reject"},
+		{"nobody says for whom", []string{"lists.example"}, []string{"lists.example; dmarc=pass"}, false, false, "dmarc-reject"},
+		{"aligned DKIM", []string{"lists.example"}, []string{"lists.example; dmarc=none; dkim=pass header.d=mail.example.org"}, false, false, "dmarc-arc"},
+		{"aligned DKIM by identity", []string{"lists.example"}, []string{"lists.example; dkim=pass header.i=@example.org"}, false, false, "dmarc-arc"},
+		{"DKIM of another", []string{"lists.example"}, []string{"lists.example; dkim=pass header.d=example.com"}, false, false, "dmarc-reject"},
+		{"DKIM failed", []string{"lists.example"}, []string{"lists.example; dkim=fail header.d=example.org"}, false, false, "dmarc-reject"},
+		{"aligned SPF", []string{"lists.example"}, []string{"lists.example; spf=pass smtp.mailfrom=bounce@mail.example.org"}, false, false, "dmarc-arc"},
+		{"SPF of HELO", []string{"lists.example"}, []string{"lists.example; spf=pass smtp.helo=mail.example.org"}, false, false, "dmarc-reject"},
+		{"a trusted one behind a trusted one", []string{"lists.example", "relay.example"}, []string{pass, "relay.example; dmarc=fail header.from=example.org; arc=pass"}, false, false, "dmarc-arc"},
+		{"a trusted one behind a stranger", []string{"lists.example"}, []string{pass, "relay.example; dmarc=fail header.from=example.org; arc=pass"}, false, false, "dmarc-reject"},
+		{"a comment is no result", []string{"lists.example"}, []string{"lists.example; spf=none (; dmarc=pass header.from=example.org)"}, false, false, "dmarc-reject"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, func(c *Config) { c.ARC.TrustedSealers = tt.trusted })
+			w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=reject"}
+			message := letter
+			for _, results := range tt.sets {
+				message = w.seal(t, results, message)
+			}
+			if tt.change {
+				message += "more\r\n"
+			}
+			if tt.down {
+				w.fails["sel._domainkey.lists.example"] = true
+			}
+			req := envelope("list@lists.example")
+			o := w.show(t, req, message)
+			if o.Verdict.Reason != tt.reason {
+				t.Errorf("%+v", o.Verdict)
+			}
+			if f := req.Facts.Auth; (f.Override == "arc") != (tt.reason == "dmarc-arc") || f.Override != "" && (f.DMARC != "fail" || f.Policy != "reject" || f.ARC != "pass") {
+				t.Errorf("%+v", f)
+			}
+			if tt.reason == "dmarc-arc" && !strings.Contains(o.results, "; arc=pass (sealed by "+map[bool]string{true: "lists", false: "relay"}[len(tt.sets) == 1]+".example) smtp.remote-ip=192.0.2.7; dmarc=fail (p=reject, passed at lists.example)") &&
+				!strings.Contains(o.results, "sealed by") {
+				t.Error(o.results)
+			}
+		})
+	}
+}
+
+// What an upstream of ours has found out is believed when it comes from there.
+func TestUpstream(t *testing.T) {
+	for _, tt := range []struct {
+		name, client, field string
+		sender              string
+		reason              string
+		removed             int
+	}{
+		{"SPF", "10.1.2.3", "MX1.example.net; spf=pass smtp.mailfrom=ann@example.org", "a@example.org", "dmarc-pass", 0},
+		{"DKIM", "10.1.2.3", "mx1.example.net (x); dkim=fail header.d=example.org; dkim=pass reason=\"good; (really\" header.d = mail.example.org", "a@example.org", "dmarc-pass", 0},
+		{"SPF of HELO", "10.1.2.3", "mx1.example.net; spf=pass smtp.helo=mail.example.org", "a@example.org", "dmarc-reject", 0},
+		{"SPF of HELO for the null sender", "10.1.2.3", "mx1.example.net; spf=pass smtp.helo=mail.example.org", "", "dmarc-pass", 0},
+		{"it could not tell", "10.1.2.3", "mx1.example.net; spf=temperror smtp.mailfrom=example.org", "a@example.org", "dmarc-temperror", 0},
+		{"another's", "10.1.2.3", "mx1.example.net; dkim=pass header.d=example.com", "a@example.org", "dmarc-reject", 0},
+		{"forged", "192.0.2.7", "mx1.example.net; dkim=pass header.d=example.org", "a@example.org", "dmarc-reject", 1},
+		{"of nobody known", "10.1.2.3", "mx2.example.net; dkim=pass header.d=example.org", "a@example.org", "dmarc-reject", 0},
+	} {
+		w := newWorld(t, func(c *Config) {
+			c.DMARC.Reject = Mark
+			c.Upstream = []UpstreamConfig{{"mx1.example.net", []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}
+		})
+		w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=reject"}
+		req := envelope(tt.sender)
+		req.Client.Addr = netip.MustParseAddr(tt.client)
+		o := w.show(t, req, "Authentication-Results: "+tt.field+"\r\n"+letter)
+		if reason := strings.Replace(o.Verdict.Reason, "marked", "reject", 1); reason != tt.reason || len(o.Edits) != 1+tt.removed {
+			t.Errorf("%s: %+v %d", tt.name, o.Verdict, len(o.Edits))
+		}
+	}
+}
+
+func TestParseResults(t *testing.T) {
+	id, claims, ok := parseResults(" Mx.Example.NET 1 (c;x); dkim/1 = pass (a) reason = \"x;y\"\r\n\theader.D=Example.org header.b=\"ab=\" header.a=rsa-sha256; spf=Fail;; none; iprev=pass policy.iprev=192.0.2.7 (x")
+	want := []claim{
+		{"dkim", "pass", []prop{{"reason", "x;y"}, {"header.d", "Example.org"}, {"header.b", "ab="}, {"header.a", "rsa-sha256"}}},
+		{"spf", "fail", nil},
+	}
+	if !ok || id != "mx.example.net" || !reflect.DeepEqual(claims, want) {
+		t.Errorf("%q %+v %v", id, claims, ok)
+	}
+	if c := parseClaims(strings.Repeat("a=b;", 1000)); len(c) != maxClaims {
+		t.Errorf("%d claims", len(c))
+	}
+	if _, _, ok := parseResults(";x=y"); ok {
+		t.Error("results of nobody")
+	}
+}
+
+func FuzzParseResults(f *testing.F) {
+	f.Add("mx.example.net; dkim=pass (c) header.d=example.org; spf=none")
+	f.Add("(a\"b) \"x\\\"y\" ; a = b = c \" ;d=e")
+	f.Fuzz(func(t *testing.T, s string) {
+		_, claims, _ := parseResults(s)
+		if len(claims) > maxClaims {
+			t.Fatal(len(claims))
+		}
+		for _, c := range claims {
+			if strings.ContainsAny(c.method, " \t\r\n;") {
+				t.Fatalf("%+v", c)
+			}
+		}
+	})
 }
 
 // Fields that claim to be ours are taken out, those of others stay.

@@ -2,7 +2,9 @@ package auth
 
 import (
 	"fmt"
+	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"postern/internal/conf"
@@ -29,12 +31,43 @@ type Config struct {
 	// MaxSignatures is how many DKIM signatures of a message are verified, the
 	// topmost ones. Default 8.
 	MaxSignatures int `toml:"max_signatures"`
+	// MinRSABits is the least length of an RSA key that counts: 1024 to 4096. Default 1024.
+	MinRSABits int `toml:"min_rsa_bits"`
+	// PartialBody lets a signature count that leaves out the end of the body
+	// (l=), where anybody can have added something. Default false.
+	PartialBody bool `toml:"partial_body"`
+	// OwnResults takes forged fields out of mail that is not looked at, too, and
+	// writes into that of clients that have logged in that they have. Default
+	// false.
+	OwnResults bool `toml:"own_results"`
+	// Upstream are hosts of yours whose results are believed. Default none.
+	Upstream []UpstreamConfig `toml:"upstream"`
 	// LookupTime is the most time for one question to the DNS. Default "5s".
 	LookupTime conf.Duration `toml:"lookup_time"`
 	// DMARC says what the wish of a domain's owner does.
 	DMARC DMARCConfig `toml:"dmarc"`
+	// ARC says whom you trust to have looked before.
+	ARC ARCConfig `toml:"arc"`
 	// ReloadInterval is how often list files are looked at. Default "2s".
 	ReloadInterval conf.Duration `toml:"reload_interval"`
+}
+
+// UpstreamConfig is a host that mail comes through before it comes here.
+type UpstreamConfig struct {
+	// AuthservID is the name under which it writes its results. Such fields in
+	// mail from elsewhere are forged, and are taken out.
+	AuthservID string `toml:"authserv_id"`
+	// Clients are the networks that it hands mail in from. At least one must be
+	// given.
+	Clients []netip.Prefix `toml:"clients"`
+}
+
+// ARCConfig is the [auth.arc] section.
+type ARCConfig struct {
+	// TrustedSealers are domains, d= of ARC-Seal, whose word counts: a message
+	// that fails DMARC here and has passed there is not refused. "example.org" is
+	// that domain, ".example.org" with all below it. Default none.
+	TrustedSealers []string `toml:"trusted_sealers"`
 }
 
 // DMARCConfig is the [auth.dmarc] section.
@@ -107,7 +140,7 @@ func DefaultConfig() Config {
 	return Config{
 		Step: conf.Step{Mode: policy.Off, Timeout: conf.Duration(20 * time.Second)},
 		Skip: []string{"127.0.0.0/8", "::1"}, SkipAuthenticated: true,
-		MaxSignatures: 8, LookupTime: conf.Duration(5 * time.Second),
+		MaxSignatures: 8, MinRSABits: 1024, LookupTime: conf.Duration(5 * time.Second),
 		DMARC: DMARCConfig{
 			Discovery: byList, Reject: Reject, Quarantine: Mark, BadFrom: Mark,
 			Reply: "550 5.7.26 Mail from {domain} is refused by the policy of that domain (DMARC p={policy}): " +
@@ -123,6 +156,9 @@ func DefaultConfig() Config {
 func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	if c.MaxSignatures < 1 || c.MaxSignatures > 100 {
 		fs.Keyf(prefix+".max_signatures", "%d is out of range: 1 to 100", c.MaxSignatures)
+	}
+	if c.MinRSABits < 1024 || c.MinRSABits > 4096 {
+		fs.Keyf(prefix+".min_rsa_bits", "%d is out of range: 1024 to 4096", c.MinRSABits)
 	}
 	for _, d := range [...]struct {
 		key       string
@@ -142,6 +178,22 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	}
 	if c.AuthservID != "" && !properDomain(mailaddr.Domain(c.AuthservID)) {
 		fs.Keyf(prefix+".authserv_id", "%q is no host name", c.AuthservID)
+	}
+	for i, u := range c.Upstream {
+		key := prefix + ".upstream[" + strconv.Itoa(i) + "]"
+		if !properDomain(mailaddr.Domain(u.AuthservID)) {
+			fs.Keyf(key+".authserv_id", "%q is no host name", u.AuthservID)
+		} else if c.AuthservID != "" && mailaddr.Domain(u.AuthservID) == mailaddr.Domain(c.AuthservID) {
+			fs.Keyf(key+".authserv_id", "%q is our own name", u.AuthservID)
+		}
+		if len(u.Clients) == 0 {
+			fs.Keyf(key+".clients", "no network is given: nothing would be believed")
+		}
+	}
+	for i, s := range c.ARC.TrustedSealers {
+		if !properDomain(mailaddr.Domain(strings.TrimPrefix(s, "."))) {
+			fs.Keyf(prefix+".arc.trusted_sealers["+strconv.Itoa(i)+"]", "%q is no domain", s)
+		}
 	}
 	d := &c.DMARC
 	if d.Discovery != byList && d.Discovery != byTree {

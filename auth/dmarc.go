@@ -246,6 +246,8 @@ type dmarc struct {
 	Reason          string
 	// By is what passed and is aligned: "spf", "dkim" or both.
 	By []string
+	// Sealer is who vouches for a message that fails, "" for nobody.
+	Sealer string
 }
 
 // passed are the domains that were authenticated.

@@ -3,6 +3,7 @@ package auth
 import (
 	"strings"
 
+	"postern/internal/dkimverify"
 	"postern/internal/fieldtext"
 	"postern/policy"
 )
@@ -53,6 +54,21 @@ func format(id string, req *policy.Request, r *results) string {
 		b = append(b, " header.b="...)
 		b = fieldtext.AppendQuoted(b, cut(s.Prefix, maxWord))
 	}
+	if r.chain.Result != dkimverify.None {
+		// RFC 8617 knows of no temporary error.
+		result, reason := r.chain.Result, r.chain.Reason
+		if result == dkimverify.TempError {
+			result = dkimverify.Fail
+		}
+		b = append(append(b, ";\n\tarc="...), result...)
+		if n := len(r.chain.Sets); n > 0 && reason == "" {
+			reason = "sealed by " + r.chain.Sets[n-1].Sealer
+		}
+		b = append(b, " ("...)
+		b = fieldtext.AppendComment(b, cut(reason, maxDomain))
+		b = append(b, ") smtp.remote-ip="...)
+		b = fieldtext.AppendWord(b, req.Client.Addr.String())
+	}
 	for i := range r.authors {
 		a := &r.authors[i]
 		b = append(append(b, ";\n\tdmarc="...), a.Result...)
@@ -60,6 +76,10 @@ func format(id string, req *policy.Request, r *results) string {
 			b = append(append(b, " (p="...), a.Published...)
 			if a.Wish != "" && a.Wish != a.Published {
 				b = append(append(b, ", here "...), a.Wish...)
+			}
+			if a.Sealer != "" {
+				b = append(b, ", passed at "...)
+				b = fieldtext.AppendComment(b, cut(a.Sealer, maxDomain))
 			}
 			b = append(b, ')')
 		}
@@ -82,7 +102,22 @@ func format(id string, req *policy.Request, r *results) string {
 	}
 	b = append(b, " policy.iprev="...)
 	b = fieldtext.AppendWord(b, req.Client.Addr.String())
+	if req.SASL.Username != "" {
+		b = appendLogin(b, req)
+	}
 	return string(b)
+}
+
+// formatOwn is the value for mail of a user who has logged in.
+func formatOwn(id string, req *policy.Request) string {
+	return string(appendLogin(fieldtext.AppendWord(nil, id), req))
+}
+
+// appendLogin says that the client has logged in, and not as whom: the message
+// goes to strangers.
+func appendLogin(b []byte, req *policy.Request) []byte {
+	b = append(b, ";\n\tauth=pass smtp.mailfrom="...)
+	return fieldtext.AppendQuoted(b, cut(req.Sender.Domain, maxDomain))
 }
 
 // authservID returns who says the results in a field (RFC 8601 section 2.2). A

@@ -185,6 +185,7 @@ func (r *Request) NullSender() bool {
 // read it. The zero value knows nothing.
 type Facts struct {
 	SPF      SPF
+	Auth     Auth
 	Provider string    // name of the provider whose networks hold the client
 	Listings []Listing // DNSBL and DNSWL entries found
 	RBLScore int       // sum of the weights of Listings
@@ -213,6 +214,23 @@ type SPF struct {
 	Domain string
 	// Identity is whose domain it is: "mailfrom", or "helo" for the null sender.
 	Identity string
+}
+
+// Auth is what mail authentication found out about a message, in the words of
+// RFC 8601. The zero value means that nobody has looked.
+type Auth struct {
+	// DKIM is the result of the best signature, DMARC of the author who fares
+	// worst, ARC of the chain. DMARC is "permerror" without one readable From.
+	DKIM, DMARC, ARC string
+	// Policy is what the owner of that author's domain asks for of a message that
+	// fails: "none", "quarantine" or "reject"; "" without a record.
+	Policy string
+	// Signers are the domains of valid signatures, Authors those in From, in
+	// lower case.
+	Signers, Authors []string
+	// Override says who speaks for a message that fails DMARC: "arc", "" for
+	// nobody.
+	Override string
 }
 
 // SPFTooWide is the result of a pass that does not count, because the record
