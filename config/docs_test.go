@@ -17,6 +17,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"postern/auth"
 	"postern/client"
 	"postern/headercheck"
 	"postern/limit"
@@ -116,6 +117,8 @@ func writeManual(t *testing.T) []byte {
 		{"greylist", "The check's manual: [greylist](checks/greylist.md).", reflect.ValueOf(c.Greylist)},
 		{"auth", "DKIM, DMARC and Authentication-Results, at the milter door; the manual: [authentication](authentication.md).", reflect.ValueOf(c.Auth)},
 		{"auth.dmarc", "", reflect.ValueOf(c.Auth.DMARC)},
+		{"auth.arc", "", reflect.ValueOf(c.Auth.ARC)},
+		{"[auth.upstream]", "A host of yours whose results are believed; the section can stand many times.", reflect.ValueOf(auth.UpstreamConfig{})},
 		{"headers", "Rules on the content of messages; the manual: [headers](checks/headers.md).", reflect.ValueOf(c.Headers)},
 		{"[headers.checks]", "One table; the section can stand many times.", reflect.ValueOf(headercheck.TableConfig{})},
 		{"[headers.rules]", "A rule that needs several headers; the section can stand many times.", reflect.ValueOf(headercheck.RuleConfig{})},
