@@ -229,6 +229,7 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	}
 	if r.spf.Result == "" && c.spf != nil {
 		r.spf = c.spf(ctx, m.req)
+		m.req.Facts.SPF = r.spf // for rules
 	}
 	m.authors(ctx, &r)
 	m.req.Facts.Auth = r.facts()

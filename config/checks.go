@@ -84,6 +84,11 @@ type (
 	unseen interface {
 		WithoutMilter(prefix string) string
 	}
+	// unsure says what does not happen because nothing is authenticated, "" when
+	// nothing is missed.
+	unsure interface {
+		WithoutAuth(prefix string) string
+	}
 	// chained names chains, by the keys that name them.
 	chained interface {
 		NamesChains(prefix string) map[string]string

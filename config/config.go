@@ -384,6 +384,11 @@ func (c *Config) warnings(s *checkSection) (out []string) {
 			out = append(out, text)
 		}
 	}
+	if u, ok := s.cfg.(unsure); ok && (c.Auth.Mode == policy.Off || len(c.Milter.Listen) == 0) {
+		if text := u.WithoutAuth(s.name); text != "" {
+			out = append(out, text)
+		}
+	}
 	return out
 }
 

@@ -3,6 +3,7 @@ package headercheck
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -79,8 +80,43 @@ func (m *inspection) act(r *rule, p parsed) {
 		}
 	case actFilter:
 		m.filter = p.arg
+	case actSubject:
+		m.tag(p.arg)
+	case actMark:
+		m.req.Facts.Mark(p.arg)
 	default: // INFO and WARN are only logged
 	}
+}
+
+// tag puts a text in front of the subject, unless it stands there.
+func (m *inspection) tag(text string) {
+	if m.subject < 0 {
+		m.edits = append(m.edits, policy.Edit{Kind: policy.InsertField, At: m.fields, Name: "Subject", Value: " " + text})
+		m.subject = m.fields
+		return
+	}
+	for i := range m.edits {
+		e := &m.edits[i]
+		switch {
+		case e.At != m.subject:
+		case e.Kind == policy.DeleteField:
+			return
+		case strings.EqualFold(e.Name, "Subject"):
+			e.Value = tagged(text, e.Value)
+			return
+		}
+	}
+	if value := tagged(text, m.subjectText); value != m.subjectText {
+		m.edits = append(m.edits, policy.Edit{Kind: policy.ReplaceField, At: m.subject, Name: "Subject", Value: value})
+	}
+}
+
+func tagged(text, value string) string {
+	subject := strings.TrimLeft(value, " \t\n")
+	if strings.HasPrefix(subject, text) {
+		return value
+	}
+	return " " + strings.TrimRight(text, " ") + " " + subject
 }
 
 // reasons are the beginnings of reason slugs.

@@ -26,13 +26,15 @@ const (
 	actRedirect
 	actBCC
 	actFilter
+	actSubject // of headers.rules only, as actMark
+	actMark
 	actUnknown // a word that is no action: the line is kept
 	actNone    // the result is empty, which Postfix takes as a failed look-up
 	actionCount
 )
 
 var actionNames = [actionCount]string{
-	"dunno", "ignore", "strip", "info", "warn", "pass", "reject", "discard", "hold", "prepend", "replace", "redirect", "bcc", "filter", "unknown", "none",
+	"dunno", "ignore", "strip", "info", "warn", "pass", "reject", "discard", "hold", "prepend", "replace", "redirect", "bcc", "filter", "subject", "mark", "unknown", "none",
 }
 
 // String returns the name used in logs, metrics and reports.
@@ -81,12 +83,27 @@ func parseResult(result string) parsed {
 	return p
 }
 
+// parseRule reads the action of one of headers.rules, which has words that
+// Postfix has not.
+func parseRule(result string) parsed {
+	p := parseResult(result)
+	switch strings.ToUpper(p.word) {
+	case "SUBJECT":
+		p.act = actSubject
+	case "MARK":
+		p.act = actMark
+	}
+	return p
+}
+
 // Errors of an argument, with Postfix's reasons.
 var (
 	errHeader = errors.New(`needs text of the form "Name: value"`)
 	errText   = errors.New("needs text")
 	errFilter = errors.New("needs transport:destination")
 	errTarget = errors.New("needs an address, user@domain")
+	errTag    = errors.New("SUBJECT needs printable ASCII to put in front of the subject, at most 100 characters")
+	errMark   = errors.New("MARK needs one word of a-z, 0-9 and -, at most 40 characters")
 )
 
 // usable says why a rule with this argument does nothing, as in Postfix; nil:
@@ -105,6 +122,14 @@ func (p parsed) usable(k Kind) error {
 		// handed over in the milter protocol.
 		if strings.ContainsFunc(p.arg, func(r rune) bool { return r < ' ' || r == 0x7f || r == '<' || r == '>' }) {
 			return errTarget
+		}
+	case actSubject:
+		if p.arg == "" || len(p.arg) > 100 || strings.ContainsFunc(p.arg, func(r rune) bool { return r < ' ' || r > '~' }) {
+			return errTag
+		}
+	case actMark:
+		if p.arg == "" || len(p.arg) > 40 || strings.Trim(p.arg, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return errMark
 		}
 	case actPrepend, actReplace:
 		if p.arg == "" {

@@ -13,6 +13,7 @@ import (
 
 	"postern/internal/conf"
 	"postern/internal/filestamp"
+	"postern/list"
 	"postern/policy"
 )
 
@@ -49,6 +50,19 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*
 	} else {
 		c.metrics = newMetrics(reg)
 	}
+	for _, m := range rs.multis {
+		sources, opts := cfg.match("headers", m.index)
+		if len(sources) == 0 {
+			continue
+		}
+		var faults conf.Faults
+		if m.match, faults = list.NewLive(sources, opts, c.log, c.metrics.lists); len(faults) > 0 {
+			return nil, faults.Err()
+		}
+		if old := prev.matching(m.rule.owner); old != nil {
+			m.match.Adopt(old)
+		}
+	}
 	now := time.Now()
 	for i := range cfg.Checks {
 		if cfg.Checks[i].Mode == policy.Off {
@@ -64,6 +78,19 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer, prev *Check) (*
 	}
 	c.rules.Store(rs)
 	return c, nil
+}
+
+// matching returns the list that the rule of a name is for, nil for none.
+func (c *Check) matching(name string) *list.Live {
+	if c == nil {
+		return nil
+	}
+	for _, m := range c.rules.Load().multis {
+		if m.rule.owner == name {
+			return m.match
+		}
+	}
+	return nil
 }
 
 // Name implements [policy.Inspector].
@@ -90,6 +117,11 @@ type file struct {
 
 // Start looks at the files every reload_interval until Stop.
 func (c *Check) Start() {
+	for _, m := range c.rules.Load().multis {
+		if m.match != nil {
+			m.match.Start(c.cfg.ReloadInterval.D())
+		}
+	}
 	if c.watcher.Start(c.cfg.ReloadInterval.D(), c.poll) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -99,7 +131,14 @@ func (c *Check) Start() {
 
 // Stop ends what Start began and waits for it. It can be called twice, and
 // without Start.
-func (c *Check) Stop() { c.watcher.Stop() }
+func (c *Check) Stop() {
+	c.watcher.Stop()
+	for _, m := range c.rules.Load().multis {
+		if m.match != nil {
+			m.match.Stop()
+		}
+	}
+}
 
 // poll reads the files that have changed and been left alone since.
 func (c *Check) poll(now time.Time) {

@@ -10,6 +10,8 @@ import (
 
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
+	"postern/internal/when"
+	"postern/list"
 	"postern/policy"
 	"postern/table"
 )
@@ -153,18 +155,30 @@ type TableConfig struct {
 }
 
 // RuleConfig is one entry of headers.rules: it holds when every pattern of All
-// finds a primary header, and no pattern of None does.
+// finds a primary header, no pattern of None does, an entry of Match holds and
+// the condition of When does. At least one of All, Match and When must be given.
 type RuleConfig struct {
 	// Name stands for the rule in logs and reports. It must be given.
 	Name string `toml:"name"`
+	// When is a condition on what was found out about the message, such as
+	// "dmarc=fail and not arc=pass". It asks [auth]; of mail that was not looked
+	// at there it does not hold. Default: none.
+	When string `toml:"when"`
+	// Match are clients, senders or recipients that the rule is for, each an entry
+	// as in a list file. An entry with "dunno" makes an exception. Default none:
+	// it is for all.
+	Match []string `toml:"match"`
+	// MatchLists are files of such entries, or Postfix tables. Default none.
+	MatchLists []string `toml:"match_lists"`
 	// All are patterns as in a pcre table, with delimiters and flags:
-	// '/^Subject:.*invoice/'. At least one must be given.
+	// '/^Subject:.*invoice/'. Default none.
 	All []string `toml:"all"`
 	// None are patterns of which none may find a header. Default none.
 	None []string `toml:"none"`
 	// Action is what is done, as in a table: "REJECT text", "HOLD",
-	// "PREPEND X-Suspicious: yes" (on top of the message). Not IGNORE, STRIP
-	// and REPLACE, which are about one header.
+	// "PREPEND X-Suspicious: yes" (on top of the message), and besides "SUBJECT
+	// [suspicious]" (in front of the subject) and "MARK slug" (a suspicion, for
+	// the log). Not IGNORE, STRIP and REPLACE, which are about one header.
 	Action string `toml:"action"`
 	// Decoded is as in headers.checks. Default false.
 	Decoded bool `toml:"decoded"`
@@ -333,4 +347,29 @@ func (c *Config) WithoutMilter(prefix string) string {
 		return ""
 	}
 	return prefix + ": milter.listen is empty: no message is looked at"
+}
+
+// WithoutAuth says what does not happen when nothing is authenticated.
+func (c *Config) WithoutAuth(prefix string) string {
+	for i := range c.Rules {
+		if w, err := when.Parse(c.Rules[i].When); err == nil && w.NeedsAuth() {
+			return prefix + ".rules: auth.mode is \"off\": the condition of " + c.Rules[i].Name + " never holds"
+		}
+	}
+	return ""
+}
+
+// match returns the sources and options of the list that rule i is for.
+func (c *Config) match(prefix string, i int) (sources []string, o list.Options) {
+	r := &c.Rules[i]
+	for _, e := range r.Match {
+		sources = append(sources, "inline:"+e)
+	}
+	key := fmt.Sprintf("%s.rules[%d].match", prefix, i)
+	return append(sources, r.MatchLists...), list.Options{KeyAt: func(j int) string {
+		if j < len(r.Match) {
+			return fmt.Sprintf("%s[%d]", key, j)
+		}
+		return fmt.Sprintf("%s_lists[%d]", key, j-len(r.Match))
+	}}
 }

@@ -33,7 +33,7 @@ func TestManual(t *testing.T) {
 	}
 	files := strings.NewReplacer("/etc/postfix/", dir+"/", "/etc/postern/", "../configs/")
 	blocks := strings.Split(text, "```toml\n")[1:]
-	if len(blocks) != 2 {
+	if len(blocks) != 3 {
 		t.Fatalf("%d examples", len(blocks))
 	}
 	for _, block := range blocks {

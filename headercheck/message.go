@@ -43,6 +43,9 @@ type inspection struct {
 	bcc      []string
 	filter   string
 
+	subject     int // which field it is, the first one; -1: there is none
+	subjectText string
+
 	// The line being looked up, for visit.
 	cur struct {
 		set     *set
@@ -77,7 +80,7 @@ type effect struct {
 }
 
 func (c *Check) inspect(rs *ruleset, req *policy.Request, to []policy.Address) *inspection {
-	m := &inspection{c: c, rs: rs, req: req, to: to, sets: rs.sets, query: table.NewQuery(c.cfg.PatternTime.D())}
+	m := &inspection{c: c, rs: rs, req: req, to: to, subject: -1, sets: rs.sets, query: table.NewQuery(c.cfg.PatternTime.D())}
 	if rs.scoped {
 		for k, sets := range m.sets {
 			m.sets[k] = slices.DeleteFunc(slices.Clone(sets), func(s *set) bool { return !s.covers(to) })
@@ -121,6 +124,9 @@ func (m *inspection) Header(f policy.Field) {
 	}
 	if m.done {
 		return
+	}
+	if m.subject < 0 && strings.EqualFold(f.Name, "Subject") {
+		m.subject, m.subjectText = at, f.Value
 	}
 	text := m.fieldText(f)
 	m.findPatterns(text)
@@ -193,19 +199,7 @@ func (m *inspection) EndOfHeaders() {
 	start := time.Now()
 	defer m.timed(start)
 	m.inBody = true
-	for _, r := range m.rs.multis {
-		if m.done {
-			break
-		}
-		if r.covers(m.to) && m.holds(r) {
-			m.cur.kind, m.cur.text, m.cur.effect = Rule, r.rule.place, effect{}
-			m.match(r.rule, r.rule.parsed, r.shadow || r.rule.shadow)
-			if text := m.cur.effect.prepend; text != "" {
-				name, value := asField(text)
-				m.edits = append(m.edits, policy.Edit{Kind: policy.InsertField, Name: name, Value: value})
-			}
-		}
-	}
+	m.rules(false)
 	m.split.endOfFields()
 	bodyEdits := func(sets []*set) bool {
 		return slices.ContainsFunc(sets, func(s *set) bool { return s.edits && !s.shadow })
@@ -220,6 +214,25 @@ func (m *inspection) EndOfHeaders() {
 		runtime.AddCleanup(m, (*holding).release, m.held) // of a message that is given up
 	}
 	m.split.keepRaw, m.split.rawLimit = m.keep, m.c.cfg.MaxBodyEdit
+}
+
+// rules asks headers.rules: those with a condition when all is known of the
+// message, the others when all headers are.
+func (m *inspection) rules(atEnd bool) {
+	for _, r := range m.rs.multis {
+		if m.done {
+			break
+		}
+		if (r.when != nil) != atEnd || !r.covers(m.to) || !m.holds(r) || atEnd && !r.when.Holds(m.req) || !r.meant(m.req, m.to) {
+			continue
+		}
+		m.cur.kind, m.cur.text, m.cur.effect = Rule, r.rule.place, effect{}
+		m.match(r.rule, r.rule.parsed, r.shadow || r.rule.shadow)
+		if text := m.cur.effect.prepend; text != "" {
+			name, value := asField(text)
+			m.edits = append(m.edits, policy.Edit{Kind: policy.InsertField, Name: name, Value: value})
+		}
+	}
 }
 
 // holding is how much of a bound that all messages share one has taken.
@@ -349,6 +362,9 @@ func (m *inspection) End(context.Context) (policy.Judgement, error) {
 	if m.split.tooDeep && m.rs.refuses {
 		m.nestingExceeded()
 	}
+	start = time.Now()
+	m.rules(true)
+	m.timed(start)
 	body := m.body
 	m.drop()
 	m.c.metrics.messages.Inc()

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/list"
 )
 
 // metrics are registered once and outlive a reload.
@@ -16,6 +18,7 @@ type metrics struct {
 	rules    prometheus.Gauge
 	faulty   prometheus.Gauge
 	matches  [kindCount][actionCount][2]prometheus.Counter
+	lists    *list.Metrics // nil without a registry
 }
 
 // register returns the collector that reg holds by this name: ours, or the one
@@ -62,6 +65,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 				m.matches[k][a][i] = matches.WithLabelValues(Kind(k).String(), action(a).String(), mode)
 			}
 		}
+	}
+	if reg != nil {
+		m.lists = list.NewMetrics(reg, "headercheck")
 	}
 	return m
 }

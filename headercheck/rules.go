@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"postern/internal/conf"
+	"postern/internal/when"
+	"postern/list"
 	"postern/policy"
 	"postern/table"
 )
@@ -67,9 +69,29 @@ type set struct {
 // multi is one of headers.rules.
 type multi struct {
 	scope
+	index     int // in Config.Rules
 	rule      *rule
 	shadow    bool
-	all, none []int // numbers of patterns
+	all, none []int           // numbers of patterns
+	when      *when.Condition // nil for none
+	match     *list.Live      // nil for all
+}
+
+// meant reports whether the rule is for a message.
+func (r *multi) meant(req *policy.Request, to []policy.Address) bool {
+	if r.match == nil {
+		return true
+	}
+	one := *req
+	for i := range max(1, len(to)) {
+		if len(to) > 0 {
+			one.Recipient = to[i]
+		}
+		if e := r.match.Match(&one); e != nil && e.Action != policy.Continue {
+			return true
+		}
+	}
+	return false
 }
 
 // ruleset is all rules in force. It is immutable but for the counters.
@@ -250,14 +272,17 @@ func (rs *ruleset) loadMultis(c *Config, prefix string, faults *conf.Faults) {
 		key := fmt.Sprintf("%s.rules[%d]", prefix, i)
 		before := len(*faults)
 		r := &rule{
-			kind: Rule, place: rc.Name, owner: rc.Name, result: rc.Action, parsed: parseResult(rc.Action), hits: &counter{since: now},
+			kind: Rule, place: rc.Name, owner: rc.Name, result: rc.Action, parsed: parseRule(rc.Action), hits: &counter{since: now},
 			pattern: strings.Join(rc.All, " and "),
 		}
 		for _, p := range rc.None {
 			r.pattern += " and no " + p
 		}
+		if rc.When != "" {
+			r.pattern = strings.TrimPrefix(r.pattern+" when "+rc.When, " ")
+		}
 		r.shadow = r.parsed.shadow
-		m := &multi{rule: r, shadow: rc.Mode == policy.Shadow || c.Mode == policy.Shadow}
+		m := &multi{index: i, rule: r, shadow: rc.Mode == policy.Shadow || c.Mode == policy.Shadow}
 		m.scope = parseScope(key, rc.Domains, rc.DomainsMatch, faults)
 		switch {
 		case rc.Name == "":
@@ -273,8 +298,17 @@ func (rs *ruleset) loadMultis(c *Config, prefix string, faults *conf.Faults) {
 		} else if err := multiAction(r, c.FilterMarker); err != nil {
 			faults.Keyf(key+".action", "%v", err)
 		}
-		if len(rc.All) == 0 {
-			faults.Keyf(key+".all", "a rule needs at least one pattern")
+		if rc.When != "" {
+			var err error
+			if m.when, err = when.Parse(rc.When); err != nil {
+				faults.Keyf(key+".when", "%v", err)
+			}
+		}
+		sources, opts := c.match(prefix, i)
+		_, fs := list.Load(sources, opts)
+		*faults = append(*faults, fs...)
+		if len(rc.All) == 0 && rc.When == "" && len(sources) == 0 {
+			faults.Keyf(key+".all", "a rule needs at least one pattern, or when, or match")
 		}
 		d := 0
 		if rc.Decoded {
@@ -341,6 +375,8 @@ func multiAction(r *rule, marker string) error {
 		return fmt.Errorf("%s is about one header, and this rule is about several", strings.ToUpper(r.parsed.word))
 	case actDunno:
 		return fmt.Errorf("%s does nothing here", strings.ToUpper(r.parsed.word))
+	case actSubject, actMark:
+		return r.parsed.usable(Rule)
 	default:
 	}
 	if err := hard(r, marker); err != nil {

@@ -17,6 +17,7 @@ import (
 	"postern/internal/adminapi"
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
+	"postern/internal/when"
 	"postern/policy"
 )
 
@@ -67,7 +68,7 @@ func (c *cli) rules(tables []string, kind headercheck.Kind, lenient bool) (*head
 
 func (c *cli) headersTest() *cobra.Command {
 	var tables, to []string
-	var from, client string
+	var from, client, results string
 	var kind string
 	var lenient, message bool
 	cmd := &cobra.Command{
@@ -91,6 +92,9 @@ func (c *cli) headersTest() *cobra.Command {
 					return err
 				}
 			}
+			if req.Facts.Auth, err = when.ParseAuth(results); err != nil {
+				return fmt.Errorf("--results: %w", err)
+			}
 			var recipients []policy.Address
 			for _, r := range to {
 				recipients = append(recipients, mailaddr.Parse(r))
@@ -110,6 +114,7 @@ func (c *cli) headersTest() *cobra.Command {
 	f.StringArrayVar(&to, "to", nil, "a recipient, for rules of some domains; can be given again")
 	f.StringVar(&from, "from", "", "the envelope sender")
 	f.StringVar(&client, "client", "", "the client's address")
+	f.StringVar(&results, "results", "", `what authentication is to have found, for rules with a condition: "dmarc=fail dmarc.policy=reject dkim=pass header.d=example.org"`)
 	return cmd
 }
 

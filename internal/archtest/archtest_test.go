@@ -39,6 +39,7 @@ var allowed = map[string]rule{
 	"internal/conf":       {module: "policy"},
 	"internal/adminapi":   {outside: zap},
 	"internal/dkimverify": {module: "internal/dkimsig internal/mailaddr"},
+	"internal/when":       {module: "internal/mailaddr policy"},
 	"internal/mailaddr":   {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":     {outside: "github.com/coreos/go-systemd/v22/activation"},
 	"internal/quickack":   {},
@@ -78,7 +79,7 @@ var allowed = map[string]rule{
 		outside: bart + " " + metrics + " " + zap,
 	},
 	"headercheck": {
-		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table",
+		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr internal/when list policy table",
 		outside: "golang.org/x/text/encoding/htmlindex " + metrics + " " + zap,
 	},
 
@@ -117,7 +118,7 @@ var allowed = map[string]rule{
 	},
 	"cmd/postern": {
 		module: "access admin app client config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
-			"journal known limit list lookup policy provider rbl spf store store/bolt verify",
+			"internal/when journal known limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 
