@@ -152,6 +152,7 @@ func (s *session) judgeContent(m gomilter.Modifier) ([]policy.Edit, *gomilter.Re
 	s.allRecipients()
 	s.req.Stage, s.req.Time = policy.StageEndOfMessage, time.Now()
 	s.req.Joined = s.joined.Instance(s.req.QueueID, s.req.Time)
+	s.req.OnTop = s.msg.effect.headers
 	s.d.Reset()
 	var edits []policy.Edit
 	stop := alive(m)

@@ -107,11 +107,7 @@ func (f *fields) plan(edits []policy.Edit) (steps []step, bad []policy.Edit) {
 		default:
 			continue
 		}
-		last := f.len()
-		if e.Kind != policy.InsertField {
-			last--
-		}
-		if e.At < 0 || e.At > last || e.Kind != policy.DeleteField && !usableName(e.Name) {
+		if !e.Fits(f.len()) {
 			bad = append(bad, *e)
 			continue
 		}
@@ -139,7 +135,7 @@ func (f *fields) plan(edits []policy.Edit) (steps []step, bad []policy.Edit) {
 		a := byField[i]
 		if e := a.last; e != nil {
 			name := string(f.name(i))
-			value := cleanValue(e.Name, e.Value)
+			value := policy.CleanValue(e.Name, e.Value)
 			switch {
 			case e.Kind == policy.DeleteField:
 				steps = append(steps, step{editDelete, ordinals[i], name, ""})
@@ -155,55 +151,15 @@ func (f *fields) plan(edits []policy.Edit) (steps []step, bad []policy.Edit) {
 		}
 		if i == f.len() {
 			for _, e := range a.inserts {
-				steps = append(steps, step{editInsert, atEnd, e.Name, cleanValue(e.Name, e.Value)})
+				steps = append(steps, step{editInsert, atEnd, e.Name, policy.CleanValue(e.Name, e.Value)})
 			}
 			continue
 		}
 		for _, e := range slices.Backward(a.inserts) {
-			steps = append(steps, step{editInsert, i + 1, e.Name, cleanValue(e.Name, e.Value)})
+			steps = append(steps, step{editInsert, i + 1, e.Name, policy.CleanValue(e.Name, e.Value)})
 		}
 	}
 	return steps, bad
-}
-
-// usableName reports whether s is the name of a field (RFC 5322 section 2.2)
-// that fits on a line.
-func usableName(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] >= 0x7f || s[i] == ':' {
-			return false
-		}
-	}
-	return s != "" && len(s) <= 900
-}
-
-// maxValue is what Postfix keeps of a header field while a milter is in use
-// (milter(8): header_size_limit is cut to it). A packet holds it.
-const maxValue = 60_000
-
-// cleanValue returns v as one folded value: no NUL, which would end it, no CR,
-// and no line without text, which would end the header.
-func cleanValue(name, v string) string {
-	if strings.ContainsAny(v, "\x00\r\n") {
-		v = strings.ReplaceAll(strings.ReplaceAll(v, "\r\n", "\n"), "\x00", " ")
-		v = strings.ReplaceAll(v, "\r", "\n")
-		lines := strings.Split(v, "\n")
-		kept := lines[:1]
-		for _, l := range lines[1:] {
-			if strings.Trim(l, " \t") == "" {
-				continue
-			}
-			if l[0] != ' ' && l[0] != '\t' {
-				l = "\t" + l // as Postfix does
-			}
-			kept = append(kept, l)
-		}
-		v = strings.Join(kept, "\n")
-	}
-	if most := maxValue - len(name); len(v) > most {
-		v = v[:most]
-	}
-	return v
 }
 
 // apply makes the edits and everything that verdicts do to the message.
@@ -219,8 +175,8 @@ func (s *session) apply(m gomilter.Modifier, edits []policy.Edit) error {
 	}
 	// The fields on top come last, and the first of them last of all.
 	for _, h := range slices.Backward(e.headers) {
-		if usableName(h.Name) {
-			steps = append(steps, step{editInsert, 0, h.Name, " " + cleanValue(h.Name, policy.Printable(h.Value))})
+		if policy.UsableName(h.Name) {
+			steps = append(steps, step{editInsert, 0, h.Name, h.OnTop().Value})
 		}
 	}
 	for i := range steps {

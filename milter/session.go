@@ -151,7 +151,7 @@ func (s *session) reset() {
 	s.fields.reset()
 	r := &s.req
 	r.Sender, r.Recipient, r.RecipientCount = policy.Address{}, policy.Address{}, 0
-	r.QueueID, r.Instance, r.Joined, r.Size, r.SASL = "", "", "", 0, policy.SASL{}
+	r.QueueID, r.Instance, r.Joined, r.Size, r.SASL, r.OnTop = "", "", "", 0, policy.SASL{}, nil
 	r.Facts.Reset()
 	if c != nil {
 		c.Abandon()

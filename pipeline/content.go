@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -82,6 +83,7 @@ type part struct {
 	body   bool // it wants more of the body
 	spent  time.Duration
 	ended  bool // it has been asked for its judgement
+	step   int  // its line in the trace, when it may finish
 	err    error
 }
 
@@ -208,6 +210,10 @@ func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decisi
 func (c *Content) judge(ctx context.Context, start time.Time, r *evaluation) (edits []policy.Edit) {
 	contexts := make([]stepContext, len(c.parts))
 	at := start
+	finishers := false
+	for i := range c.parts {
+		c.parts[i].step = -1
+	}
 	for i := range c.parts {
 		t := &c.parts[i]
 		s := t.of
@@ -215,13 +221,10 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *evaluation) (ed
 			r.skipped(s.name, t.exempt.why, t.exempt, &s.metrics)
 			continue
 		}
+		_, finishes := t.in.(policy.Finisher)
 		var judged policy.Judgement
 		x := &contexts[i]
-		limit := c.chain.budget
-		if left := s.Timeout.D(); left > 0 {
-			limit = min(limit, at.Sub(start)+max(left-t.spent, time.Nanosecond))
-		}
-		x.init(ctx, start, limit)
+		x.init(ctx, start, c.limit(t, start, at))
 		err := t.err
 		if err == nil {
 			t.ended = true
@@ -244,7 +247,9 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *evaluation) (ed
 			line.Outcome = policy.Shadowed
 		}
 		x.finish()
-		if !r.req.DryRun {
+		if finishes && err == nil { // counted when it has finished
+			t.step, t.spent, finishers = len(r.d.Steps)-1, took, true
+		} else if !r.req.DryRun {
 			s.metrics.observe(line, took)
 		}
 		switch shadow := s.Mode == policy.Shadow; {
@@ -260,11 +265,91 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *evaluation) (ed
 				continue // there is no list of restrictions to end
 			}
 			if r.take(len(c.chain.steps), &judged.Verdict) {
+				c.unfinished(r)
 				return nil
 			}
 		}
 	}
-	return edits
+	switch {
+	case !finishers:
+		return edits
+	case r.pending >= 0:
+		c.unfinished(r)
+		return nil
+	}
+	return c.finish(ctx, start, at, r, edits)
+}
+
+// limit is how long t may take from now on, counted from start.
+func (c *Content) limit(t *part, start, now time.Time) time.Duration {
+	limit := c.chain.budget
+	if left := t.of.Timeout.D(); left > 0 {
+		limit = min(limit, now.Sub(start)+max(left-t.spent, time.Nanosecond))
+	}
+	return limit
+}
+
+// unfinished counts those that would have finished, of a message that is
+// refused.
+func (c *Content) unfinished(r *evaluation) {
+	for i := range c.parts {
+		if t := &c.parts[i]; t.ended && t.step >= 0 && !r.req.DryRun {
+			t.of.metrics.observe(&r.d.Steps[t.step], t.spent)
+		}
+	}
+}
+
+// finish has the finishers add their edits to those that count.
+func (c *Content) finish(ctx context.Context, start, at time.Time, r *evaluation, edits []policy.Edit) []policy.Edit {
+	shown := make([]policy.Edit, 0, len(r.req.OnTop)+len(r.d.Headers)+len(edits)+4)
+	for _, h := range slices.Concat(r.req.OnTop, r.d.Headers) {
+		if slices.ContainsFunc(shown, func(e policy.Edit) bool { return strings.EqualFold(e.Name, h.Name) }) {
+			continue // a field is added once
+		}
+		f := h.OnTop()
+		shown = append(shown, policy.Edit{Kind: policy.InsertField, Name: f.Name, Value: f.Value})
+	}
+	top := len(shown)
+	shown = append(shown, edits...)
+	contexts := make([]stepContext, len(c.parts))
+	for i := range c.parts {
+		t := &c.parts[i]
+		if t.step < 0 {
+			continue
+		}
+		s := t.of
+		var judged policy.Judgement
+		var err error
+		x := &contexts[i]
+		x.init(ctx, start, c.limit(t, start, at))
+		t.err = nil
+		if p := c.guarded(t, func() { judged, err = t.in.(policy.Finisher).Finish(x, slices.Clip(shown)) }); p != nil {
+			err = p
+		}
+		now := time.Now()
+		t.spent += now.Sub(at)
+		at = now
+		line := &r.d.Steps[t.step]
+		line.Took = t.spent
+		if err != nil {
+			line.Outcome, line.Error = outcomeOf(err, x), err.Error()
+		} else if v := &judged.Verdict; v.Reason != "" || v.Detail != "" {
+			line.Verdict.Reason, line.Verdict.Detail = v.Reason, v.Detail
+		}
+		x.finish()
+		if !r.req.DryRun {
+			s.metrics.observe(line, t.spent)
+		}
+		switch shadow := s.Mode == policy.Shadow; {
+		case err != nil:
+			if r.undecidedAt(t.step, s.name, s.OnError, err, shadow) {
+				r.pend(t.step)
+			}
+		case !shadow:
+			shown = append(shown, judged.Edits...)
+		}
+	}
+	return shown[top:]
 }
 
 // Abandon ends the looking without a judgement. Inspections that hold something

@@ -347,3 +347,96 @@ func (quiet) Header(policy.Field)                                         {}
 func (quiet) EndOfHeaders()                                               {}
 func (quiet) Body([]byte) bool                                            { return false }
 func (quiet) End(context.Context) (policy.Judgement, error)               { return policy.Judgement{}, nil }
+
+// pen is an eye that finishes.
+type pen struct {
+	*eye
+	adds policy.Judgement
+	err  error
+	saw  []policy.Edit
+	late bool // Finish waits for its context
+}
+
+func (p *pen) Inspect(req *policy.Request, to []policy.Address) policy.Inspection {
+	if p.eye.Inspect(req, to) == nil {
+		return nil
+	}
+	return p
+}
+
+func (p *pen) Finish(ctx context.Context, edits []policy.Edit) (policy.Judgement, error) {
+	p.call("Finish")
+	p.saw = slices.Clone(edits)
+	if p.late {
+		<-ctx.Done()
+		return policy.Judgement{}, ctx.Err()
+	}
+	return p.adds, p.err
+}
+
+func added(name string) policy.Edit {
+	return policy.Edit{Kind: policy.InsertField, Name: name, Value: " x"}
+}
+
+func names(edits []policy.Edit) (out []string) {
+	for _, e := range edits {
+		out = append(out, e.Name)
+	}
+	return out
+}
+
+// Who finishes sees what all others leave, whatever their order, and what it
+// adds comes last.
+func TestFinish(t *testing.T) {
+	signer := &pen{eye: &eye{name: "dkim"}, adds: policy.Judgement{Verdict: policy.Verdict{Reason: "signed", Detail: "d=x"}, Edits: []policy.Edit{added("Signature")}}}
+	sealer := &pen{eye: &eye{name: "arc"}, adds: policy.Judgement{Edits: []policy.Edit{added("Seal")}}}
+	late := &eye{name: "headers", judged: policy.Judgement{Edits: []policy.Edit{added("Late")}, Verdict: policy.Verdict{Add: []policy.Header{{Name: "Top", Value: "1"}}}}}
+	s := sight{eyes: []Inspector{{signer, conf.Step{}}, {sealer, conf.Step{}}, {late, conf.Step{}}}}
+	d, edits := s.look(t)
+	if got := names(signer.saw); !slices.Equal(got, []string{"Top", "Late"}) {
+		t.Errorf("the first saw %v", got)
+	}
+	if got := names(sealer.saw); !slices.Equal(got, []string{"Top", "Late", "Signature"}) {
+		t.Errorf("the second saw %v", got)
+	}
+	if got := names(edits); !slices.Equal(got, []string{"Late", "Signature", "Seal"}) {
+		t.Errorf("%v", got)
+	}
+	if v := d.Steps[0].Verdict; v.Reason != "signed" || v.Detail != "d=x" || len(d.Steps) != 3 {
+		t.Errorf("%+v", d.Steps)
+	}
+}
+
+func TestFinishOnlyWhatIsAccepted(t *testing.T) {
+	refuse := policy.Judgement{Verdict: policy.Verdict{Action: policy.Reject, Reason: "no", Reply: policy.Reply{Code: 550, Enhanced: "5.7.1", Text: "No"}}}
+	hold := policy.Judgement{Verdict: policy.Verdict{Action: policy.Hold, Reason: "wait"}}
+	for _, tt := range []struct {
+		name     string
+		other    *eye
+		step     conf.Step
+		pen      pen
+		finishes bool
+		action   policy.Action
+		edits    []string
+	}{
+		{"refused", &eye{name: "headers", judged: refuse}, conf.Step{}, pen{eye: &eye{}}, false, policy.Reject, nil},
+		{"held", &eye{name: "headers", judged: hold}, conf.Step{}, pen{eye: &eye{}}, true, policy.Hold, []string{"Signature"}},
+		{"deferred by another's error", &eye{name: "headers", err: errors.New("x")}, conf.Step{}, pen{eye: &eye{}}, true, policy.Continue, []string{"Signature"}},
+		{"its End failed", &eye{name: "headers"}, conf.Step{}, pen{eye: &eye{err: errors.New("x")}}, false, policy.Continue, nil},
+		{"shadow", &eye{name: "headers"}, conf.Step{Mode: policy.Shadow}, pen{eye: &eye{}}, true, policy.Continue, nil},
+		{"cannot", &eye{name: "headers"}, conf.Step{}, pen{eye: &eye{}, err: errors.New("x")}, true, policy.Continue, nil},
+		{"cannot, and must", &eye{name: "headers"}, conf.Step{OnError: policy.ErrorDefer}, pen{eye: &eye{}, err: errors.New("x")}, true, policy.DeferIfPermit, nil},
+		{"panics", &eye{name: "headers"}, conf.Step{OnError: policy.ErrorDefer}, pen{eye: &eye{panics: "Finish"}}, false, policy.DeferIfPermit, nil},
+		{"too slow", &eye{name: "headers"}, conf.Step{OnError: policy.ErrorDefer, Timeout: conf.Duration(20 * time.Millisecond)}, pen{eye: &eye{}, late: true}, true, policy.DeferIfPermit, nil},
+	} {
+		tt.pen.name = "dkim"
+		if tt.pen.err == nil && !tt.pen.late {
+			tt.pen.adds.Edits = []policy.Edit{added("Signature")}
+		}
+		s := sight{eyes: []Inspector{{&tt.pen, tt.step}, {tt.other, conf.Step{}}}}
+		d, edits := s.look(t)
+		if d.Verdict.Action != tt.action || !slices.Equal(names(edits), tt.edits) || slices.Contains(tt.pen.shown, "Finish") != tt.finishes {
+			t.Errorf("%s: %v, edits %v, %v", tt.name, d.Verdict.Action, names(edits), tt.pen.shown)
+		}
+	}
+}

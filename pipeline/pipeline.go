@@ -397,6 +397,11 @@ func (r *evaluation) failed(s *step, err error, shadow bool) bool {
 }
 
 func (r *evaluation) undecided(name string, onError policy.OnError, err error, shadow bool) bool {
+	return r.undecidedAt(len(r.d.Steps)-1, name, onError, err, shadow)
+}
+
+// undecidedAt is undecided for the check whose line in the trace is step.
+func (r *evaluation) undecidedAt(step int, name string, onError policy.OnError, err error, shadow bool) bool {
 	r.d.Degraded = true
 	if r.err == nil {
 		r.err = fmt.Errorf("%s: %w", name, err)
@@ -412,7 +417,7 @@ func (r *evaluation) undecided(name string, onError policy.OnError, err error, s
 		r.would(name, v)
 		return false
 	}
-	r.d.Steps[len(r.d.Steps)-1].Verdict = v
+	r.d.Steps[step].Verdict = v
 	return true
 }
 

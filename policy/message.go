@@ -86,3 +86,21 @@ type Inspection interface {
 	// End returns the judgement. An error means "could not decide".
 	End(ctx context.Context) (Judgement, error)
 }
+
+// Finisher is an [Inspection] that comes when all others have judged: it signs
+// or seals what they leave. One door, the milter, and the inspectors' order are
+// what it depends on.
+type Finisher interface {
+	Inspection
+	// Finish is called once, after the End of all inspections, when the message is
+	// accepted and this one's End gave no error, in the order of the inspectors.
+	// edits are all that count so far, those of finishers before it included, and
+	// are not to be changed; [Apply] and [Replaced] say what comes of them. The
+	// fields that verdicts put on top of the message are among them, as
+	// insertions before field 0.
+	//
+	// Its own edits are appended. Of its verdict only Reason and Detail count,
+	// which take the place of those of End: it is too late to refuse. An error
+	// means "could not decide", as that of End, and shares its time limit.
+	Finish(ctx context.Context, edits []Edit) (Judgement, error)
+}

@@ -145,23 +145,26 @@ type Request struct {
 	// JudgedBy is the chain that judges the request. The pipeline sets it.
 	JudgedBy string
 
-	Client             Client
-	ServerAddr         netip.Addr
-	ServerPort         uint16
-	ESMTP              bool   // protocol_name is ESMTP
-	Helo               string // as given, empty if none
-	Sender             Address
-	Recipient          Address
-	RecipientCount     int    // accepted recipients, only at data and end-of-message
-	QueueID            string // empty until the first recipient is accepted
-	Instance           string // one per mail transaction, unique per host only
-	Joined             string // at the milter door: the Instance that the policy door knows the transaction by, when it does
-	Size               int64  // bytes declared by SIZE=, or received at end-of-message
-	ETRNDomain         string
-	Stress             bool
-	SASL               SASL
-	TLS                TLS
-	BodyHidden         bool   // the door is shown header fields, and no body, in this session
+	Client         Client
+	ServerAddr     netip.Addr
+	ServerPort     uint16
+	ESMTP          bool   // protocol_name is ESMTP
+	Helo           string // as given, empty if none
+	Sender         Address
+	Recipient      Address
+	RecipientCount int    // accepted recipients, only at data and end-of-message
+	QueueID        string // empty until the first recipient is accepted
+	Instance       string // one per mail transaction, unique per host only
+	Joined         string // at the milter door: the Instance that the policy door knows the transaction by, when it does
+	Size           int64  // bytes declared by SIZE=, or received at end-of-message
+	ETRNDomain     string
+	Stress         bool
+	SASL           SASL
+	TLS            TLS
+	BodyHidden     bool // the door is shown header fields, and no body, in this session
+	// OnTop are the fields that verdicts on the envelope put on top of the
+	// message. The milter door knows them at StageEndOfMessage.
+	OnTop              []Header
 	CompatibilityLevel string // Postfix 3.8+
 	MailVersion        string // Postfix 3.8+
 

@@ -19,6 +19,8 @@ systemd-analyze systemd
 gcc gcc
 dkimsign python3-authres python3-dkim
 dkimproxy-sign libmail-dkim-perl
+opendkim opendkim
+opendkim-testmsg opendkim-tools
 '
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -82,7 +84,7 @@ done
 if [ -n "$ours" ] && [ -d /run/systemd/system ]; then
 	for package in $packages; do
 		case $package in
-		postfix | redis-server | unbound | slapd | postgrey) $root systemctl disable --quiet "$package" 2>/dev/null ;;
+		postfix | redis-server | unbound | slapd | postgrey | opendkim) $root systemctl disable --quiet "$package" 2>/dev/null ;;
 		esac
 	done
 fi
