@@ -214,6 +214,19 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	if m.own {
 		return policy.Judgement{Verdict: policy.Verdict{Reason: reasonOwn}, Edits: m.edits(m.req.SASL.Username != "", formatOwn(c.id, m.req))}, nil
 	}
+	r := m.find(ctx)
+	m.req.Facts.Auth = r.facts()
+	c.count(&r, &m.req.Facts.Auth)
+	v := m.verdict(&r)
+	if v.Action.Refuses() {
+		return policy.Judgement{Verdict: v}, nil
+	}
+	return policy.Judgement{Verdict: v, Edits: m.edits(true, format(c.id, m.req, &r))}, nil
+}
+
+// find ends the looking, and evaluates what was found.
+func (m *inspection) find(ctx context.Context) results {
+	c := m.c
 	r := results{spf: m.req.Facts.SPF, chain: dkimverify.Chain{Result: dkimverify.None}, upstream: m.upstream, hostile: m.header.Hostile()}
 	if m.signed && m.req.BodyHidden {
 		r.dkim = []dkimverify.Signature{{Result: dkimverify.TempError, Reason: "this session is older than the configuration, bodies are not shown in it"}}
@@ -232,13 +245,7 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 		m.req.Facts.SPF = r.spf // for rules
 	}
 	m.authors(ctx, &r)
-	m.req.Facts.Auth = r.facts()
-	c.count(&r, &m.req.Facts.Auth)
-	v := m.verdict(&r)
-	if v.Action.Refuses() {
-		return policy.Judgement{Verdict: v}, nil
-	}
-	return policy.Judgement{Verdict: v, Edits: m.edits(true, format(c.id, m.req, &r))}, nil
+	return r
 }
 
 // edits puts our results on top, if there are any, and takes out what claims to
@@ -268,7 +275,7 @@ func (m *inspection) authors(ctx context.Context, r *results) {
 	p := passed{}
 	switch r.spf.Result {
 	case "pass":
-		p.spf = r.spf.Domain
+		p.spf = append(p.spf, r.spf.Domain)
 	case "temperror":
 		p.unsure = true
 	}
@@ -283,7 +290,7 @@ func (m *inspection) authors(ctx context.Context, r *results) {
 	if n := len(r.chain.Sets); r.chain.Result == dkimverify.TempError && n > 0 && m.c.trusts(r.chain.Sets[n-1].Sealer) {
 		p.unsure = true
 	}
-	m.believe(&p, r.spf.Result)
+	m.believe(&p)
 	d := discovery{res: m.c.res, tree: m.c.cfg.DMARC.Discovery == byTree}
 	for _, value := range m.from {
 		domains, err := fromDomains(value)
@@ -305,16 +312,17 @@ func (m *inspection) authors(ctx context.Context, r *results) {
 }
 
 // believe adds what an upstream has found out.
-func (m *inspection) believe(p *passed, spf string) {
+func (m *inspection) believe(p *passed) {
 	for i := range m.upstream {
 		switch c := &m.upstream[i]; {
 		case c.method == "dkim" && c.result == "pass" && c.get("header.d") != "":
 			p.dkim = append(p.dkim, c.domain("header.d"))
-		case c.method == "spf" && spf != "pass" && c.result == "pass":
-			p.spf = c.domain("smtp.mailfrom")
-			if p.spf == "" && m.req.Sender.Raw == "" {
-				p.spf = c.domain("smtp.helo")
+		case c.method == "spf" && c.result == "pass":
+			domain := c.domain("smtp.mailfrom")
+			if domain == "" && m.req.Sender.Raw == "" {
+				domain = c.domain("smtp.helo")
 			}
+			p.spf = append(p.spf, domain)
 		case c.result == "temperror" && (c.method == "dkim" || c.method == "spf"):
 			p.unsure = true
 		}

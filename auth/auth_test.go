@@ -591,3 +591,44 @@ func FuzzAuthservID(f *testing.F) {
 		}
 	})
 }
+
+// What a test of a message tells.
+func TestReport(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.ARC.TrustedSealers = []string{"lists.example"}; c.DMARC.Quarantine = Quarantine })
+	w.txt["_dmarc.example.org"] = []string{"v=DMARC1; p=quarantine"}
+	w.spf = policy.SPF{Result: "fail", Domain: "bounce.example.org", Identity: "mailfrom"}
+	message := "Authentication-Results: mx.example.net; dkim=pass\r\n" + w.sign(t, "example.org", letter)
+	req := func() *policy.Request {
+		r := envelope("a@bounce.example.org")
+		r.DryRun = true
+		return r
+	}
+	r := w.check.Test(t.Context(), req(), []byte("From someone Thu Jan  1\n"+strings.ReplaceAll(message, "\r\n", "\n")))
+	if s := r.Signatures; len(s) != 1 || s[0].Result != "pass" || s[0].Canon != "simple/simple" || s[0].BodyHash != s[0].Claimed || len(s[0].Hash) != 64 || s[0].KeyName != "sel._domainkey.example.org" ||
+		!strings.HasPrefix(s[0].Record, "v=DKIM1; k=ed25519; p=") || len(s[0].Signed) == 0 {
+		t.Errorf("%+v", s)
+	}
+	want := []Author{{Domain: "example.org", Record: "example.org", Text: "v=DMARC1; p=quarantine", Result: "pass", Aligned: []string{"dkim"}}}
+	if !reflect.DeepEqual(r.Authors, want) || r.SPF != w.spf || r.ARC.Result != "none" || r.Skipped != "" || r.Verdict.Reason != "dmarc-pass" {
+		t.Errorf("%+v", r)
+	}
+	if len(r.Removed) != 1 || !strings.HasPrefix(r.Field, "Authentication-Results: mx.example.net;\n\tspf=fail") {
+		t.Errorf("%q %q", r.Removed, r.Field)
+	}
+	changed := w.seal(t, "lists.example; dmarc=pass header.from=example.com", message+"more\r\n")
+	own := req()
+	own.SASL.Username = "ann"
+	r = w.check.Test(t.Context(), own, []byte(changed))
+	if r.Verdict.Action != policy.Hold || r.Skipped == "" || r.Authors[0].Wish != "quarantine" || r.Signatures[0].BodyHash == r.Signatures[0].Claimed ||
+		len(r.ARC.Sets) != 1 || !r.ARC.Sets[0].Trusted || r.ARC.Result != "pass" {
+		t.Errorf("%+v", r)
+	}
+	for _, odd := range []string{"", "\n", "\nFrom: x", "From: x", "From x\n", "\r\n\r\n"} {
+		if r := w.check.Test(t.Context(), req(), []byte(odd)); len(r.Signatures) != 0 {
+			t.Errorf("%q: %+v", odd, r)
+		}
+	}
+	if n := testutil.CollectAndCount(w.check.shared.results); n != 0 {
+		t.Errorf("%d results are counted", n)
+	}
+}

@@ -34,6 +34,7 @@ const (
 // record is a DMARC record (RFC 7489 section 6.3, and its successor).
 type record struct {
 	domain      string // where it stands
+	text        string // as it stands there
 	p, sp, np   wish   // sp and np are "" where they are not given
 	adkim, aspf bool   // strict
 	pct         int
@@ -129,7 +130,7 @@ func (d *discovery) at(ctx context.Context, domain string) (*record, error) {
 				break
 			}
 			r = &one
-			r.domain = domain
+			r.domain, r.text = domain, text
 		}
 	}
 	if d.found == nil {
@@ -238,6 +239,7 @@ func (d *discovery) aligned(ctx context.Context, domain, author string, strict b
 type dmarc struct {
 	Domain string // in From
 	Record string // the domain where the record stands, "" without one
+	Text   string // the record
 	// Result is "pass", "fail", "none" or "temperror".
 	Result string
 	// Wish is what the owner asks for of a message that fails, after sp, np, pct
@@ -252,7 +254,7 @@ type dmarc struct {
 
 // passed are the domains that were authenticated.
 type passed struct {
-	spf  string   // "" for none
+	spf  []string
 	dkim []string // of valid signatures
 	// unsure is set when the DNS could not be asked for one of them.
 	unsure bool
@@ -270,24 +272,21 @@ func (d *discovery) evaluate(ctx context.Context, author string, p *passed, samp
 		out.Result = "none"
 		return out
 	}
-	out.Record, out.Published = r.domain, r.p
-	if p.spf != "" {
-		ok, err := d.aligned(ctx, p.spf, author, r.aspf)
-		if err != nil {
-			return out.temporary("alignment with "+p.spf, err)
-		}
-		if ok {
-			out.By = append(out.By, "spf")
-		}
-	}
-	for _, domain := range p.dkim {
-		ok, err := d.aligned(ctx, domain, author, r.adkim)
-		if err != nil {
-			return out.temporary("alignment with "+domain, err)
-		}
-		if ok {
-			out.By = append(out.By, "dkim")
-			break
+	out.Record, out.Text, out.Published = r.domain, r.text, r.p
+	for _, by := range [...]struct {
+		method  string
+		domains []string
+		strict  bool
+	}{{"spf", p.spf, r.aspf}, {"dkim", p.dkim, r.adkim}} {
+		for _, domain := range by.domains {
+			ok, err := d.aligned(ctx, domain, author, by.strict)
+			if err != nil {
+				return out.temporary("alignment with "+domain, err)
+			}
+			if ok {
+				out.By = append(out.By, by.method)
+				break
+			}
 		}
 	}
 	switch {

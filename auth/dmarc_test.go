@@ -159,7 +159,7 @@ func TestEvaluate(t *testing.T) {
 			z.txt["_dmarc."+domain] = strings.Split(text, "|")
 		}
 		d := discovery{res: z, tree: tt.tree}
-		p := &passed{spf: tt.spf, unsure: tt.unsure}
+		p := &passed{spf: []string{tt.spf}, unsure: tt.unsure}
 		if tt.dkim != "" {
 			p.dkim = []string{tt.dkim}
 			if !strings.Contains(tt.name, "blank") {

@@ -1,12 +1,51 @@
 package integration
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"postern/internal/dnstest"
 )
+
+// arcSeal has dkimpy seal a message as a domain, which has found out results,
+// "id; ...". The domain's key is published.
+func arcSeal(t *testing.T, dns *dnstest.Server, domain, results, message string) string {
+	t.Helper()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spf(dns, "seal"+base64.RawURLEncoding.EncodeToString(public[60:66])+"._domainkey."+domain, "v=DKIM1; k=rsa; p="+base64.StdEncoding.EncodeToString(public))
+	key := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(private)})
+	const program = `
+import sys, dkim
+selector, domain, key, results = [a.encode() for a in sys.argv[1:]]
+m = sys.stdin.buffer.read()
+sys.stdout.buffer.write(b''.join(dkim.arc_sign(b'Authentication-Results: ' + results + b'\r\n' + m, selector, domain, key, results.split(b';')[0])) + m)
+`
+	cmd := exec.Command("/usr/bin/python3", "-c", program, "seal"+base64.RawURLEncoding.EncodeToString(public[60:66]), domain, string(key), results)
+	cmd.Stdin = strings.NewReader(strings.ReplaceAll(strings.ReplaceAll(message, "\r\n", "\n"), "\n", "\r\n"))
+	var complaint strings.Builder
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v %s", err, complaint.String())
+	}
+	return string(out)
+}
 
 const authConfig = `
 hostname = "mx.example.com"
@@ -21,6 +60,20 @@ mode = "enforce"
 [auth.dmarc]
 quarantine = "quarantine"
 exempt = ["198.51.100.7"]
+[auth.arc]
+trusted_sealers = ["lists.example"]
+[[auth.upstream]]
+authserv_id = "mx1.example.com"
+clients = ["192.0.2.99/32"]
+[[headers.rules]]
+name = "tag"
+when = "dmarc.override=arc or dmarc=none and header.from=odd.example"
+action = "SUBJECT [odd]"
+[[headers.rules]]
+name = "refuse"
+when = "dmarc=none"
+match = ["from:eve@odd.example"]
+action = "REJECT 5.7.1 not you"
 `
 
 // What a message says of its author through a real Postfix: passed, refused,
@@ -87,6 +140,44 @@ func TestAuth(t *testing.T) {
 				t.Errorf("forged:\n%s", got)
 			}
 
+			// A list changes the message and seals what it has seen: that counts where
+			// the sealer is trusted.
+			sealed := func(sealer, message string) string {
+				return arcSeal(t, dns, sealer, sealer+"; dmarc=pass header.from=strict.example; arc=none", sign(message)+"-- \nthe list\n")
+			}
+			matches(t, "by a list that does not seal", send("list@lists.example", sign(letter("ann@strict.example"))+"-- \nthe list\n"), `^550 5\.7\.26 `)
+			matches(t, "by a list that is trusted", send("list@lists.example", sealed("lists.example", letter("ann@strict.example"))), `^250 `)
+			got = line("box")
+			expect(t, "by a list that is trusted", got, "arc=pass (sealed by lists.example) smtp.remote-ip=192.0.2.7; dmarc=fail (p=reject, passed at lists.example) header.from=strict.example",
+				"Subject: [odd] ", "ARC-Seal: i=1; cv=none;")
+			expect(t, "by a list that is trusted", fmt.Sprint(d.decided("reason", "dmarc-arc")), "arc=pass lists.example (1)")
+			matches(t, "by another list", send("list@lists.example", sealed("other-lists.example", letter("ann@strict.example"))), `^550 5\.7\.26 `)
+			matches(t, "changed behind the list", send("list@lists.example", sealed("lists.example", letter("ann@strict.example"))+"more\n"), `^550 5\.7\.26 `)
+
+			// Rules of one's own.
+			matches(t, "a rule", send("ann@odd.example", letter("ann@odd.example")), `^250 `)
+			expect(t, "a rule", line("box"), "Subject: [odd] ")
+			matches(t, "a rule for one sender", send("eve@odd.example", letter("eve@odd.example")), `^550 5\.7\.1 not you`)
+
+			// What an upstream says is believed from there alone.
+			believed := letter("ann@strict.example", "Authentication-Results: mx1.example.com; spf=pass smtp.mailfrom=strict.example")
+			matches(t, "results from elsewhere", send("ann@other.example", believed), `^550 5\.7\.26 `)
+			s = p.dial("192.0.2.99", "")
+			matches(t, "results of an upstream", send("ann@other.example", believed), `^250 `)
+			expect(t, "results of an upstream", line("box"), "mx1.example.com; spf=pass", "dmarc=pass (p=reject)")
+			s = p.dial("192.0.2.7", "")
+
+			// Step by step, without sending it.
+			file := filepath.Join(t.TempDir(), "mail.eml")
+			if err := os.WriteFile(file, []byte(sealed("lists.example", letter("ann@strict.example"))), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, "auth test", d.run("auth", "test", file, "--client", "192.0.2.7", "--sender", "list@lists.example", "--helo", "lists.example"),
+				"DKIM     fail: the body has been changed", "domain     strict.example (selector sel, ed25519-sha256)", "key at     sel._domainkey.strict.example",
+				"signed was ", "ARC      pass", "1 lists.example (trusted)", "lists.example; dmarc=pass header.from=strict.example",
+				"DMARC    fail for strict.example", "record of strict.example: v=DMARC1; p=reject; sp=none", "has passed at lists.example", "Authentication-Results: mx.example.com",
+				"=> continue (dmarc-arc)")
+
 			// The policy of quarantine puts it on hold.
 			matches(t, "held", send("ann@other.example", letter("ann@held.example")), `^250 `)
 			expect(t, "held", fmt.Sprint(d.decided("reason", "dmarc-quarantine")), "hold")
@@ -99,7 +190,7 @@ func TestAuth(t *testing.T) {
 			matches(t, "exempt", send("", letter("ann@strict.example")), `^250 `)
 			expect(t, "exempt", line("box"), "dmarc=fail (p=reject) header.from=strict.example")
 			expect(t, "exempt", fmt.Sprint(d.decided("reason", "dmarc-exempt")), "spf=")
-			expect(t, "metrics", d.metrics(), `postern_auth_results_total{method="dmarc",result="pass"} 2`)
+			expect(t, "metrics", d.metrics(), `postern_auth_results_total{method="dmarc",result="pass"} 3`)
 			p.noComplaint()
 		})
 	}

@@ -217,8 +217,7 @@ func (r *evaluation) describe(f fields) {
 	said := &d.Verdict
 	for i := len(d.Steps) - 1; said.Reason == "" && i >= 0; i-- {
 		if d.Steps[i].Outcome != policy.Skipped {
-			said = &d.Steps[i].Verdict // nobody objected: what the last check knew
-			break
+			said = &d.Steps[i].Verdict // nobody objected: what the last check knew that has something to say
 		}
 	}
 	some("reason", said.Reason)

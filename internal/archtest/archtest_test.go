@@ -62,7 +62,7 @@ var allowed = map[string]rule{
 	},
 	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
-	"auth": {module: "internal/adminapi internal/conf internal/dkimverify internal/fieldtext internal/mailaddr list policy", outside: metrics + " " + zap},
+	"auth": {module: "internal/adminapi internal/conf internal/dkimsig internal/dkimverify internal/fieldtext internal/mailaddr list policy", outside: metrics + " " + zap},
 
 	"limit": {module: "internal/adminapi internal/conf internal/meter list policy", outside: metrics + " " + zap},
 
@@ -117,7 +117,7 @@ var allowed = map[string]rule{
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app client config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app auth client config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"internal/when journal known limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},

@@ -52,6 +52,9 @@ func NewFields(header string) *Fields {
 	return f
 }
 
+// All returns the fields. They are not to be changed.
+func (f *Fields) All() []Field { return f.all }
+
 // Named returns the fields of a name, in their order.
 func (f *Fields) Named(name string) []Field {
 	at := f.at[strings.ToLower(name)]

@@ -43,11 +43,13 @@ type Signature struct {
 	Result, Reason string
 
 	// How it was come by, for whoever asks. BodyHash is of the body that came,
-	// Hash of the fields; Record is the last key record that was tried.
-	KeyName, Record string
-	BodyHash, Hash  [sha256.Size]byte
-	Bits            int      // of an RSA key
-	Signed          []string // h=
+	// Claimed what bh= says of it, Hash that of the fields; Record is the last key
+	// record that was tried, Canon c=.
+	KeyName, Record, Canon string
+	BodyHash, Hash         [sha256.Size]byte
+	Claimed                []byte
+	Bits                   int      // of an RSA key
+	Signed                 []string // h=
 }
 
 // Options are for one message.
@@ -165,7 +167,7 @@ type signature struct {
 	field            dkimsig.Field
 	header, bodyForm dkimsig.Canon
 	length           int64 // l=, -1 without it
-	bodyHash, sig    []byte
+	sig              []byte
 	body             *body
 	keys             *keys
 }
@@ -227,6 +229,7 @@ func (s *signature) parse(m *Message, arc bool) error {
 	if s.header, s.bodyForm, err = dkimsig.ParseCanon(tags.Bare("c")); err != nil {
 		return err
 	}
+	s.Canon = s.header.String() + "/" + s.bodyForm.String()
 	if _, ok := tags.Get("q"); ok && !slices.Contains(tags.List("q"), "dns/txt") {
 		return errors.New("the key is not in the DNS (q=)")
 	}
@@ -236,7 +239,7 @@ func (s *signature) parse(m *Message, arc bool) error {
 	if err := algorithm(s.Algorithm); err != nil {
 		return err
 	}
-	if s.bodyHash, err = tags.Binary("bh"); err != nil {
+	if s.Claimed, err = tags.Binary("bh"); err != nil {
 		return err
 	}
 	if s.sig, err = tags.Binary("b"); err != nil {
@@ -333,7 +336,7 @@ func (s *signature) verify(m *Message) {
 	beyond := s.length >= 0 && s.body.Length() > s.length
 	switch {
 	case key == nil && s.Result != Fail:
-	case string(s.bodyHash) != string(s.BodyHash[:]):
+	case string(s.Claimed) != string(s.BodyHash[:]):
 		s.Result, s.Reason = Fail, "the body has been changed"
 	case s.Result == Fail:
 	case s.length > s.body.Length():
