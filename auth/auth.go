@@ -190,13 +190,6 @@ func (m *inspection) EndOfHeaders() {
 // Body implements [policy.Inspection].
 func (m *inspection) Body(p []byte) bool { return m.dkim != nil && m.dkim.Write(p) }
 
-// Abandon ends an inspection whose message was given up.
-func (m *inspection) Abandon() {
-	if m.dkim != nil {
-		m.dkim.Abandon()
-	}
-}
-
 // results are what was found out about a message.
 type results struct {
 	spf      policy.SPF

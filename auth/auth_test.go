@@ -535,9 +535,6 @@ func TestAbandonAndReload(t *testing.T) {
 	in.Header(policy.Field{Name: "DKIM-Signature", Value: " v=1; d=example.org"})
 	in.EndOfHeaders()
 	in.Body([]byte("x"))
-	in.(interface{ Abandon() }).Abandon()
-	in = w.check.Inspect(envelope("a@example.org"), nil)
-	in.(interface{ Abandon() }).Abandon()
 	next, err := New(w.check.cfg, Options{Hostname: "mx.example.net", Resolver: w.zone, Log: zap.NewNop()}, w.check)
 	if err != nil || next.shared != w.check.shared {
 		t.Errorf("%v", err)
@@ -549,9 +546,17 @@ func TestAbandonAndReload(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	for want, edit := range map[string]func(*Config){
-		"auth.max_signatures: 0 is out of range":            func(c *Config) { c.MaxSignatures = 0 },
-		"auth.lookup_time: 20s is not less than timeout":    func(c *Config) { c.LookupTime = c.Timeout },
-		"auth.authserv_id: \"a b\" is no host name":         func(c *Config) { c.AuthservID = "a b" },
+		"auth.max_signatures: 0 is out of range":             func(c *Config) { c.MaxSignatures = 0 },
+		"auth.lookup_time: 20s is not less than timeout":     func(c *Config) { c.LookupTime = c.Timeout },
+		"auth.authserv_id: \"a b\" is no host name":          func(c *Config) { c.AuthservID = "a b" },
+		"auth.min_rsa_bits: 1023 is out of range":            func(c *Config) { c.MinRSABits = 1023 },
+		"auth.min_rsa_bits: 8192 is out of range":            func(c *Config) { c.MinRSABits = 8192 },
+		"auth.arc.trusted_sealers[1]: \"a b\" is no domain":  func(c *Config) { c.ARC.TrustedSealers = []string{".example.org", "a b"} },
+		"auth.upstream[0].authserv_id: \"\" is no host name": func(c *Config) { c.Upstream = []UpstreamConfig{{Clients: []netip.Prefix{{}}}} },
+		"auth.upstream[0].authserv_id: \"mx.example.org\" is our own name": func(c *Config) {
+			c.AuthservID, c.Upstream = "MX.example.org", []UpstreamConfig{{"mx.example.org", []netip.Prefix{{}}}}
+		},
+		"auth.upstream[0].clients: no network is given":     func(c *Config) { c.Upstream = []UpstreamConfig{{AuthservID: "mx1.example.org"}} },
 		"auth.dmarc.discovery: unknown value \"x\"":         func(c *Config) { c.DMARC.Discovery = "x" },
 		"auth.dmarc.reply: ":                                func(c *Config) { c.DMARC.Reply = "450 later" },
 		"auth.dmarc.bad_from_reply: ":                       func(c *Config) { c.DMARC.BadFromReply = "{what}" },

@@ -162,13 +162,6 @@ func (m *inspection) EndOfHeaders() {
 // Body implements [policy.Inspection].
 func (m *inspection) Body(p []byte) bool { return m.dkim != nil && m.dkim.Write(p) }
 
-// Abandon ends an inspection whose message was given up.
-func (m *inspection) Abandon() {
-	if m.dkim != nil {
-		m.dkim.Abandon()
-	}
-}
-
 // errUnknown is for what DNS could not answer.
 var errUnknown = errors.New("a signature could not be checked now")
 

@@ -610,27 +610,12 @@ func TestTenantAndDKIM(t *testing.T) {
 	}
 }
 
-func TestMessagesThatAreGivenUp(t *testing.T) {
+func TestKeysThatTakeTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, z := relaySet(t, nil, RelayConfig{SenderDomains: []string{"example.org"}, DKIMDomains: []string{"example.org"}})
 		message := signer(t, z, "example.org")("From: a@example.org\r\n\r\nHello\r\n")
 		header, _, _ := strings.Cut(message, "\r\n\r\n")
 		req := request("a@example.org", "b@example.com")
-		begin := func() policy.Inspection {
-			in := s.Inspector().Inspect(atData(req), []policy.Address{req.Recipient})
-			for _, f := range fields(header) {
-				in.Header(f)
-			}
-			in.EndOfHeaders()
-			in.Body([]byte("Hel"))
-			return in
-		}
-		// One is told, of the other nobody hears again: a bubble does not end with
-		// a goroutine.
-		begin().(interface{ Abandon() }).Abandon()
-		begin()
-		synctest.Wait()
-
 		// A key that takes too long: deferred, at the caller's time.
 		z.mu.Lock()
 		z.delay = time.Hour

@@ -1,7 +1,9 @@
 package dkimsig
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"slices"
 	"strings"
 )
 
@@ -24,13 +26,15 @@ func (f Field) Value() string {
 // Fields are the header fields of a message, in their order. They do not
 // change; the methods are safe for concurrent use.
 type Fields struct {
-	all []Field
-	at  map[string][]int // by name in lower case, the last one last
+	all   []Field
+	last  map[string]int // of a name in lower case, the last one
+	above []int          // of a field: the one above it with its name, -1 for none
 }
 
 // NewFields takes a header apart.
 func NewFields(header string) *Fields {
-	f := &Fields{at: map[string][]int{}}
+	n := strings.Count(header, "\n")
+	f := &Fields{all: make([]Field, 0, n), last: make(map[string]int, min(n, 64)), above: make([]int, 0, n)}
 	for header != "" {
 		end := 0
 		for {
@@ -45,7 +49,11 @@ func NewFields(header string) *Fields {
 		}
 		field := Field(header[:end])
 		name := strings.ToLower(field.Name())
-		f.at[name] = append(f.at[name], len(f.all))
+		above, some := f.last[name]
+		if !some {
+			above = -1
+		}
+		f.above, f.last[name] = append(f.above, above), len(f.all)
 		f.all = append(f.all, field)
 		header = header[end:]
 	}
@@ -57,36 +65,51 @@ func (f *Fields) All() []Field { return f.all }
 
 // Named returns the fields of a name, in their order.
 func (f *Fields) Named(name string) []Field {
-	at := f.at[strings.ToLower(name)]
-	out := make([]Field, len(at))
-	for i, n := range at {
-		out[i] = f.all[n]
+	var out []Field
+	for i := f.find(name); i >= 0; i = f.above[i] {
+		out = append(out, f.all[i])
 	}
+	slices.Reverse(out)
 	return out
 }
 
+// find returns the last field of a name, -1 for none.
+func (f *Fields) find(name string) int {
+	if i, ok := f.last[strings.ToLower(name)]; ok {
+		return i
+	}
+	return -1
+}
+
 // Count returns how many fields of a name there are.
-func (f *Fields) Count(name string) int { return len(f.at[strings.ToLower(name)]) }
+func (f *Fields) Count(name string) (n int) {
+	for i := f.find(name); i >= 0; i = f.above[i] {
+		n++
+	}
+	return n
+}
 
 // Hash returns the SHA-256 of the named fields and of own, the signature's own
 // field with an empty signature (RFC 6376 section 3.7). Of fields of one name
 // the last one comes first; a name for which there is none, or none is left,
 // adds nothing.
 func (f *Fields) Hash(names []string, c Canon, own Field) [sha256.Size]byte {
-	taken := make(map[string]int, len(names))
+	next := make(map[string]int, len(names)) // which field of a name is next
 	buf := make([]byte, 0, 2048)
 	for _, name := range names {
 		name = strings.ToLower(name)
-		at := f.at[name]
-		n := len(at) - 1 - taken[name]
-		if n < 0 {
-			continue
+		at, begun := next[name]
+		if !begun {
+			at = f.find(name)
 		}
-		taken[name]++
-		buf = AppendField(buf, string(f.all[at[n]]), c)
+		if at >= 0 {
+			buf = AppendField(buf, string(f.all[at]), c)
+			at = f.above[at]
+		}
+		next[name] = at
 	}
 	buf = AppendField(buf, string(own), c)
-	return sha256.Sum256([]byte(strings.TrimSuffix(string(buf), "\r\n")))
+	return sha256.Sum256(bytes.TrimSuffix(buf, crlf))
 }
 
 // HashSeal returns what an ARC-Seal signs: the fields in their order, and own,

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"postern/internal/dkimsig"
@@ -81,13 +82,11 @@ var ErrUnfinished = errors.New("the signatures were not verified in time")
 // Message verifies the signatures of one message. It is used by one goroutine.
 type Message struct {
 	o          Options
-	ctx        context.Context //nolint:containedctx // of the look-ups, which begin before Wait
-	cancel     context.CancelFunc
 	fields     *dkimsig.Fields
 	signatures []*signature
 	chain      *chain
 	bodies     []*body
-	keys       map[string]*keys
+	keys       []*keys
 }
 
 // body is one canonical form of the body, for all signatures that use it.
@@ -99,12 +98,10 @@ type body struct {
 }
 
 // Start begins with the header, all fields in the order in which they came,
-// each with its CRLF. The keys are asked for at once. Write and Wait follow; who
-// does not come to Wait calls Abandon.
+// each with its CRLF. Write and Wait follow; until Wait it is only memory.
 func Start(header string, o Options) *Message {
-	m := &Message{o: o, fields: dkimsig.NewFields(header), keys: map[string]*keys{}}
+	m := &Message{o: o, fields: dkimsig.NewFields(header)}
 	m.o.MinBits = max(o.MinBits, 1024)
-	m.ctx, m.cancel = context.WithCancel(context.Background())
 	for i, f := range m.fields.Named("DKIM-Signature") {
 		if i == o.Most {
 			break
@@ -125,16 +122,12 @@ func (m *Message) Write(p []byte) (more bool) {
 	return len(m.bodies) > 0
 }
 
-// Wait ends the message and returns its signatures, in their order. The error
-// is [ErrUnfinished]; nothing is known then.
+// Wait ends the message, asks for the keys and returns its signatures, in their
+// order. The error is [ErrUnfinished]; nothing is known then.
 func (m *Message) Wait(ctx context.Context) ([]Signature, error) {
-	defer m.cancel()
-	for _, k := range m.keys {
-		select {
-		case <-k.done:
-		case <-ctx.Done():
-			return nil, ErrUnfinished
-		}
+	m.ask(ctx)
+	if ctx.Err() != nil {
+		return nil, ErrUnfinished
 	}
 	for _, b := range m.bodies {
 		b.sum = b.Sum()
@@ -157,9 +150,6 @@ func (m *Message) Chain() Chain {
 	}
 	return m.chain.Chain
 }
-
-// Abandon ends it without a judgement.
-func (m *Message) Abandon() { m.cancel() }
 
 // signature is a DKIM-Signature, or an ARC-Message-Signature.
 type signature struct {
@@ -221,6 +211,8 @@ func (s *signature) parse(m *Message, arc bool) error {
 		return slices.ContainsFunc(s.Signed, func(h string) bool { return strings.EqualFold(h, name) })
 	}
 	switch {
+	case len(s.Signed) > maxSigned:
+		return errors.New("too many fields are signed")
 	case !has("From"):
 		return errors.New("From is not signed")
 	case arc && has("ARC-Seal"):
@@ -352,7 +344,7 @@ func (s *signature) verify(m *Message) {
 
 // keys are the key records of one name.
 type keys struct {
-	done  chan struct{} // closed when texts and err are set
+	name  string
 	texts []string
 	err   error
 }
@@ -361,28 +353,41 @@ type keys struct {
 const (
 	maxRecords = 3  // of a name, that are tried
 	maxNames   = 30 // of a message
+	maxSigned  = 500
 )
 
-// keysOf begins to ask for the keys of a name, once for a message.
+var errNames = errors.New("too many keys are asked for")
+
+// keysOf returns the keys of a name, which are asked for once for a message.
 func (m *Message) keysOf(name string) *keys {
 	name = mailaddr.Domain(name)
-	if k := m.keys[name]; k != nil {
-		return k
+	for _, k := range m.keys {
+		if k.name == name {
+			return k
+		}
 	}
-	k := &keys{done: make(chan struct{})}
-	m.keys[name] = k
-	if len(m.keys) > maxNames {
-		k.err = errors.New("too many keys are asked for")
-		close(k.done)
-		return k
+	if len(m.keys) == maxNames {
+		return &keys{err: errNames}
 	}
-	go func() {
-		defer close(k.done)
-		c, cancel := context.WithTimeout(m.ctx, m.o.Limit)
-		defer cancel()
-		k.texts, k.err = m.o.LookupTXT(c, name)
-	}()
+	k := &keys{name: name}
+	m.keys = append(m.keys, k)
 	return k
+}
+
+// ask asks for all keys at once.
+func (m *Message) ask(ctx context.Context) {
+	if len(m.keys) == 0 {
+		return
+	}
+	c, cancel := context.WithTimeout(ctx, m.o.Limit)
+	defer cancel()
+	var others sync.WaitGroup
+	for _, k := range m.keys[1:] {
+		others.Go(func() { k.texts, k.err = m.o.LookupTXT(c, k.name) })
+	}
+	first := m.keys[0] // most messages have one: without a second goroutine
+	first.texts, first.err = m.o.LookupTXT(c, first.name)
+	others.Wait()
 }
 
 // verify tries the keys of a name and returns the one that made a signature.
