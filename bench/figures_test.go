@@ -58,7 +58,12 @@ func TestFigures(t *testing.T) {
 	// Each in a process of its own, as in life.
 	fl := filepath.Join(dir, "floor.sock")
 	start(t, "floor", fl)
-	t.Run("embedded", func(t *testing.T) { embedded(t, dir, dns.Addr(), fl) })
+	if os.Getenv(profileEnv) != "auth" {
+		t.Run("embedded", func(t *testing.T) { embedded(t, dir, dns.Addr(), fl) })
+	}
+	if os.Getenv(profileEnv) == "auth" {
+		t.Run("auth", func(t *testing.T) { authFigures(t, dir, dns) })
+	}
 	if os.Getenv(profileEnv) != "" {
 		return
 	}
@@ -68,6 +73,7 @@ func TestFigures(t *testing.T) {
 	t.Run("cold", func(t *testing.T) { cold(t, dir, dns) })
 	t.Run("verify", verifyFigures)
 	t.Run("milter", func(t *testing.T) { milterFigures(t, dir, dns.Addr()) })
+	t.Run("auth", func(t *testing.T) { authFigures(t, dir, dns) })
 	t.Run("lookup", lookupFigures)
 	t.Run("postfix", postfixFigures)
 }

@@ -66,38 +66,43 @@ type event struct {
 	noEvent, noData gomilter.OptProtocol // the steps by which it is not sent, or not answered
 }
 
-// mailSession is a session as Postfix 3.7 tells it: one message with eight
-// header fields and two kilobytes of body.
-var mailSession = func() []event {
+// mailSession is a session with one message of eight header fields and two
+// kilobytes of body.
+var mailSession = sessionOf("198.51.100.7", []string{
+	"Received: from inside.example.org (inside.example.org [198.51.100.9])\n\tby mail.example.org with ESMTPS id 1234567890\n\tfor <bob@example.com>; Thu, 1 Jan 2026 00:00:00 +0000",
+	"From: Ann Example <ann@example.org>", "To: Bob Example <bob@example.com>", "Subject: the minutes of our meeting last week", "Date: Thu, 1 Jan 2026 00:00:00 +0000",
+	"Message-ID: <20260101000000.1234@mail.example.org>", "MIME-Version: 1.0", "Content-Type: text/plain; charset=utf-8",
+}, strings.Repeat("some forty bytes of text in each line.\r\n", 50))
+
+// sessionOf is a session as Postfix 3.7 tells it.
+func sessionOf(client string, fields []string, body string) []event {
 	macros := func(of byte, pairs ...string) string {
 		return packet('D', string(of)+strings.Join(pairs, "\x00")+"\x00")
 	}
 	s := []event{
 		{macros('C', "j", "mx.example.com", "v", "Postfix 3.7.11", "{daemon_addr}", "192.0.2.10", "{daemon_port}", "25", "{client_ptr}", "mail.example.org", "{client_resolve}", "OK") +
-			packet('C', "mail.example.org\x004\x9d\x13198.51.100.7\x00"), gomilter.OptNoConnect, gomilter.OptNoConnReply},
+			packet('C', "mail.example.org\x004\x9d\x13"+client+"\x00"), gomilter.OptNoConnect, gomilter.OptNoConnReply},
 		{macros('H', "{tls_version}", "TLSv1.3") + packet('H', "mail.example.org\x00"), gomilter.OptNoHelo, gomilter.OptNoHeloReply},
 		{packet('D', "M") + packet('M', "<ann@example.org>\x00SIZE=2748\x00"), gomilter.OptNoMailFrom, gomilter.OptNoMailReply},
 		{packet('D', "R") + packet('R', "<bob@example.com>\x00"), gomilter.OptNoRcptTo, gomilter.OptNoRcptReply},
 		{macros('T', "i", "4XyZabc") + packet('T', ""), gomilter.OptNoData, gomilter.OptNoDataReply},
 	}
-	for _, f := range []string{
-		"Received\x00 from inside.example.org (inside.example.org [198.51.100.9])\n\tby mail.example.org with ESMTPS id 1234567890\n\tfor <bob@example.com>; Thu, 1 Jan 2026 00:00:00 +0000",
-		"From\x00 Ann Example <ann@example.org>", "To\x00 Bob Example <bob@example.com>", "Subject\x00 the minutes of our meeting last week", "Date\x00 Thu, 1 Jan 2026 00:00:00 +0000",
-		"Message-ID\x00 <20260101000000.1234@mail.example.org>", "MIME-Version\x00 1.0", "Content-Type\x00 text/plain; charset=utf-8",
-	} {
-		s = append(s, event{macros('L', "i", "4XyZabc") + packet('L', f+"\x00"), gomilter.OptNoHeaders, gomilter.OptNoHeaderReply})
+	for _, f := range fields {
+		name, value, _ := strings.Cut(f, ":")
+		s = append(s, event{macros('L', "i", "4XyZabc") + packet('L', name+"\x00"+value+"\x00"), gomilter.OptNoHeaders, gomilter.OptNoHeaderReply})
 	}
 	return append(s,
 		event{macros('N', "i", "4XyZabc") + packet('N', ""), gomilter.OptNoEOH, gomilter.OptNoEOHReply},
-		event{macros('B', "i", "4XyZabc") + packet('B', strings.Repeat("some forty bytes of text in each line.\r\n", 50)), gomilter.OptNoBody, gomilter.OptNoBodyReply},
+		event{macros('B', "i", "4XyZabc") + packet('B', body), gomilter.OptNoBody, gomilter.OptNoBodyReply},
 		event{macros('E', "i", "4XyZabc") + packet('E', ""), 0, 0},
 	)
-}()
+}
 
 // mta is the MTA's side of a session, in a thread that blocks in the kernel.
 type mta struct {
 	fd      int
 	in, out []byte
+	read    int // of in, by the last answer
 }
 
 func (m *mta) flush() error {
@@ -113,15 +118,13 @@ func (m *mta) flush() error {
 
 // answer reads one packet, which is valid until the next.
 func (m *mta) answer() ([]byte, error) {
-	m.in = m.in[:0]
+	m.in = m.in[:copy(m.in, m.in[m.read:])]
+	m.read = 0
 	for {
 		if len(m.in) >= 4 {
-			n := int(binary.BigEndian.Uint32(m.in))
-			if len(m.in) == 4+n {
-				return m.in[4:], nil
-			}
-			if len(m.in) > 4+n {
-				return nil, fmt.Errorf("more than one answer: %q", m.in)
+			if n := int(binary.BigEndian.Uint32(m.in)); len(m.in) >= 4+n {
+				m.read = 4 + n
+				return m.in[4:m.read], nil
 			}
 		}
 		if len(m.in) == cap(m.in) {
@@ -142,30 +145,31 @@ func (m *mta) answer() ([]byte, error) {
 var offer = packet('O', "\x00\x00\x00\x06\x00\x00\x01\xff\x00\x1f\xff\xff")
 
 // session sends one whole session. What is not answered waits in the buffer,
-// as in Postfix.
-func (m *mta) session(addr *syscall.SockaddrUnix, buf []byte) (err error) {
+// as in Postfix. It returns how many changes were asked for.
+func (m *mta) session(addr *syscall.SockaddrUnix, events []event, buf []byte) (changes int, err error) {
+	m.in, m.read = m.in[:0], 0
 	if m.fd, err = syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0); err != nil {
-		return err
+		return 0, err
 	}
 	defer syscall.Close(m.fd) //nolint:errcheck // the end
 	if err := syscall.Connect(m.fd, addr); err != nil {
-		return err
+		return 0, err
 	}
 	m.out = append(buf[:0], offer...)
 	if err := m.flush(); err != nil {
-		return err
+		return 0, err
 	}
 	a, err := m.answer()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(a) < 13 || a[0] != 'O' {
-		return fmt.Errorf("negotiation: %q", a)
+		return 0, fmt.Errorf("negotiation: %q", a)
 	}
 	steps := gomilter.OptProtocol(binary.BigEndian.Uint32(a[9:]))
 	m.out = buf[:0]
-	for i := range mailSession {
-		e := &mailSession[i]
+	for i := range events {
+		e := &events[i]
 		if steps&e.noEvent != 0 && e.noEvent != 0 {
 			continue
 		}
@@ -174,22 +178,32 @@ func (m *mta) session(addr *syscall.SockaddrUnix, buf []byte) (err error) {
 			continue
 		}
 		if err := m.flush(); err != nil {
-			return err
+			return 0, err
 		}
 		m.out = buf[:0]
-		if a, err = m.answer(); err != nil {
-			return err
-		}
-		if a[0] != 'c' && a[0] != 'a' && a[0] != 's' {
-			return fmt.Errorf("answer %q to %q", a, e.text)
+		for {
+			if a, err = m.answer(); err != nil {
+				return 0, err
+			}
+			if a[0] == 'h' || a[0] == 'i' || a[0] == 'm' {
+				changes++
+				continue
+			}
+			if a[0] == 'c' || a[0] == 'a' || a[0] == 's' {
+				break
+			}
+			return 0, fmt.Errorf("answer %q to %q", a, e.text)
 		}
 	}
 	m.out = append(m.out, packet('A', "")+packet('Q', "")...)
-	return m.flush()
+	return changes, m.flush()
 }
 
 // milterLoad runs sessions, ten at a time, and returns how many a second.
-func milterLoad(t *testing.T, socket string) float64 {
+func milterLoad(t *testing.T, socket string) float64 { return milterLoadOf(t, socket, mailSession, 0) }
+
+// milterLoadOf is the same for sessions that ask for so many changes.
+func milterLoadOf(t *testing.T, socket string, events []event, changes int) float64 {
 	t.Helper()
 	var wg sync.WaitGroup
 	var total atomic.Int64
@@ -204,7 +218,11 @@ func milterLoad(t *testing.T, socket string) float64 {
 			buf := make([]byte, 0, 64<<10)
 			count := int64(0)
 			for time.Since(begin) < roundTime {
-				if err := m.session(addr, buf); err != nil {
+				n, err := m.session(addr, events, buf)
+				if err == nil && n != changes {
+					err = fmt.Errorf("%d changes, want %d", n, changes)
+				}
+				if err != nil {
 					failed.Store(&err)
 					return
 				}

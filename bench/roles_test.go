@@ -64,8 +64,8 @@ func floor(path string) error {
 	return untilEnd()
 }
 
-// profileEnv names a load ("known" or "unique") that is to be profiled, into
-// /tmp/postern-LOAD.prof.
+// profileEnv names a load ("known", "unique", "auth") that is to be profiled, into
+// /tmp/postern-LOAD-NAME.prof of each daemon.
 const profileEnv = "POSTERN_BENCH_PROFILE"
 
 // serve runs a daemon in this process until stop is called.
@@ -100,7 +100,7 @@ func daemon(path string) error {
 	}
 	defer stop()
 	if load := os.Getenv(profileEnv); load != "" {
-		f, err := os.Create(filepath.Join(os.TempDir(), "postern-"+load+".prof"))
+		f, err := os.Create(filepath.Join(os.TempDir(), "postern-"+load+"-"+strings.TrimSuffix(filepath.Base(path), ".toml")+".prof"))
 		if err != nil {
 			return err
 		}
