@@ -8,6 +8,7 @@ import (
 	"postern/auth"
 	"postern/client"
 	"postern/config"
+	"postern/dkim"
 	"postern/greylist"
 	"postern/headercheck"
 	"postern/internal/adminapi"
@@ -34,6 +35,7 @@ type checks struct {
 	greylist *greylist.Check
 	auth     *auth.Check
 	headers  *headercheck.Check
+	dkim     *dkim.Check
 }
 
 // checks makes all checks, in the order in which people read about them. A new
@@ -64,6 +66,9 @@ func (b *builder) checks() {
 	})
 	g.auth = add(b, cfg.Auth.Step, func(prev *auth.Check) (*auth.Check, error) {
 		return auth.New(cfg.Auth, auth.Options{Hostname: cfg.Hostname, Resolver: authDNS{g.resolver}, SPF: g.envelopeSPF, Log: b.log, Registry: b.reg}, prev)
+	})
+	g.dkim = add(b, conf.Step{}, func(prev *dkim.Check) (*dkim.Check, error) {
+		return dkim.New(cfg.DKIM, dkim.Options{Resolver: signerDNS{authDNS{g.resolver}}, Log: b.log, Registry: b.reg}, prev)
 	})
 	add(b, cfg.Limit.Step, func(prev *limit.Check) (*limit.Check, error) {
 		limits := cfg.Limit
@@ -173,6 +178,9 @@ func (g *generation) inspectors() []pipeline.Inspector {
 	}
 	if len(g.cfg.Headers.Checks)+len(g.cfg.Headers.Rules) > 0 {
 		out = append(out, pipeline.Inspector{Inspector: g.headers, Step: g.cfg.Headers.Step()})
+	}
+	if g.cfg.DKIM.Mode != policy.Off { // it comes when all others have finished
+		out = append(out, pipeline.Inspector{Inspector: g.dkim, Step: g.cfg.DKIM.Step})
 	}
 	if g.known.Inspects() { // last, for what nobody has refused
 		out = append(out, pipeline.Inspector{Inspector: g.known.Inspector(), Step: g.known.InspectorStep()})

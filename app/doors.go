@@ -190,6 +190,12 @@ func (d authDNS) LookupTXT(ctx context.Context, name string) ([]string, error) {
 	return texts, err
 }
 
+// signerDNS is the resolver as the signer asks it.
+type signerDNS struct{ authDNS }
+
+// Forget drops what is remembered of a name.
+func (d signerDNS) Forget(name string) { d.Flush(name) }
+
 // Exists reports whether a name has an A, AAAA or MX record.
 func (d authDNS) Exists(ctx context.Context, name string) (bool, error) {
 	a, _, _, err := d.LookupA(ctx, name)

@@ -78,13 +78,13 @@ func cutOutside(s string) (before, after string, found bool) {
 		case ';':
 			return s[:i], s[i+1:], true
 		case '(':
-			rest, err := skipComment(s[i:])
+			rest, err := mailaddr.SkipComment(s[i:])
 			if err != nil {
 				return s, "", false
 			}
 			i = len(s) - len(rest)
 		case '"':
-			_, rest, err := quoted(s[i:])
+			_, rest, err := mailaddr.Quoted(s[i:])
 			if err != nil {
 				return s, "", false
 			}
@@ -120,7 +120,7 @@ func fieldWords(s string) (out []prop, ok bool) {
 					continue
 				}
 				var err error
-				if rest, err = skipComment(rest); err != nil {
+				if rest, err = mailaddr.SkipComment(rest); err != nil {
 					return nil, false
 				}
 			}
@@ -139,7 +139,7 @@ func fieldWords(s string) (out []prop, ok bool) {
 			}
 			s = s[1:]
 		case '"':
-			t, rest, err := quoted(s)
+			t, rest, err := mailaddr.Quoted(s)
 			if err != nil {
 				return nil, false
 			}

@@ -5,6 +5,7 @@ import (
 
 	"postern/internal/dkimverify"
 	"postern/internal/fieldtext"
+	"postern/internal/mailaddr"
 	"postern/policy"
 )
 
@@ -129,7 +130,7 @@ func authservID(value string) (id string, ok bool) {
 		if s == "" || s[0] != '(' {
 			break
 		}
-		rest, err := skipComment(s)
+		rest, err := mailaddr.SkipComment(s)
 		if err != nil {
 			return "", false
 		}
@@ -139,7 +140,7 @@ func authservID(value string) (id string, ok bool) {
 		return "", false
 	}
 	if s[0] == '"' {
-		text, _, err := quoted(s)
+		text, _, err := mailaddr.Quoted(s)
 		return strings.TrimSpace(text), err == nil
 	}
 	end := strings.IndexAny(s, " \t\r\n;(/")

@@ -4,6 +4,7 @@ import (
 	"postern/access"
 	"postern/auth"
 	"postern/client"
+	"postern/dkim"
 	"postern/greylist"
 	"postern/headercheck"
 	"postern/internal/conf"
@@ -31,6 +32,7 @@ type Checks struct {
 	Greylist greylist.Config    `toml:"greylist"`
 	Auth     auth.Config        `toml:"auth"`
 	Headers  headercheck.Config `toml:"headers"`
+	DKIM     dkim.Config        `toml:"dkim"`
 }
 
 // sections are all of them.
@@ -47,6 +49,7 @@ func (c *Checks) sections() []checkSection {
 		of("greylist", &c.Greylist, greylist.DefaultConfig, &greylist.Traits),
 		of("auth", &c.Auth, auth.DefaultConfig, nil),
 		of("headers", &c.Headers, headercheck.DefaultConfig, nil),
+		of("dkim", &c.DKIM, dkim.DefaultConfig, nil),
 	}
 }
 

@@ -264,8 +264,8 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 		} else if secret == "" {
 			fs.Keyf(key, "%s is empty", path)
 		}
-		if st, err := os.Stat(secretPath(path)); err == nil && st.Mode().Perm()&0o004 != 0 {
-			warnings = append(warnings, fmt.Sprintf("%s: everybody on this host can read %s", key, secretPath(path)))
+		if st, err := os.Stat(conf.SecretPath(path)); err == nil && st.Mode().Perm()&0o004 != 0 {
+			warnings = append(warnings, fmt.Sprintf("%s: everybody on this host can read %s", key, conf.SecretPath(path)))
 		}
 	}
 	slices.Sort(warnings)
@@ -412,7 +412,7 @@ func (c *Config) Secret(path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	f, err := os.Open(secretPath(path))
+	f, err := os.Open(conf.SecretPath(path))
 	if err != nil {
 		return "", fmt.Errorf("the secret cannot be read: %w", err)
 	}
@@ -425,13 +425,6 @@ func (c *Config) Secret(path string) (string, error) {
 		return "", fmt.Errorf("%s holds more than %d bytes: it is no secret", path, maxSecret)
 	}
 	return strings.TrimRight(string(b), "\r\n"), nil
-}
-
-func secretPath(path string) string {
-	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && !strings.Contains(path, "/") {
-		return filepath.Join(dir, path)
-	}
-	return path
 }
 
 // AdminToken returns the token of the administrator's door, "" when there is

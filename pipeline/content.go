@@ -95,6 +95,7 @@ func (p *Pipeline) Inspect(req *policy.Request, to []policy.Address) *Content {
 		return nil
 	}
 	c := &Content{p: p, chain: p.pick(req)}
+	req.JudgedBy = c.chain.name
 	if c.chain.mode == policy.Off {
 		return nil
 	}

@@ -64,6 +64,8 @@ var allowed = map[string]rule{
 
 	"auth": {module: "internal/adminapi internal/conf internal/dkimsig internal/dkimverify internal/fieldtext internal/mailaddr list policy", outside: metrics + " " + zap},
 
+	"dkim": {module: "internal/adminapi internal/conf internal/dkimsig internal/mailaddr policy", outside: metrics + " " + zap},
+
 	"limit": {module: "internal/adminapi internal/conf internal/meter list policy", outside: metrics + " " + zap},
 
 	"known": {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: metrics + " " + zap},
@@ -107,17 +109,17 @@ var allowed = map[string]rule{
 	"journal": {module: "policy"},
 	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin auth client greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
+		module: "access admin auth client dkim greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin auth client config dialog greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
+		module: "access admin auth client config dialog dkim greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app auth client config greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app auth client config dkim greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"internal/when journal known limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
