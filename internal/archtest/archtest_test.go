@@ -39,6 +39,7 @@ var allowed = map[string]rule{
 	"internal/conf":       {module: "policy"},
 	"internal/adminapi":   {outside: zap},
 	"internal/dkimverify": {module: "internal/dkimsig internal/mailaddr"},
+	"internal/aggregate":  {outside: "golang.org/x/text/encoding/htmlindex"},
 	"internal/when":       {module: "internal/mailaddr policy"},
 	"internal/mailaddr":   {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":     {outside: "github.com/coreos/go-systemd/v22/activation"},
@@ -119,7 +120,7 @@ var allowed = map[string]rule{
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app auth client config dkim greylist headercheck internal/adminapi internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app auth client config dkim greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"internal/when journal known limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/internal/adminapi"
+	"postern/internal/aggregate"
+)
+
+func (c *cli) dmarcCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "dmarc", Short: "DMARC: what others report about mail in our name", Args: cobra.NoArgs}
+	cmd.AddCommand(c.dmarcRead())
+	return cmd
+}
+
+// errUnread is returned when a report could not be read; the faults were shown.
+var errUnread = errors.New("not all could be read")
+
+func (c *cli) dmarcRead() *cobra.Command {
+	var names bool
+	var domain string
+	cmd := &cobra.Command{
+		Use: "read FILE...", Short: "read aggregate reports: who sends in our name, and does it pass",
+		Long: "Reads the reports that others send to the rua address of a DMARC record: XML, gzip or zip, mails with such\n" +
+			"attachments, mailboxes, directories of these, - for standard input. Shows a line for each client and domain in\n" +
+			"From, those first of which most fails. Needs no daemon.",
+		Example: "  postern dmarc read ~/Maildir/.dmarc/cur\n  postern dmarc read --names google.com!example.org!1700000000!1700086399.zip",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var sum aggregate.Summary
+			faults := 0
+			fault := func(err error) {
+				faults++
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", adminapi.Printable(err.Error()))
+			}
+			each := func(_ string, r *aggregate.Report) {
+				if domain == "" || strings.EqualFold(r.Published.Domain, domain) {
+					sum.Add(r)
+				}
+			}
+			for _, arg := range args {
+				if err := readReports(cmd.InOrStdin(), arg, each, fault); err != nil {
+					return err
+				}
+			}
+			sum.Sort()
+			if names {
+				lookupNames(cmd.Context(), sum.Sources)
+			}
+			if err := c.show(cmd.OutOrStdout(), &sum, func(w io.Writer) { writeDMARC(w, &sum) }); err != nil {
+				return err
+			}
+			if faults > 0 {
+				return errUnread
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&names, "names", false, "look up the clients' reverse names")
+	cmd.Flags().StringVar(&domain, "domain", "", "only reports for this domain")
+	return cmd
+}
+
+// readReports reads a file, all files of a directory, or standard input for "-".
+func readReports(stdin io.Reader, path string, each func(string, *aggregate.Report), fault func(error)) error {
+	if path == "-" {
+		aggregate.Read("standard input", stdin, each, fault)
+		return nil
+	}
+	return filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		aggregate.Read(name, f, each, fault)
+		return f.Close()
+	})
+}
+
+// lookupNames asks for the reverse names of clients, a few at a time.
+func lookupNames(ctx context.Context, sources []aggregate.Source) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	work := make(chan *aggregate.Source)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for s := range work {
+				if found, err := net.DefaultResolver.LookupAddr(ctx, s.IP); err == nil && len(found) > 0 {
+					s.Name = strings.TrimSuffix(found[0], ".")
+				}
+			}
+		})
+	}
+	for i := range sources {
+		work <- &sources[i]
+	}
+	close(work)
+	wg.Wait()
+}
+
+func writeDMARC(w io.Writer, s *aggregate.Summary) {
+	day := func(t int64) string { return time.Unix(t, 0).UTC().Format(time.DateOnly) }
+	fmt.Fprintf(w, "%d reports", s.Reports)
+	if s.Duplicates > 0 {
+		fmt.Fprintf(w, " (%d came twice)", s.Duplicates)
+	}
+	if s.Begin > 0 {
+		fmt.Fprintf(w, ", %s to %s", day(s.Begin), day(s.End))
+	}
+	fmt.Fprintf(w, ": %d messages, %d pass", s.Count, s.Pass)
+	if s.Count > 0 {
+		fmt.Fprintf(w, " (%.1f %%)", 100*float64(s.Pass)/float64(s.Count))
+	}
+	fmt.Fprintln(w)
+	if len(s.Sources) == 0 {
+		return
+	}
+	p := adminapi.Printable
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "FROM\tCLIENT\tMESSAGES\tFAIL\tDKIM\tSPF\tQUARANTINED\tREJECTED\tSIGNED BY\tREPORTED BY")
+	for i := range s.Sources {
+		o := &s.Sources[i]
+		client := o.IP
+		if o.Name != "" {
+			client += " " + o.Name
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", p(o.Domain), p(client), o.Count, o.Count-o.Pass, o.DKIM, o.SPF, o.Quarantined, o.Rejected,
+			p(cmp.Or(strings.Join(o.Signers, " "), "-")), p(strings.Join(o.Reporters, ", ")))
+	}
+	_ = t.Flush() // as any other output
+}
