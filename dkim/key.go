@@ -152,7 +152,7 @@ func parseDER(der []byte) (crypto.Signer, error) {
 	if key, err := x509.ParsePKCS8PrivateKey(der); err == nil {
 		switch key := key.(type) {
 		case *rsa.PrivateKey:
-			return key, checkRSA(key)
+			return checkRSA(key)
 		case ed25519.PrivateKey:
 			return key, nil
 		}
@@ -163,17 +163,17 @@ func parseDER(der []byte) (crypto.Signer, error) {
 		// What crypto/x509 says may be a short RSA key's.
 		return nil, fmt.Errorf("the key cannot be read: it is neither PKCS#1 nor PKCS#8, or is an RSA key of less than %d bits", minBits)
 	}
-	return key, checkRSA(key)
+	return checkRSA(key)
 }
 
-func checkRSA(key *rsa.PrivateKey) error {
+func checkRSA(key *rsa.PrivateKey) (crypto.Signer, error) {
 	switch bits := key.N.BitLen(); {
 	case bits < minBits:
-		return fmt.Errorf("the RSA key has %d bits, at least %d are wanted (RFC 8301)", bits, minBits)
+		return nil, fmt.Errorf("the RSA key has %d bits, at least %d are wanted (RFC 8301)", bits, minBits)
 	case bits > dkimsig.MaxRSABits:
-		return fmt.Errorf("the RSA key has %d bits, at most %d are of use", bits, dkimsig.MaxRSABits)
+		return nil, fmt.Errorf("the RSA key has %d bits, at most %d are of use", bits, dkimsig.MaxRSABits)
 	}
-	return nil
+	return key, nil
 }
 
 // describe fills in what follows from the private key.
