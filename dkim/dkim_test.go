@@ -390,3 +390,10 @@ func TestWhoseDomain(t *testing.T) {
 		}
 	}
 }
+
+// fail has the zone answer nothing, or answer again.
+func (z *zone) fail(on bool) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.broken = on
+}

@@ -65,7 +65,7 @@ func TestOnlyWhatIsPublished(t *testing.T) {
 			c.Domains[0].Keys[1].From = Date{time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
 		}, "rsa0", "rsa1")
 		older, newer := b.ring.keys[0], b.ring.keys[1]
-		b.dns.broken = true
+		b.dns.fail(true)
 		if got := b.signers(); got != "rsa1" {
 			t.Errorf("before anybody has asked: %s", got)
 		}
@@ -82,18 +82,18 @@ func TestOnlyWhatIsPublished(t *testing.T) {
 				t.Errorf("%s: %s signs, want %s; log %v", what, got, want, b.logs.All())
 			}
 		}
-		b.dns.broken = false
+		b.dns.fail(false)
 		b.dns.set(older.name("example.org"), older.text())
 		step("the new one is missing", "rsa0", 1)
 		step("said once", "rsa0", 1)
-		b.dns.broken = true
+		b.dns.fail(true)
 		step("the DNS is down", "rsa0", 1)
-		b.dns.broken = false
+		b.dns.fail(false)
 		b.dns.set(newer.name("example.org"), newer.text())
 		step("it is there", "rsa1", 2)
-		b.dns.broken = true
+		b.dns.fail(true)
 		step("the DNS is down again", "rsa1", 2)
-		b.dns.broken = false
+		b.dns.fail(false)
 		b.dns.set(newer.name("example.org"), older.text())
 		time.Sleep(b.cfg.CheckInterval.D())
 		step("it is another key's", "rsa0", 3)
