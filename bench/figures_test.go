@@ -58,11 +58,13 @@ func TestFigures(t *testing.T) {
 	// Each in a process of its own, as in life.
 	fl := filepath.Join(dir, "floor.sock")
 	start(t, "floor", fl)
-	if os.Getenv(profileEnv) != "auth" {
-		t.Run("embedded", func(t *testing.T) { embedded(t, dir, dns.Addr(), fl) })
-	}
-	if os.Getenv(profileEnv) == "auth" {
+	switch os.Getenv(profileEnv) {
+	case "auth":
 		t.Run("auth", func(t *testing.T) { authFigures(t, dir, dns) })
+	case "dkim":
+		t.Run("dkim", func(t *testing.T) { dkimFigures(t, dir, dns) })
+	default:
+		t.Run("embedded", func(t *testing.T) { embedded(t, dir, dns.Addr(), fl) })
 	}
 	if os.Getenv(profileEnv) != "" {
 		return
@@ -74,6 +76,7 @@ func TestFigures(t *testing.T) {
 	t.Run("verify", verifyFigures)
 	t.Run("milter", func(t *testing.T) { milterFigures(t, dir, dns.Addr()) })
 	t.Run("auth", func(t *testing.T) { authFigures(t, dir, dns) })
+	t.Run("dkim", func(t *testing.T) { dkimFigures(t, dir, dns) })
 	t.Run("lookup", lookupFigures)
 	t.Run("postfix", postfixFigures)
 }

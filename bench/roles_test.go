@@ -64,7 +64,7 @@ func floor(path string) error {
 	return untilEnd()
 }
 
-// profileEnv names a load ("known", "unique", "auth") that is to be profiled, into
+// profileEnv names a load ("known", "unique", "auth", "dkim") that is to be profiled, into
 // /tmp/postern-LOAD-NAME.prof of each daemon.
 const profileEnv = "POSTERN_BENCH_PROFILE"
 
