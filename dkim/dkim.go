@@ -89,7 +89,6 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 		}
 	}
 	c.labels = len(c.ring.keys) <= maxLabels
-	c.shared.usable.Reset()
 	return c, faults.Err()
 }
 

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"postern/internal/conf"
+	"postern/internal/dkimsig"
 	"postern/policy"
 )
 
@@ -396,4 +397,27 @@ func (z *zone) fail(on bool) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.broken = on
+}
+
+func BenchmarkSign(b *testing.B) {
+	for _, kind := range []string{"rsa0", "ed0"} {
+		b.Run(kind, func(b *testing.B) {
+			k := &key{domain: "example.org", selector: "s", signer: keysOnce()[kind]}
+			if err := k.describe(); err != nil {
+				b.Fatal(err)
+			}
+			c := &Check{cfg: DefaultConfig()}
+			fields, _ := fieldsOf(letter)
+			header, _ := join(fields)
+			all := dkimsig.NewFields(header)
+			names := c.signedNames(fields)
+			u := &use{key: k, domain: "example.org"}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.signature(u, all, names, [32]byte{}, now); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

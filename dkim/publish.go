@@ -128,8 +128,8 @@ type Resolver interface {
 
 // watcher asks for the records in the background.
 type watcher struct {
-	stop chan struct{}
-	done chan struct{}
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
 // again is when a record that is not good is asked for again.
@@ -143,41 +143,37 @@ func (c *Check) Start() {
 	if !c.watches() {
 		return
 	}
-	w := &watcher{make(chan struct{}), make(chan struct{})}
-	c.watcher = w
+	c.shared.usable.Reset()
 	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		defer close(w.done)
-		var all time.Time // when all were asked for
-		for {
-			now := time.Now()
-			due := c.ring.keys
-			if now.Sub(all) < c.cfg.CheckInterval.D() {
-				due = slices.DeleteFunc(slices.Clone(due), func(k *key) bool { return k.state.Load().good() })
-			} else {
-				all = now
-			}
-			c.ask(ctx, due)
-			wait := time.Until(all.Add(c.cfg.CheckInterval.D()))
-			if slices.ContainsFunc(c.ring.keys, func(k *key) bool { return k.domain != "" && !k.state.Load().good() }) {
-				wait = min(wait, again)
-			}
-			timer := time.NewTimer(max(wait, time.Second))
-			select {
-			case <-timer.C:
-			case <-w.stop:
-				timer.Stop()
-				return
-			}
+	c.watcher = &watcher{cancel, make(chan struct{})}
+	go c.watch(ctx, c.watcher.done)
+}
+
+// watch asks until ctx is done.
+func (c *Check) watch(ctx context.Context, done chan<- struct{}) {
+	defer close(done)
+	var all time.Time // when all were asked for
+	for {
+		now := time.Now()
+		due := c.ring.keys
+		if now.Sub(all) < c.cfg.CheckInterval.D() {
+			due = slices.DeleteFunc(slices.Clone(due), func(k *key) bool { return k.state.Load().good() })
+		} else {
+			all = now
 		}
-	}()
-	go func() {
+		c.ask(ctx, due)
+		wait := time.Until(all.Add(c.cfg.CheckInterval.D()))
+		if slices.ContainsFunc(c.ring.keys, func(k *key) bool { return k.domain != "" && !k.state.Load().good() }) {
+			wait = min(wait, again)
+		}
+		timer := time.NewTimer(max(wait, time.Second))
 		select {
-		case <-w.stop:
-		case <-w.done:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
 		}
-		cancel()
-	}()
+	}
 }
 
 // Stop ends what Start began. It can be called twice, and without Start.
@@ -185,7 +181,7 @@ func (c *Check) Stop() {
 	if c.watcher == nil {
 		return
 	}
-	close(c.watcher.stop)
+	c.watcher.cancel()
 	<-c.watcher.done
 	c.watcher = nil
 }
