@@ -9,6 +9,7 @@ import (
 	"postern/client"
 	"postern/config"
 	"postern/dkim"
+	"postern/dmarcreport"
 	"postern/greylist"
 	"postern/headercheck"
 	"postern/internal/adminapi"
@@ -33,6 +34,7 @@ type checks struct {
 	spf      *spf.Check
 	known    *known.Check
 	greylist *greylist.Check
+	reports  *dmarcreport.Reporter
 	auth     *auth.Check
 	headers  *headercheck.Check
 	dkim     *dkim.Check
@@ -64,8 +66,13 @@ func (b *builder) checks() {
 	g.spf = add(b, cfg.SPF.Step, func(prev *spf.Check) (*spf.Check, error) {
 		return spf.New(cfg.SPF, spf.Options{Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Log: b.log, Registry: b.reg}, prev)
 	})
+	g.reports = add(b, conf.Step{}, func(prev *dmarcreport.Reporter) (*dmarcreport.Reporter, error) {
+		return dmarcreport.New(cfg.Reports, dmarcreport.Options{
+			Hostname: cfg.Hostname, Store: store.SpaceOf(b.store, "dmarc-report"), LookupTXT: authDNS{g.resolver}.LookupTXT, Log: b.log, Registry: b.reg,
+		}, prev)
+	})
 	g.auth = add(b, cfg.Auth.Step, func(prev *auth.Check) (*auth.Check, error) {
-		return auth.New(cfg.Auth, auth.Options{Hostname: cfg.Hostname, Resolver: authDNS{g.resolver}, SPF: g.envelopeSPF, Log: b.log, Registry: b.reg}, prev)
+		return auth.New(cfg.Auth, auth.Options{Hostname: cfg.Hostname, Resolver: authDNS{g.resolver}, SPF: g.envelopeSPF, Report: g.reports.Add, Log: b.log, Registry: b.reg}, prev)
 	})
 	g.dkim = add(b, conf.Step{}, func(prev *dkim.Check) (*dkim.Check, error) {
 		return dkim.New(cfg.DKIM, dkim.Options{Resolver: signerDNS{authDNS{g.resolver}}, Log: b.log, Registry: b.reg}, prev)

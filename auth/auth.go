@@ -10,10 +10,12 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"postern/internal/aggregate"
 	"postern/internal/conf"
 	"postern/internal/dkimverify"
 	"postern/internal/mailaddr"
@@ -26,7 +28,11 @@ type Options struct {
 	Hostname string
 	Resolver Resolver
 	// SPF asks about the envelope of a request when no chain has.
-	SPF      func(context.Context, *policy.Request) policy.SPF
+	SPF func(context.Context, *policy.Request) policy.SPF
+	// Report is told how a message fared, where the author's domain wants reports:
+	// its policy, the value of rua=, and the message as a record of one. It does no
+	// I/O. Nil: nobody is.
+	Report   func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
 	Log      *zap.Logger
 	Registry prometheus.Registerer
 }
@@ -37,6 +43,7 @@ type Check struct {
 	id               string // authserv-id, in the compared form
 	res              Resolver
 	spf              func(context.Context, *policy.Request) policy.SPF
+	report           func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
 	skip, exempt     *list.Live
 	reply, fromReply *policy.Template
 	shared           *shared
@@ -53,7 +60,7 @@ type shared struct {
 // New returns the inspector; cfg has been validated. prev is the one that it
 // takes the place of, or nil. It reads the lists and starts nothing.
 func New(cfg Config, o Options, prev *Check) (*Check, error) {
-	c := &Check{cfg: cfg, id: mailaddr.Domain(cfg.AuthservID), res: o.Resolver, spf: o.SPF}
+	c := &Check{cfg: cfg, id: mailaddr.Domain(cfg.AuthservID), res: o.Resolver, spf: o.SPF, report: o.Report}
 	if c.id == "" {
 		c.id = mailaddr.Domain(o.Hostname)
 	}
@@ -106,12 +113,12 @@ func (c *Check) Name() string { return "auth" }
 func (c *Check) WantsBody() bool { return true }
 
 // Inspect implements [policy.Inspector].
-func (c *Check) Inspect(req *policy.Request, _ []policy.Address) policy.Inspection {
+func (c *Check) Inspect(req *policy.Request, to []policy.Address) policy.Inspection {
 	own := c.cfg.SkipAuthenticated && (req.SASL.Username != "" || req.TLS.CertSubject != "") || matches(c.skip, req)
 	if own && !c.cfg.OwnResults {
 		return nil
 	}
-	return &inspection{c: c, req: req, own: own}
+	return &inspection{c: c, req: req, to: to, own: own}
 }
 
 // matches reports whether an entry of a list holds for a request, and does not
@@ -125,6 +132,7 @@ func matches(l *list.Live, req *policy.Request) bool {
 type inspection struct {
 	c   *Check
 	req *policy.Request
+	to  []policy.Address
 
 	own      bool // nothing comes of the results
 	fields   int
@@ -211,6 +219,7 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	m.req.Facts.Auth = r.facts()
 	c.count(&r, &m.req.Facts.Auth)
 	v := m.verdict(&r)
+	m.tell(&r, &v)
 	if v.Action.Refuses() {
 		return policy.Judgement{Verdict: v}, nil
 	}

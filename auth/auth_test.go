@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"postern/internal/aggregate"
 	"postern/internal/conf"
 	"postern/internal/dkimsig"
 	"postern/internal/dkimverify"
@@ -34,6 +35,13 @@ type world struct {
 	keys  map[string]ed25519.PrivateKey
 	spf   policy.SPF // what is found when no chain has asked
 	asked int
+	told  []told // for reports
+}
+
+type told struct {
+	policy aggregate.Policy
+	rua    string
+	rec    aggregate.Record
 }
 
 func newWorld(t testing.TB, edit func(*Config)) *world {
@@ -52,6 +60,9 @@ func newWorld(t testing.TB, edit func(*Config)) *world {
 	w.check, err = New(cfg, Options{
 		Hostname: "mx.example.net", Resolver: w.zone, Log: zap.NewNop(), Registry: prometheus.NewRegistry(),
 		SPF: func(context.Context, *policy.Request) policy.SPF { w.asked++; return w.spf },
+		Report: func(_ time.Time, p aggregate.Policy, rua string, rec aggregate.Record) {
+			w.told = append(w.told, told{p, rua, rec})
+		},
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -677,4 +688,58 @@ func BenchmarkMessage(b *testing.B) {
 			}
 		}
 	})
+}
+
+// What is told of a message to whoever reports.
+func TestTell(t *testing.T) {
+	const record = "v=DMARC1; p=reject; aspf=s; rua=mailto:rua@example.org; fo=1"
+	row := func(disposition, dkim, spf string, reasons ...aggregate.Reason) aggregate.Evaluated {
+		return aggregate.Evaluated{Disposition: disposition, DKIM: dkim, SPF: spf, Reasons: reasons}
+	}
+	for _, tt := range []struct {
+		name    string
+		edit    func(*Config)
+		record  string
+		message func(w *world) string
+		want    aggregate.Evaluated
+	}{
+		{"passes", nil, record, func(w *world) string { return w.sign(t, "example.org", letter) }, row("none", "pass", "fail")},
+		{"refused", nil, record, func(*world) string { return letter }, row("reject", "fail", "fail")},
+		{"in shadow", func(c *Config) { c.Mode = policy.Shadow }, record, func(*world) string { return letter }, row("none", "fail", "fail", aggregate.Reason{Type: "local_policy"})},
+		{"marked", func(c *Config) { c.DMARC.Reject = Mark }, record, func(*world) string { return letter }, row("none", "fail", "fail", aggregate.Reason{Type: "local_policy"})},
+		{"held", func(c *Config) { c.DMARC.Reject = Quarantine }, record, func(*world) string { return letter }, row("quarantine", "fail", "fail", aggregate.Reason{Type: "local_policy"})},
+		{"exempt", func(c *Config) { c.DMARC.Exempt = []string{"192.0.2.7"} }, record, func(*world) string { return letter }, row("none", "fail", "fail", aggregate.Reason{Type: "trusted_forwarder"})},
+		{"sealed", func(c *Config) { c.ARC.TrustedSealers = []string{"lists.example"} }, record, func(w *world) string {
+			return w.seal(t, "lists.example; dmarc=pass header.from=example.org", letter)
+		}, row("none", "fail", "fail", aggregate.Reason{Type: "local_policy", Comment: "arc=pass as.d=lists.example"})},
+		{"not of the share", func(c *Config) { c.DMARC.Quarantine = Quarantine }, record + "; pct=0", func(*world) string { return letter }, row("quarantine", "fail", "fail", aggregate.Reason{Type: "sampled_out", Comment: "quarantine instead of reject: pct=0"})},
+		{"p=none", nil, "v=DMARC1; p=none; rua=mailto:rua@example.org", func(*world) string { return letter }, row("none", "fail", "fail")},
+	} {
+		w := newWorld(t, tt.edit)
+		w.txt["_dmarc.example.org"] = []string{tt.record}
+		w.spf = policy.SPF{Result: policy.SPFTooWide, Domain: "bounce.example.org", Identity: "mailfrom"}
+		req := envelope("a@bounce.example.org")
+		w.show(t, req, tt.message(w))
+		if len(w.told) != 1 || !reflect.DeepEqual(w.told[0].rec.Row.Evaluated, tt.want) {
+			t.Errorf("%s: %+v", tt.name, w.told)
+			continue
+		}
+		got := w.told[0]
+		if got.rua != "mailto:rua@example.org" || got.policy.Domain != "example.org" || got.rec.Row.SourceIP != "192.0.2.7" || got.rec.Row.Count != 1 ||
+			got.rec.Identifiers != (aggregate.Identifiers{EnvelopeFrom: "bounce.example.org", HeaderFrom: "example.org"}) ||
+			!reflect.DeepEqual(got.rec.Results.SPF, []aggregate.SPF{{Domain: "bounce.example.org", Scope: "mfrom", Result: "neutral"}}) {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
+		if tt.name == "passes" && (got.policy != (aggregate.Policy{Domain: "example.org", ADKIM: "r", ASPF: "s", P: "reject", SP: "reject", Pct: "100", FO: "1"}) ||
+			!reflect.DeepEqual(got.rec.Results.DKIM, []aggregate.DKIM{{Domain: "example.org", Selector: "sel", Result: "pass"}})) {
+			t.Errorf("%+v", got)
+		}
+	}
+	for name, record := range map[string]string{"no address": "v=DMARC1; p=reject", "no record": "v=spf1 -all"} {
+		w := newWorld(t, nil)
+		w.txt["_dmarc.example.org"] = []string{record}
+		if w.show(t, envelope("a@example.org"), letter); len(w.told) != 0 {
+			t.Errorf("%s: %+v", name, w.told)
+		}
+	}
 }

@@ -40,6 +40,7 @@ type record struct {
 	pct         int
 	test        bool // t=y
 	psd         byte // 'y', 'n', or 'u'
+	rua, fo     string
 }
 
 // parseRecord reads a record. ok is false for a text that is none.
@@ -80,6 +81,10 @@ func parseRecord(text string) (r record, ok bool) {
 			}
 		case "t":
 			r.test = lower == "y"
+		case "rua":
+			r.rua = value
+		case "fo":
+			r.fo = value
 		case "psd":
 			if lower == "y" || lower == "n" {
 				r.psd = lower[0]
@@ -240,6 +245,7 @@ type dmarc struct {
 	Domain string // in From
 	Record string // the domain where the record stands, "" without one
 	Text   string // the record
+	record *record
 	// Result is "pass", "fail", "none" or "temperror".
 	Result string
 	// Wish is what the owner asks for of a message that fails, after sp, np, pct
@@ -272,7 +278,7 @@ func (d *discovery) evaluate(ctx context.Context, author string, p *passed, samp
 		out.Result = "none"
 		return out
 	}
-	out.Record, out.Text, out.Published = r.domain, r.text, r.p
+	out.Record, out.Text, out.record, out.Published = r.domain, r.text, r, r.p
 	for _, by := range [...]struct {
 		method  string
 		domains []string

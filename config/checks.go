@@ -5,6 +5,7 @@ import (
 	"postern/auth"
 	"postern/client"
 	"postern/dkim"
+	"postern/dmarcreport"
 	"postern/greylist"
 	"postern/headercheck"
 	"postern/internal/conf"
@@ -31,6 +32,7 @@ type Checks struct {
 	Known    known.Config       `toml:"known"`
 	Greylist greylist.Config    `toml:"greylist"`
 	Auth     auth.Config        `toml:"auth"`
+	Reports  dmarcreport.Config `toml:"dmarc_reports"`
 	Headers  headercheck.Config `toml:"headers"`
 	DKIM     dkim.Config        `toml:"dkim"`
 }
@@ -48,6 +50,7 @@ func (c *Checks) sections() []checkSection {
 		of("known", &c.Known, known.DefaultConfig, &known.Traits),
 		of("greylist", &c.Greylist, greylist.DefaultConfig, &greylist.Traits),
 		of("auth", &c.Auth, auth.DefaultConfig, nil),
+		of("dmarc_reports", &c.Reports, dmarcreport.DefaultConfig, nil),
 		of("headers", &c.Headers, headercheck.DefaultConfig, nil),
 		of("dkim", &c.DKIM, dkim.DefaultConfig, nil),
 	}

@@ -123,6 +123,7 @@ func writeManual(t *testing.T) []byte {
 		{"dkim", "Signing of outgoing mail, at the milter door; the manual: [signing](signing.md).", reflect.ValueOf(c.DKIM)},
 		{"[dkim.domain]", "A domain whose mail is signed; the section can stand many times.", reflect.ValueOf(dkim.DomainConfig{})},
 		{"[dkim.domain.key]", "A key of the domain above it; the section can stand many times.", reflect.ValueOf(dkim.KeyConfig{})},
+		{"dmarc_reports", "Aggregate reports to the owners of domains: [authentication](authentication.md#reports).", reflect.ValueOf(c.Reports)},
 		{"headers", "Rules on the content of messages; the manual: [headers](checks/headers.md).", reflect.ValueOf(c.Headers)},
 		{"[headers.checks]", "One table; the section can stand many times.", reflect.ValueOf(headercheck.TableConfig{})},
 		{"[headers.rules]", "A rule that needs several headers; the section can stand many times.", reflect.ValueOf(headercheck.RuleConfig{})},
@@ -232,7 +233,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"auth", "client", "dkim", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
+		"auth", "client", "dkim", "dmarcreport", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

@@ -6,41 +6,29 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"mime"
-	"os"
-	"os/exec"
-	"regexp"
 	"strings"
-	"time"
 
 	"postern/internal/conf"
+	"postern/internal/sendmail"
 )
 
-// mail hands a message to Postfix's sendmail(1), which puts it into the
-// maildrop: smtpd, and so this daemon, never sees it.
+// mail sends a notification as a mail.
 type mail struct {
 	Notify
 	hostname, program string
 }
-
-// Addresses that are safe as an argument and in a header field: nothing that
-// would have to be quoted, and no "-" in front.
-var (
-	mailAddress = regexp.MustCompile(`^[A-Za-z0-9!#$%&'*+/=?^_{|}~][A-Za-z0-9!#$%&'*+/=?^_{|}~.-]{0,63}@[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
-	mailName    = regexp.MustCompile(`^[a-z0-9_][a-z0-9_.-]{0,63}$`)
-)
 
 func (n *Notify) validateMail(prefix string, fs *conf.Faults) {
 	if len(n.To) > maxNotifyTo {
 		fs.Keyf(prefix+".to", "%d addresses: at most %d", len(n.To), maxNotifyTo)
 	}
 	for i, to := range n.To {
-		if !mailAddress.MatchString(to) && !mailName.MatchString(to) {
+		if !sendmail.Address(to) && !sendmail.Name(to) {
 			fs.Keyf(index(prefix+".to", i), "%q is no address that can be used here", to)
 		}
 	}
-	if n.From != "" && !mailAddress.MatchString(n.From) {
+	if n.From != "" && !sendmail.Address(n.From) {
 		fs.Keyf(prefix+".from", "%q is no address that can be used here", n.From)
 	}
 	if strings.ContainsAny(n.Subject, "\r\n") || len(n.Subject) > maxSubject {
@@ -56,38 +44,11 @@ func (n *Notify) validateMail(prefix string, fs *conf.Faults) {
 	}
 }
 
-const (
-	maxSubject = 200
-	// maxComplaint is how much is read of what the program says.
-	maxComplaint = 4 << 10
-)
-
-// args are the program's arguments: no line of them comes from a stranger.
-func (m *mail) args() []string {
-	return append([]string{"-i", "-f", m.From, "--"}, m.To...)
-}
+const maxSubject = 200
 
 func (m *mail) send(ctx context.Context, ev *event) error {
-	cmd := exec.CommandContext(ctx, m.program, m.args()...)
-	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	// An administrator with several instances of Postfix says which by this.
-	if dir := os.Getenv("MAIL_CONFIG"); dir != "" {
-		cmd.Env = append(cmd.Env, "MAIL_CONFIG="+dir)
-	}
-	cmd.Stdin = bytes.NewReader(m.message(ev))
-	var said limited
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	err = fmt.Errorf("mail: %w: %s", err, escapeText.apply(strings.TrimSpace(said.String())))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+	err := sendmail.Send(ctx, m.program, m.From, m.To, m.message(ev))
+	if errors.Is(err, sendmail.ErrLasting) {
 		return lasting{err}
 	}
 	return err
@@ -133,13 +94,3 @@ func (m *mail) message(ev *event) []byte {
 
 // folded breaks a field between encoded words.
 func folded(s string) string { return strings.ReplaceAll(s, "?= =?", "?=\n =?") }
-
-// limited keeps the beginning of what is written.
-type limited struct{ bytes.Buffer }
-
-func (l *limited) Write(p []byte) (int, error) {
-	if room := maxComplaint - l.Len(); room > 0 {
-		_, _ = l.Buffer.Write(p[:min(len(p), room)]) // never fails
-	}
-	return len(p), nil
-}

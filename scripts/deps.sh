@@ -17,7 +17,8 @@ dig dnsutils
 postgrey postgrey
 systemd-analyze systemd
 gcc gcc
-dkimsign python3-authres python3-dkim
+dkimsign python3-dkim
+/usr/lib/python3/dist-packages/authres/__init__.py python3-authres
 dkimproxy-sign libmail-dkim-perl
 opendkim opendkim
 opendkim-testmsg opendkim-tools
@@ -27,7 +28,7 @@ PATH=$PATH:/usr/sbin:/sbin
 # missing prints the packages that are not there.
 missing() {
 	echo "$wanted" | while read -r program package; do
-		[ -z "$program" ] || command -v "$program" >/dev/null || echo "$package"
+		[ -z "$program" ] || [ -e "$program" ] || command -v "$program" >/dev/null || echo "$package"
 	done
 	postconf -m 2>/dev/null | grep -qx pcre || echo postfix-pcre
 	[ -e /usr/include/stdio.h ] || echo libc6-dev

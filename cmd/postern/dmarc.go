@@ -17,14 +17,117 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/dmarcreport"
 	"postern/internal/adminapi"
 	"postern/internal/aggregate"
 )
 
 func (c *cli) dmarcCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "dmarc", Short: "DMARC: what others report about mail in our name", Args: cobra.NoArgs}
-	cmd.AddCommand(c.dmarcRead())
+	cmd := &cobra.Command{Use: "dmarc", Short: "DMARC: what others report about mail in our name, and what we report to them", Args: cobra.NoArgs}
+	cmd.AddCommand(c.dmarcRead(), c.dmarcReport())
 	return cmd
+}
+
+func (c *cli) dmarcReport() *cobra.Command {
+	var date string
+	var send dmarcreport.Request
+	at := func() (dmarcreport.Admin, error) {
+		cl, err := c.client()
+		return dmarcreport.Admin{Client: cl}, err
+	}
+	list := &cobra.Command{
+		Use: "list [DOMAIN]", Short: "what is counted, and which reports were sent", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := at()
+			if err != nil {
+				return err
+			}
+			all, err := a.List(cmd.Context(), date, strings.Join(args, ""))
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), all, func(w io.Writer) { writeReports(w, all) })
+		},
+	}
+	show := &cobra.Command{
+		Use: "show DOMAIN", Short: "the report of a domain, as XML", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := at()
+			if err != nil {
+				return err
+			}
+			r, err := a.Show(cmd.Context(), date, args[0])
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), &r, func(w io.Writer) { _ = aggregate.Write(w, &r) }) // as any other output
+		},
+	}
+	now := &cobra.Command{
+		Use: "send [DOMAIN]", Short: "send the reports of a day now, those of yesterday unless told", Args: cobra.MaximumNArgs(1),
+		Long: "Reports go out by themselves in the night. One that was sent is not sent again without --again.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := at()
+			if err != nil {
+				return err
+			}
+			send.Day, send.Domain = date, strings.Join(args, "")
+			all, err := a.Send(cmd.Context(), send)
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), all, func(w io.Writer) { writeSent(w, all, send.DryRun) })
+		},
+	}
+	now.Flags().BoolVar(&send.DryRun, "dry-run", false, "only say what would be sent to whom")
+	now.Flags().BoolVar(&send.Again, "again", false, "send those that were sent, too")
+	cmd := &cobra.Command{Use: "report", Short: "aggregate reports to the owners of domains", Args: cobra.NoArgs}
+	cmd.PersistentFlags().StringVar(&date, "day", "", "a day in UTC, such as 2026-11-27")
+	cmd.AddCommand(list, show, now)
+	return cmd
+}
+
+func writeReports(w io.Writer, all []dmarcreport.Entry) {
+	p := adminapi.Printable
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "DAY\tDOMAIN\tMESSAGES\tROWS\tSTATE\tDUE\tTO")
+	for i := range all {
+		e := &all[i]
+		to := e.RUA
+		if e.Detail != "" {
+			to = e.Detail
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", e.Day, p(e.Domain), e.Messages, e.Rows, e.State, e.Due.UTC().Format("2006-01-02 15:04 UTC"), p(to))
+	}
+	_ = t.Flush() // as any other output
+}
+
+func writeSent(w io.Writer, all []dmarcreport.Sent, dry bool) {
+	p := adminapi.Printable
+	if len(all) == 0 {
+		fmt.Fprintln(w, "nothing was counted that day")
+	}
+	for i := range all {
+		s := &all[i]
+		fmt.Fprintf(w, "%s %s: %d messages, ", s.Day, p(s.Domain), s.Messages)
+		switch {
+		case dry && len(s.To) > 0:
+			fmt.Fprintf(w, "%d bytes would go to %s", s.Bytes, p(strings.Join(s.To, ", ")))
+		case dry:
+			fmt.Fprint(w, "would go to nobody")
+		case len(s.To) > 0:
+			fmt.Fprintf(w, "sent to %s", p(strings.Join(s.To, ", ")))
+		default:
+			fmt.Fprint(w, s.State)
+		}
+		if s.Detail != "" && len(s.To) == 0 {
+			fmt.Fprintf(w, ": %s", p(s.Detail))
+		}
+		for _, k := range s.Skipped {
+			fmt.Fprintf(w, "; not to %s", p(k))
+		}
+		fmt.Fprintln(w)
+	}
 }
 
 // errUnread is returned when a report could not be read; the faults were shown.

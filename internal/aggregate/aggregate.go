@@ -45,7 +45,7 @@ type Policy struct {
 	P      string `xml:"p" json:"p"`
 	SP     string `xml:"sp" json:"sp,omitempty"`
 	Pct    string `xml:"pct" json:"pct,omitempty"`
-	FO     string `xml:"fo,omitempty" json:"fo,omitempty"`
+	FO     string `xml:"fo" json:"fo,omitempty"`
 }
 
 // Record is how many messages fared alike.
@@ -85,7 +85,7 @@ type Reason struct {
 // Identifiers are the domains of the messages.
 type Identifiers struct {
 	EnvelopeTo   string `xml:"envelope_to,omitempty" json:"envelope_to,omitempty"`
-	EnvelopeFrom string `xml:"envelope_from,omitempty" json:"envelope_from,omitempty"`
+	EnvelopeFrom string `xml:"envelope_from" json:"envelope_from,omitempty"`
 	HeaderFrom   string `xml:"header_from" json:"header_from"`
 }
 

@@ -39,6 +39,7 @@ var allowed = map[string]rule{
 	"internal/conf":       {module: "policy"},
 	"internal/adminapi":   {outside: zap},
 	"internal/dkimverify": {module: "internal/dkimsig internal/mailaddr"},
+	"internal/sendmail":   {},
 	"internal/aggregate":  {outside: "golang.org/x/text/encoding/htmlindex"},
 	"internal/when":       {module: "internal/mailaddr policy"},
 	"internal/mailaddr":   {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
@@ -63,11 +64,13 @@ var allowed = map[string]rule{
 	},
 	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
 
-	"auth": {module: "internal/adminapi internal/conf internal/dkimsig internal/dkimverify internal/fieldtext internal/mailaddr list policy", outside: metrics + " " + zap},
+	"dmarcreport": {module: "internal/adminapi internal/aggregate internal/conf internal/mailaddr internal/sendmail", outside: metrics + " " + zap},
+
+	"auth": {module: "internal/adminapi internal/aggregate internal/conf internal/dkimsig internal/dkimverify internal/fieldtext internal/mailaddr list policy", outside: metrics + " " + zap},
 
 	"dkim": {module: "internal/adminapi internal/conf internal/dkimsig internal/mailaddr policy", outside: metrics + " " + zap},
 
-	"limit": {module: "internal/adminapi internal/conf internal/meter list policy", outside: metrics + " " + zap},
+	"limit": {module: "internal/adminapi internal/conf internal/meter internal/sendmail list policy", outside: metrics + " " + zap},
 
 	"known": {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: metrics + " " + zap},
 
@@ -110,17 +113,17 @@ var allowed = map[string]rule{
 	"journal": {module: "policy"},
 	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin auth client dkim greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
+		module: "access admin auth client dkim dmarcreport greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin auth client config dialog dkim greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
+		module: "access admin auth client config dialog dkim dmarcreport greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app auth client config dkim greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app auth client config dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"internal/when journal known limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
