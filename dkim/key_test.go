@@ -319,3 +319,20 @@ func TestMakeAndRotate(t *testing.T) {
 		used = append(used, s)
 	}
 }
+
+func TestTry(t *testing.T) {
+	b := newCheck(t, nil, "rsa0", "ed0")
+	r, err := Try(t.Context(), b.cfg, login(), []byte(strings.ReplaceAll(letter, "\r\n", "\n")))
+	if err != nil || r.Reason != reasonSigned || len(r.Fields) != 2 || !strings.HasPrefix(r.Whose, "ours") {
+		t.Fatalf("%+v %v", r, err)
+	}
+	b.verify(strings.ReplaceAll(strings.Join(r.Fields, "\n")+"\n", "\n", "\r\n")+strings.ReplaceAll(letter, "\r \r\n", "\r \r\n"), 2)
+	stranger := login()
+	stranger.SASL.Username = ""
+	if r, err := Try(t.Context(), b.cfg, stranger, []byte(letter)); err != nil || !strings.HasPrefix(r.Whose, "not ours") || len(r.Fields) > 0 {
+		t.Errorf("%+v %v", r, err)
+	}
+	if _, err := Try(t.Context(), b.cfg, login(), []byte("From: ann@example.org\nno field\n\nx")); err == nil || !strings.Contains(err.Error(), `line 2 is no header field: "no field"`) {
+		t.Error(err)
+	}
+}

@@ -241,3 +241,81 @@ func TestDKIMRotation(t *testing.T) {
 	expect(t, "the DNS is down", out, "the DNS did not answer")
 	s.want("the DNS is down", send(), "s1")
 }
+
+// In every form, whatever Postfix makes of the message on its way: the very
+// octets of fields as it writes them, and those that rules write.
+func TestDKIMForms(t *testing.T) {
+	t.Parallel()
+	s := newSigning(t, dkimConfig+`
+canonicalization = "relaxed/relaxed"
+headers = ["From", "Subject", "To", "X-*", "Reply-To"]
+oversign = ["From", "Subject", "Reply-To"]
+expire = "7d"
+[[headers.checks]]
+table = "regexp:{dir}/header_checks"
+`, "--selector s1", "--selector e1 --ed25519")
+	s.put("header_checks", "/^X-Prepend:/ PREPEND X-New:no blank\n/^X-Replace:/ REPLACE x-replaced:   three blanks  \n/^X-Fold: (.*)/ REPLACE X-Fold: $1 $1 $1 $1\n/^X-Gone/ IGNORE\n")
+	s.publish()
+	s.start()
+	p := startPostfix(t, false, s.milters("tempfail"), boxes, strings.Replace(s.milters("tempfail"), "smtpd_milters", "non_smtpd_milters", 1))
+	before, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	odd := []string{
+		"From:ann@example.com\r\n\r\n",
+		"From:  <ann@example.com> \r\nSubject:\r\nTO: a\r\nTo:b\r\n\r\nno last line end",
+		"X-Prepend: 1\r\nX-Gone: 2\r\nFrom: =?utf-8?q?Ann?=\r\n\t <ann@example.com>\r\nX-Replace: 3\r\nX-Fold: " + strings.Repeat("word ", 50) + "\r\n  and  more \r\nX-Gone-Too: 4\r\n" +
+			"Subject:\r\n folded at once\t\r\n\tand   again\r\nX-Empty:\r\nX-Blank: \r\nX-8bit: gr\xfc\xdfe \u00fc\r\nReply-To:\tann@example.com\r\n\r\n" +
+			" leading\r\n\ttab \t \r\ntrailing  \r\n..dots\r\n\r\nbare \xa0 8bit \xff\r\n\r\n\r\n",
+		"From: ann@example.com\r\nSubject: " + strings.Repeat("x", 900) + "\r\n\r\n" + strings.Repeat("line  of text \t\r\n", 5000),
+		"From: ann@example.com\r\n\r\n\r\n\r\n\r\n",
+	}
+	for _, canon := range []string{"relaxed/relaxed", "relaxed/simple", "simple/relaxed", "simple/simple"} {
+		s.configure(strings.Replace(string(before), "relaxed/relaxed", canon, 1))
+		s.run("reload")
+		user := p.dial("192.0.2.7 LOGIN=ann", "")
+		for i, text := range odd {
+			what := fmt.Sprintf("%s, message %d", canon, i)
+			_, data := user.hand("box@example.com", text, "box@example.com")
+			matches(t, what, data, `^250 `)
+			s.want(what, p.takeFrom("box"), "e1", "s1")
+			cmd := exec.Command("sendmail", "-i", "-C", p.config, "-f", "root@example.com", "box@example.com")
+			cmd.Stdin = strings.NewReader(strings.ReplaceAll(text, "\r\n", "\n"))
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("sendmail: %v %s", err, out)
+			}
+			s.want(what+", by sendmail", p.takeFrom("box"), "e1", "s1")
+		}
+		user.cmd(221, "QUIT")
+	}
+	p.noComplaint()
+}
+
+// opendkim's tables as they are.
+func TestDKIMTables(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, "")
+	s := &signing{d, dnstest.Start(t)}
+	d.put("key.table", "# keys\nexample example.com:mail:{dir}/dkim/example.com.mail.pem\n")
+	table := "*@example.com example # ours\n*@domain-ab.example example\n"
+	d.put("signing.table", table)
+	s.run("dkim", "new", "example.com", "--selector", "mail")
+	d.put("key.table", fmt.Sprintf("# keys\nexample example.com:mail:%s/dkim/example.com.mail.pem\n", d.dir))
+	d.configure(withDNS(dkimConfig+"keytable = \"file:{dir}/key.table\"\nsigningtable = \"refile:{dir}/signing.table\"\n", s.dns))
+	s.publish()
+	s.start()
+	p := startPostfix(t, false, s.milters("tempfail"), boxes)
+	user := p.dial("192.0.2.7 LOGIN=ann", "")
+	for author, want := range map[string]string{"ann@example.com": "mail", "ann@worsedomain-ab.example": "", "ann@sub.example.com": ""} {
+		_, data := user.hand("box@example.com", letter(author), "box@example.com")
+		matches(t, author, data, `^250 `)
+		s.want(author, p.takeFrom("box"), strings.Fields(want)...)
+	}
+	d.put("signing.table", table+"*@example.net nothing\n")
+	out, err := s.try("reload")
+	if err == nil {
+		t.Error("a table with a fault")
+	}
+	expect(t, "reload", out, d.dir+`/signing.table:3:15: the key table has no key "nothing"`)
+}

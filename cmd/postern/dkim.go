@@ -17,15 +17,16 @@ import (
 	"postern/config"
 	"postern/dkim"
 	"postern/internal/adminapi"
+	"postern/policy"
 )
 
 func (c *cli) dkimCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "dkim", Short: "signing keys: make them, publish them, change them",
-		Long: "`new`, `dns` and `rotate` read the configuration and need no daemon; `check` has the running daemon ask the DNS.",
+		Long: "`new`, `dns`, `rotate` and `test` read the configuration and need no daemon; `check` has the running daemon ask the DNS.",
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(c.dkimNew(), c.dkimDNS(), c.dkimCheck(), c.dkimRotate())
+	cmd.AddCommand(c.dkimNew(), c.dkimDNS(), c.dkimCheck(), c.dkimRotate(), c.dkimTest())
 	return cmd
 }
 
@@ -273,4 +274,49 @@ func writeRotation(w io.Writer, r *dkim.Rotation) {
 			r.New[i].Selector, r.Old[i].Selector, dkim.Date{Time: r.New[i].From}, dkim.Date{Time: r.Old[i].To})
 	}
 	fmt.Fprintf(w, "The old record stays until %s: mail on its way is verified with it.\n", dkim.Date{Time: r.Revoke})
+}
+
+func (c *cli) dkimTest() *cobra.Command {
+	var login, client, chain string
+	cmd := &cobra.Command{
+		Use: "test FILE.eml", Short: "would this message be signed, and how?",
+		Long: "Signs a message as the daemon would, if no rule changed it and the records of all keys were good; - for standard input.",
+		Example: "  postern dkim test mail.eml --login ann\n" +
+			"  postern dkim test mail.eml --client 127.0.0.1",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			cfg, _, err := config.Load(c.config)
+			if err != nil {
+				return err
+			}
+			req := &policy.Request{Time: time.Now(), Stage: policy.StageData, Door: "explain", JudgedBy: chain, SASL: policy.SASL{Username: login}}
+			if client != "" {
+				if req.Client.Addr, err = parseAddr(client); err != nil {
+					return err
+				}
+			}
+			text, err := readInput(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			r, err := dkim.Try(cmd.Context(), cfg.DKIM, req, text)
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), r, func(w io.Writer) {
+				fmt.Fprintln(w, r.Whose)
+				if r.Reason != "" {
+					fmt.Fprintf(w, "=> %s %s\n", r.Reason, adminapi.Printable(r.Detail))
+				}
+				for _, f := range r.Fields {
+					fmt.Fprintln(w, f)
+				}
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&login, "login", "", "as whom the client has logged in")
+	f.StringVar(&client, "client", "", "IP address of the client")
+	f.StringVar(&chain, "chain", "inbound", "the chain that judges it")
+	return cmd
 }
