@@ -22,6 +22,7 @@ dkimsign python3-dkim
 dkimproxy-sign libmail-dkim-perl
 opendkim opendkim
 opendkim-testmsg opendkim-tools
+xmllint libxml2-utils
 '
 PATH=$PATH:/usr/sbin:/sbin
 
