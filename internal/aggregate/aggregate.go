@@ -3,13 +3,18 @@
 package aggregate
 
 import (
+	"bufio"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"golang.org/x/text/encoding/htmlindex"
+	"golang.org/x/text/encoding/unicode"
+	"golang.org/x/text/runes"
+	"golang.org/x/text/transform"
 )
 
 // Report is a report as it stands in its XML.
@@ -124,25 +129,32 @@ type bounds struct {
 // usual are the bounds of the exported functions.
 var usual = bounds{report: 64 << 20, records: 200_000, file: 128 << 20, total: 1 << 30}
 
-var errReport = errors.New("it is no aggregate report: there is no <feedback>")
+var (
+	errReport  = errors.New("it is no aggregate report: there is no <feedback>")
+	errDocType = errors.New("it declares a document type, no report does")
+)
 
 func tooLarge(most int64) error { return fmt.Errorf("more than %d MB", most>>20) }
 
 // Parse reads the XML of one report. Namespaces and elements that are not known
-// are passed over, and what must be there may be missing: real reports are like
-// that. Entities beyond those of XML itself are faults, and so is a report of
-// more than 64 MB or 200,000 records.
+// are passed over, what must be there may be missing, and bytes that do not
+// belong into XML become U+FFFD: real reports are like that. A document type is
+// a fault, and so is a report of more than 64 MB or 200,000 records.
 func Parse(r io.Reader) (*Report, error) { return usual.parse(r) }
 
 func (b *bounds) parse(r io.Reader) (*Report, error) {
 	limited := &io.LimitedReader{R: r, N: b.report + 1}
-	d := xml.NewDecoder(limited)
+	d := xml.NewDecoder(readable(limited))
+	d.Strict = false // some write a bare "&" into names
 	d.CharsetReader = func(label string, in io.Reader) (io.Reader, error) {
+		if unicodeLabel(label) {
+			return in, nil
+		}
 		e, err := htmlindex.Get(label)
 		if err != nil {
 			return nil, fmt.Errorf("the character set %q is not known", label)
 		}
-		return e.NewDecoder().Reader(in), nil
+		return transform.NewReader(in, transform.Chain(e.NewDecoder(), runes.Map(legal))), nil
 	}
 	fail := func(err error) (*Report, error) {
 		if limited.N <= 0 {
@@ -162,6 +174,8 @@ func (b *bounds) parse(r io.Reader) (*Report, error) {
 			return fail(err)
 		}
 		switch e := token.(type) {
+		case xml.Directive:
+			return fail(errDocType)
 		case xml.StartElement:
 			depth++
 			if depth == 1 {
@@ -202,10 +216,40 @@ func (b *bounds) parse(r io.Reader) (*Report, error) {
 	}
 }
 
+// readable replaces what XML cannot have in a text that says it is UTF-8, or
+// does not say what it is. UTF-16 is told by its mark.
+func readable(in io.Reader) io.Reader {
+	b := bufio.NewReaderSize(in, 512)
+	head, _ := b.Peek(200) // what cannot be read shows later
+	if m := declared.FindSubmatch(head); m != nil && !unicodeLabel(string(m[1])) {
+		return b // CharsetReader's
+	}
+	return transform.NewReader(b, transform.Chain(unicode.BOMOverride(runes.ReplaceIllFormed()), runes.Map(legal)))
+}
+
+var declared = regexp.MustCompile(`^\s*<\?xml[^>]*encoding\s*=\s*["']([^"']+)`)
+
+// unicodeLabel reports whether a text is UTF-8 by the time the parser sees it.
+// One whose declaration can be read as ASCII is not UTF-16, whatever it says.
+func unicodeLabel(label string) bool {
+	label = strings.ToLower(label)
+	return label == "utf-8" || label == "utf8" || strings.HasPrefix(label, "utf-16")
+}
+
+// legal replaces a character that XML cannot have.
+func legal(r rune) rune {
+	if r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0xFFFE || r == 0xFFFF {
+		return '\uFFFD'
+	}
+	return r
+}
+
 func clean(texts ...*string) {
 	for _, t := range texts {
 		*t = strings.TrimSpace(*t)
-		*t = (*t)[:min(len(*t), maxText)]
+		if len(*t) > maxText {
+			*t = strings.ToValidUTF8((*t)[:maxText], "")
+		}
 	}
 }
 

@@ -99,6 +99,38 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// What real reporters have got wrong.
+func TestParseSloppy(t *testing.T) {
+	const meta = `<feedback><report_metadata><org_name>%s</org_name></report_metadata></feedback>`
+	utf16 := func(s string) string {
+		out := "\xff\xfe"
+		for _, r := range s {
+			out += string([]byte{byte(r), byte(r >> 8)})
+		}
+		return out
+	}
+	for name, tt := range map[string]struct{ in, want string }{
+		"bare ampersand":             {fmt.Sprintf(meta, "A & B &nosuch; &amp; C"), "A & B &nosuch; & C"},
+		"Latin 1 that says nothing":  {fmt.Sprintf(meta, "Gr\xfc\xdfe"), "Gr\uFFFD\uFFFDe"},
+		"Latin 1 that says UTF-8":    {`<?xml version="1.0" encoding="UTF-8"?>` + fmt.Sprintf(meta, "\xfc"), "\uFFFD"},
+		"control characters":         {fmt.Sprintf(meta, "a\x00b\x1bc"), "a\uFFFDb\uFFFDc"},
+		"the same in Windows-1252":   {`<?xml version="1.0" encoding="windows-1252"?>` + fmt.Sprintf(meta, "\x80\x02"), "€\uFFFD"},
+		"UTF-8 that says UTF-16":     {`<?xml version="1.0" encoding="utf-16"?>` + fmt.Sprintf(meta, "ü"), "ü"},
+		"UTF-16":                     {utf16(`<?xml version="1.0" encoding="utf-16"?>` + fmt.Sprintf(meta, "ü")), "ü"},
+		"a mark before UTF-8":        {"\xef\xbb\xbf" + fmt.Sprintf(meta, "ü"), "ü"},
+		"line ends in values":        {fmt.Sprintf(meta, "\r\n  x\r\n"), "x"},
+		"no prefix that is declared": {strings.ReplaceAll(strings.ReplaceAll(fmt.Sprintf(meta, "x"), "<", "<ns0:"), "<ns0:/", "</ns0:"), "x"},
+		"a long value":               {fmt.Sprintf(meta, strings.Repeat("ü", 1000)), strings.Repeat("ü", 500)},
+		"text behind it":             {fmt.Sprintf(meta, "x") + "\x00\x00 & <", "x"},
+	} {
+		var got []string
+		Read("f", strings.NewReader(tt.in), func(_ string, r *Report) { got = append(got, r.Metadata.Organization) }, func(err error) { got = append(got, err.Error()) })
+		if len(got) != 1 || got[0] != tt.want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
 func TestParseFaults(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                     "line 1, column 1: it is no aggregate report: there is no <feedback>",
@@ -106,7 +138,7 @@ func TestParseFaults(t *testing.T) {
 		"<feedback>\n<record>": "line 2, column 9: XML syntax error on line 2: unexpected EOF",
 		"<feedback>":           "line 1, column 11: XML syntax error on line 1: unexpected EOF",
 		"<feedback><record><row><count>x</count></row></record></feedback>":         `line 1, column 40: strconv.ParseInt: parsing "x": invalid syntax`,
-		`<!DOCTYPE x [<!ENTITY a "b">]><feedback><version>&a;</version></feedback>`: "line 1, column 53: XML syntax error on line 1: invalid character entity &a;",
+		`<!DOCTYPE x [<!ENTITY a "b">]><feedback><version>&a;</version></feedback>`: "line 1, column 31: it declares a document type, no report does",
 		`<?xml version="1.0" encoding="klingon"?><feedback/>`:                       `line 1, column 41: xml: opening charset "klingon": the character set "klingon" is not known`,
 	} {
 		if r, err := Parse(strings.NewReader(text)); err == nil || err.Error() != want {

@@ -76,16 +76,12 @@ func (r *reader) look(name string, in io.Reader, depth int) {
 		r.fail(name, err)
 		return
 	}
-	text := bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\xef\xbb\xbf")), " \t\r\n")
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		r.gzip(name, b, depth)
 	case bytes.HasPrefix(head, []byte("PK\x03\x04")):
 		r.zip(name, b, depth)
-	case bytes.HasPrefix(text, []byte("<")):
-		if bytes.HasPrefix(head, []byte("\xef\xbb\xbf")) {
-			_, _ = b.Discard(3) // it was peeked
-		}
+	case looksLikeXML(head):
 		report, err := r.parse(b)
 		if err != nil {
 			r.fail(name, err)
@@ -152,6 +148,15 @@ func (r *reader) mailbox(name string, in io.Reader, depth int) {
 	}
 }
 
+// looksLikeXML tells it by the first character, behind the mark of a Unicode
+// encoding.
+func looksLikeXML(head []byte) bool {
+	for _, mark := range []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff\x00"} {
+		head = bytes.TrimPrefix(head, []byte(mark))
+	}
+	return bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("<"))
+}
+
 func looksLikeMail(head []byte) bool {
 	line, _, _ := bytes.Cut(head, []byte("\n"))
 	name, _, found := bytes.Cut(line, []byte(":"))
@@ -201,11 +206,10 @@ func (r *reader) part(name, kind, encoding string, body io.Reader, depth int) {
 		body = quotedprintable.NewReader(body)
 	}
 	b := bufio.NewReaderSize(body, 4096)
-	head, _ := b.Peek(4) // what cannot be read shows below
-	text := bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\xef\xbb\xbf")), " \t\r\n")
+	head, _ := b.Peek(64) // what cannot be read shows below
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}), bytes.HasPrefix(head, []byte("PK\x03\x04")):
-	case bytes.HasPrefix(text, []byte("<")) && !strings.HasPrefix(media, "text/html"):
+	case looksLikeXML(head) && !strings.HasPrefix(media, "text/html"):
 	case media == "message/rfc822":
 		r.mail(name, b, depth+1)
 		return

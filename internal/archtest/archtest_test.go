@@ -40,7 +40,7 @@ var allowed = map[string]rule{
 	"internal/adminapi":   {outside: zap},
 	"internal/dkimverify": {module: "internal/dkimsig internal/mailaddr"},
 	"internal/sendmail":   {},
-	"internal/aggregate":  {outside: "golang.org/x/text/encoding/htmlindex"},
+	"internal/aggregate":  {outside: "golang.org/x/text/encoding/htmlindex golang.org/x/text/encoding/unicode golang.org/x/text/runes golang.org/x/text/transform"},
 	"internal/when":       {module: "internal/mailaddr policy"},
 	"internal/mailaddr":   {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":     {outside: "github.com/coreos/go-systemd/v22/activation"},
