@@ -189,6 +189,9 @@ func (g *generation) inspectors() []pipeline.Inspector {
 	if g.cfg.DKIM.Mode != policy.Off { // it comes when all others have finished
 		out = append(out, pipeline.Inspector{Inspector: g.dkim, Step: g.cfg.DKIM.Step})
 	}
+	if g.dkim.Seals() {
+		out = append(out, pipeline.Inspector{Inspector: g.dkim.Sealer(), Step: g.cfg.DKIM.Step})
+	}
 	if g.known.Inspects() { // last, for what nobody has refused
 		out = append(out, pipeline.Inspector{Inspector: g.known.Inspector(), Step: g.known.InspectorStep()})
 	}

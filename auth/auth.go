@@ -223,7 +223,8 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	if v.Action.Refuses() {
 		return policy.Judgement{Verdict: v}, nil
 	}
-	return policy.Judgement{Verdict: v, Edits: m.edits(true, format(c.id, m.req, &r))}, nil
+	m.req.Facts.Auth.Results = format(c.id, m.req, &r)
+	return policy.Judgement{Verdict: v, Edits: m.edits(true, m.req.Facts.Auth.Results)}, nil
 }
 
 // find ends the looking, and evaluates what was found.

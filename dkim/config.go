@@ -63,6 +63,10 @@ type Config struct {
 	// MultipleSignatures signs by every entry of the signing table that matches,
 	// up to ten, not only by the first. Default false.
 	MultipleSignatures bool `toml:"multiple_signatures"`
+	// Seal is a domain of [[dkim.domain]] as which mail from elsewhere is sealed
+	// (ARC), with its RSA key: for hosts that forward mail, or change it. It needs
+	// [auth]. Default none.
+	Seal string `toml:"seal"`
 	// Domains are those whose mail is signed. Default none.
 	Domains []DomainConfig `toml:"domain"`
 }
@@ -182,7 +186,24 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 		fs.Keyf(prefix+".expire", "%v is out of range: 1h to 3650d, or 0 for never", c.Expire)
 	}
 	c.validateFields(prefix, fs)
-	_ = newKeyring(c, prefix, fs)
+	ring := newKeyring(c, prefix, fs)
+	if c.Seal != "" {
+		d := ring.domains[mailaddr.Domain(c.Seal)]
+		switch {
+		case d == nil:
+			fs.Keyf(prefix+".seal", "%q is none of %s.domain", c.Seal, prefix)
+		case !slices.ContainsFunc(d.keys, func(k *key) bool { return k.algorithm == "rsa" }):
+			fs.Keyf(prefix+".seal", "%s has no RSA key, which all verifiers know", c.Seal)
+		}
+	}
+}
+
+// WithoutAuth says what does not happen when nothing is authenticated.
+func (c *Config) WithoutAuth(prefix string) string {
+	if c.Mode == policy.Off || c.Seal == "" {
+		return ""
+	}
+	return prefix + `.seal: auth.mode is "off": nothing is sealed`
 }
 
 func (c *Config) validateFields(prefix string, fs *conf.Faults) {

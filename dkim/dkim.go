@@ -42,8 +42,8 @@ var _ policy.BodyInspector = (*Check)(nil)
 
 // shared outlives a reload.
 type shared struct {
-	messages, signatures *prometheus.CounterVec
-	usable               *prometheus.GaugeVec
+	messages, signatures, sealed *prometheus.CounterVec
+	usable                       *prometheus.GaugeVec
 }
 
 // maxLabels is how many keys metrics tell apart. With more of them domain and
@@ -64,11 +64,14 @@ func New(cfg Config, o Options, prev *Check) (*Check, error) {
 			prometheus.NewCounterVec(prometheus.CounterOpts{
 				Name: "postern_dkim_signatures_total", Help: "Signatures, by key and what came of it.",
 			}, []string{"domain", "selector", "result"}),
+			prometheus.NewCounterVec(prometheus.CounterOpts{
+				Name: "postern_arc_messages_total", Help: "Messages that may be sealed, by what came of it.",
+			}, []string{"result"}),
 			prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "postern_dkim_key_usable", Help: "1 when nothing is wrong with the DNS record of a key.",
 			}, []string{"domain", "selector"}),
 		}
-		for _, m := range []prometheus.Collector{c.shared.messages, c.shared.signatures, c.shared.usable} {
+		for _, m := range []prometheus.Collector{c.shared.messages, c.shared.signatures, c.shared.sealed, c.shared.usable} {
 			if err := o.Registry.Register(m); err != nil {
 				return nil, fmt.Errorf("dkim: %w", err)
 			}

@@ -231,6 +231,9 @@ type Auth struct {
 	// Signers are the domains of valid signatures, Authors those in From, in
 	// lower case.
 	Signers, Authors []string
+	// Results is the value of the Authentication-Results that are written, lines
+	// joined by LF.
+	Results string
 	// Override says who speaks for a message that fails DMARC: "arc", "" for
 	// nobody.
 	Override string
