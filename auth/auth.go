@@ -32,7 +32,10 @@ type Options struct {
 	// Report is told how a message fared, where the author's domain wants reports:
 	// its policy, the value of rua=, and the message as a record of one. It does no
 	// I/O. Nil: nobody is.
-	Report   func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
+	Report func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
+	// Shadow says that the whole daemon only watches: reports must not claim that
+	// something was refused.
+	Shadow   bool
 	Log      *zap.Logger
 	Registry prometheus.Registerer
 }
@@ -44,6 +47,7 @@ type Check struct {
 	res              Resolver
 	spf              func(context.Context, *policy.Request) policy.SPF
 	report           func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
+	enforced         bool
 	skip, exempt     *list.Live
 	reply, fromReply *policy.Template
 	shared           *shared
@@ -60,7 +64,7 @@ type shared struct {
 // New returns the inspector; cfg has been validated. prev is the one that it
 // takes the place of, or nil. It reads the lists and starts nothing.
 func New(cfg Config, o Options, prev *Check) (*Check, error) {
-	c := &Check{cfg: cfg, id: mailaddr.Domain(cfg.AuthservID), res: o.Resolver, spf: o.SPF, report: o.Report}
+	c := &Check{cfg: cfg, id: mailaddr.Domain(cfg.AuthservID), res: o.Resolver, spf: o.SPF, report: o.Report, enforced: cfg.Mode == policy.Enforce && !o.Shadow}
 	if c.id == "" {
 		c.id = mailaddr.Domain(o.Hostname)
 	}

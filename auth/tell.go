@@ -11,7 +11,7 @@ import (
 // tell says how the message fared to whoever reports to the owners of the
 // authors' domains.
 func (m *inspection) tell(r *results, v *policy.Verdict) {
-	if m.c.report == nil || m.req.DryRun {
+	if m.c.report == nil || m.req.DryRun || !m.req.Client.Addr.IsValid() { // a client without an address is none of the Internet
 		return
 	}
 	for i := range r.authors {
@@ -87,7 +87,7 @@ func (m *inspection) record(r *results, a *dmarc, v *policy.Verdict) aggregate.R
 // what its owner asks for.
 func (m *inspection) disposition(a *dmarc, v *policy.Verdict) (done string, why []aggregate.Reason) {
 	done = "none"
-	if m.c.cfg.Mode == policy.Enforce {
+	if m.c.enforced {
 		switch v.Action {
 		case policy.Reject:
 			done = "reject"
