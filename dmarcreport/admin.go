@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"postern/internal/adminapi"
@@ -24,9 +23,10 @@ type Status struct {
 
 // Status returns what is in memory. It does no I/O.
 func (r *Reporter) Status() Status {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return Status{r.cfg.Enabled, len(r.waiting), len(r.counted)}
+	m := r.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Status{r.cfg.Enabled, len(m.waiting), len(m.counted)}
 }
 
 // WriteStatus implements adminapi.Status.
@@ -43,17 +43,18 @@ type Entry struct {
 	Messages int64     `json:"messages"`
 	Rows     int       `json:"rows"`
 	RUA      string    `json:"rua"`
-	State    string    `json:"state"` // "counting", "waiting", "sent", "sending", "failed", "unwanted"
-	Detail   string    `json:"detail,omitempty"`
+	State    string    `json:"state"`            // "counting", "waiting", "sent", "sending", "failed", "unwanted"
+	Detail   string    `json:"detail,omitempty"` // who did not get it, and why
+	To       []string  `json:"to,omitempty"`     // who has got it; of a dry run who would
 	Due      time.Time `json:"due"`
 }
 
 // Sent is what became of a report that was asked for.
 type Sent struct {
 	Entry
-	To      []string `json:"to,omitempty"`      // with DryRun whom it would go to
-	Skipped []string `json:"skipped,omitempty"` // and who is left out, and why
-	Bytes   int      `json:"bytes,omitempty"`   // of the packed report
+	Before  bool     `json:"before,omitempty"`  // it was sent before, or another gateway is sending it
+	Skipped []string `json:"skipped,omitempty"` // of a dry run, who is left out and why
+	Bytes   int      `json:"bytes,omitempty"`   // of a dry run, of the packed report
 }
 
 // Request asks for reports to be sent now.
@@ -62,6 +63,9 @@ type Request struct {
 	Domain string `json:"domain"` // "" for all
 	DryRun bool   `json:"dry_run"`
 	Again  bool   `json:"again"` // those that were sent, too
+	// Unfinished sends reports of a day that is not over, for a trial: the whole
+	// ones go out later all the same.
+	Unfinished bool `json:"unfinished"`
 }
 
 var errOff = errors.New("dmarc_reports.enabled is false: nothing is counted")
@@ -90,7 +94,7 @@ func (r *Reporter) Calls() adminapi.Calls {
 			if len(all) == 0 {
 				return nil, fmt.Errorf("nothing was counted for %s", domain)
 			}
-			return r.feedback(all[len(all)-1]), nil // the newest
+			return r.feedback(all[len(all)-1], time.Now()), nil // the newest
 		}),
 		"POST /v1/dmarc/send": adminapi.Answer(func(q *http.Request) (any, error) {
 			var ask Request
@@ -103,6 +107,9 @@ func (r *Reporter) Calls() adminapi.Calls {
 			date, domain, err := r.asked(ask.Day, ask.Domain)
 			if err != nil {
 				return nil, err
+			}
+			if !ask.DryRun && !ask.Unfinished && time.Now().Before(dayOf(date).Add(day)) {
+				return nil, fmt.Errorf("%s is not over (UTC): say so with unfinished, and the whole report goes out later all the same", date)
 			}
 			r.flushSoon(q.Context())
 			return r.sendNow(q.Context(), date, domain, ask)
@@ -139,13 +146,17 @@ func (r *Reporter) list(ctx context.Context, date, domain string) ([]Entry, erro
 }
 
 func (r *Reporter) entry(rep *report, s *state, now time.Time) Entry {
-	e := Entry{Day: rep.date, Domain: rep.domain, Messages: rep.count, Rows: len(rep.rows), RUA: rep.newest.RUA, State: s.What, Detail: s.Why, Due: r.due(rep)}
+	e := Entry{
+		Day: rep.date, Domain: rep.domain, Messages: rep.count, Rows: len(rep.rows), RUA: rep.newest.RUA, State: s.What, Detail: s.Why, To: s.To,
+		Due: r.due(rep.date, hashOf(rep.domain)),
+	}
+	over := !now.Before(dayOf(rep.date).Add(day))
 	switch {
-	case s.What == "busy":
+	case s.What == "busy" && !s.open(rep.date, now):
 		e.State = "sending"
-	case s.What == "" && now.Before(dayOf(rep.date).Add(day)):
+	case !over && s.What == "":
 		e.State = "counting"
-	case s.What == "":
+	case s.What == "" || s.What == "busy" || s.What != "failed" && s.open(rep.date, now):
 		e.State = "waiting"
 	}
 	return e
@@ -161,30 +172,29 @@ func (r *Reporter) sendNow(ctx context.Context, date, domain string, ask Request
 	for _, rep := range all {
 		one := Sent{}
 		if ask.DryRun {
-			dests, skipped, err := r.verified(ctx, rep.domain, rep.newest.RUA, r.cfg.MaxDestinations)
 			one.Entry = r.entry(rep, &state{}, now)
-			if one.Skipped = skipped; err != nil {
-				one.Detail = err.Error()
-			}
-			for _, d := range dests {
-				one.To = append(one.To, d.Address)
-			}
-			packed, err := r.pack(rep)
+			packed, err := r.pack(rep, now)
 			if err != nil {
 				return nil, err
 			}
 			one.Bytes = len(packed)
+			v := r.verify(ctx, rep.domain, rep.newest.RUA, r.cfg.MaxDestinations)
+			for _, d := range v.to {
+				if n := len(r.message(rep, packed, d.Address, now)); d.Limit > 0 && int64(n) > d.Limit {
+					v.skipped = append(v.skipped, fmt.Sprintf("%s (the report has %d bytes, it takes %d)", d.Address, n, d.Limit))
+					continue
+				}
+				one.To = append(one.To, d.Address)
+			}
+			one.Skipped = append(v.skipped, v.failed...)
 			out = append(out, one)
 			continue
 		}
-		s, err := r.sendOne(ctx, rep, now, ask.Again)
+		s, taken, err := r.sendOne(ctx, rep, now, ask.Again)
 		if err != nil {
 			return nil, err
 		}
-		one.Entry = r.entry(rep, &s, now)
-		if s.What == "sent" && s.text != "" {
-			one.To = strings.Fields(s.Why)
-		}
+		one.Entry, one.Before = r.entry(rep, &s, now), taken
 		out = append(out, one)
 	}
 	return out, nil

@@ -32,12 +32,15 @@ type Config struct {
 	// MaxDestinations is how many addresses of a record are written to, the first
 	// ones. Default 2.
 	MaxDestinations int `toml:"max_destinations"`
-	// MaxRows is how many different rows are counted of a domain and day, and
-	// MaxDomains of how many domains, by each gateway. What is more is left out,
-	// and the report says so. Default 5000.
+	// MaxRows is how many different rows each gateway counts of a domain and day.
+	// What is more is in no report. Default 5000.
 	MaxRows int `toml:"max_rows"`
-	// MaxDomains is how many domains are counted a day. Default 5000.
+	// MaxDomains is of how many domains it counts rows a day. Default 5000.
 	MaxDomains int `toml:"max_domains"`
+	// MaxTotal is how many rows it counts a day of all domains. A row takes about
+	// a kilobyte of the store, until the reports of its day are no longer kept.
+	// Default 50000.
+	MaxTotal int `toml:"max_total"`
 	// Spread is how long after midnight UTC the last report of a day goes out.
 	// Default "6h".
 	Spread conf.Duration `toml:"spread"`
@@ -51,7 +54,7 @@ type Config struct {
 // DefaultConfig returns the values of an empty section.
 func DefaultConfig() Config {
 	return Config{
-		MaxDestinations: 2, MaxRows: 5000, MaxDomains: 5000, Spread: conf.Duration(6 * time.Hour), Keep: conf.Duration(3 * day), Sendmail: sendmail.Default,
+		MaxDestinations: 2, MaxRows: 5000, MaxDomains: 5000, MaxTotal: 50_000, Spread: conf.Duration(6 * time.Hour), Keep: conf.Duration(3 * day), Sendmail: sendmail.Default,
 	}
 }
 
@@ -78,7 +81,7 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	for _, n := range [...]struct {
 		key             string
 		value, low, top int
-	}{{"max_destinations", c.MaxDestinations, 1, 20}, {"max_rows", c.MaxRows, 1, 100_000}, {"max_domains", c.MaxDomains, 1, 100_000}} {
+	}{{"max_destinations", c.MaxDestinations, 1, 20}, {"max_rows", c.MaxRows, 1, 100_000}, {"max_domains", c.MaxDomains, 1, 100_000}, {"max_total", c.MaxTotal, 1, 1_000_000}} {
 		if n.value < n.low || n.value > n.top {
 			fs.Keyf(prefix+"."+n.key, "%d is out of range: %d to %d", n.value, n.low, n.top)
 		}

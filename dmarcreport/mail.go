@@ -11,29 +11,31 @@ import (
 	"postern/internal/aggregate"
 )
 
-// feedback makes the report.
-func (r *Reporter) feedback(rep *report) *aggregate.Report {
+// feedback makes the report as it is now: one of a day that is not over ends
+// earlier, and has a Report-ID of its own.
+func (r *Reporter) feedback(rep *report, now time.Time) *aggregate.Report {
 	begin := dayOf(rep.date)
+	end := begin.Add(day).Unix() - 1
+	id := []string{rep.domain, rep.date, r.cfg.organization()}
+	if now.Unix() < end {
+		end = now.Unix()
+		id = append(id, now.UTC().Format(time.TimeOnly))
+	}
 	return &aggregate.Report{
 		Version: "1.0",
 		Metadata: aggregate.Metadata{
-			Organization: r.cfg.organization(), Email: r.cfg.Email, Contact: r.cfg.Contact, ID: r.id(rep),
-			Range: aggregate.Range{Begin: begin.Unix(), End: begin.Add(day).Unix() - 1},
+			Organization: r.cfg.organization(), Email: r.cfg.Email, Contact: r.cfg.Contact, ID: hashOf(id...)[:24],
+			Range: aggregate.Range{Begin: begin.Unix(), End: end},
 		},
 		Published: rep.newest.Policy, Records: rep.rows,
 	}
 }
 
-// id is the same for a report that is made again.
-func (r *Reporter) id(rep *report) string {
-	return hashOf(rep.domain, rep.date, r.cfg.organization())[:24]
-}
-
 // pack writes the report and packs it.
-func (r *Reporter) pack(rep *report) ([]byte, error) {
+func (r *Reporter) pack(rep *report, now time.Time) ([]byte, error) {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
-	if err := aggregate.Write(z, r.feedback(rep)); err != nil {
+	if err := aggregate.Write(z, r.feedback(rep, now)); err != nil {
 		return nil, fmt.Errorf("the report cannot be written: %w", err)
 	}
 	if err := z.Close(); err != nil {
@@ -45,7 +47,8 @@ func (r *Reporter) pack(rep *report) ([]byte, error) {
 // message returns the mail, with LF as line ends: sendmail(1) wants those of the
 // system. Names of files and the subject are those of RFC 7489 section 7.2.1.1.
 func (r *Reporter) message(rep *report, packed []byte, to string, now time.Time) []byte {
-	id, org, f := r.id(rep), r.cfg.organization(), r.feedback(rep).Metadata
+	org, f := r.cfg.organization(), r.feedback(rep, now).Metadata
+	id := f.ID
 	file := fmt.Sprintf("%s!%s!%d!%d!%s.xml.gz", r.cfg.Email[strings.LastIndexByte(r.cfg.Email, '@')+1:], rep.domain, f.Range.Begin, f.Range.End, id)
 	boundary := "postern-" + id
 	var b bytes.Buffer

@@ -2,12 +2,12 @@ package dmarcreport
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"strconv"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,10 +36,7 @@ type Reporter struct {
 	log      *zap.Logger
 	metrics  *metrics
 
-	mu      sync.Mutex
-	waiting map[string]*pending
-	today   string                         // what counted is of
-	counted map[string]map[string]struct{} // rows by domain
+	memory *memory
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -56,12 +53,12 @@ type metrics struct {
 func New(cfg Config, o Options, prev *Reporter) (*Reporter, error) {
 	r := &Reporter{
 		cfg: cfg, hostname: o.Hostname, store: o.Store, lookup: o.LookupTXT, log: o.Log.Named("dmarcreport"),
-		waiting: map[string]*pending{}, counted: map[string]map[string]struct{}{},
 	}
 	if prev != nil {
-		r.metrics = prev.metrics
+		r.metrics, r.memory = prev.metrics, prev.memory
 		return r, nil
 	}
+	r.memory = &memory{waiting: map[string]*pending{}, counted: map[string]map[string]struct{}{}}
 	r.metrics = &metrics{
 		sent:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "postern_dmarc_reports_total", Help: "Reports by what became of them."}, []string{"result"}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_dmarc_report_messages_dropped_total", Help: "Messages that are in no report, since there was no room."}),
@@ -86,6 +83,11 @@ const (
 	sendTime = time.Minute // for one report
 	lease    = 15 * time.Minute
 	pause    = 10 * time.Second // the most that a store may take
+	grace    = 3 * time.Second  // for a report under way when the daemon stops
+	retry    = time.Hour
+	// leastPass is how many reports are sent in a pass at least, if there are so
+	// many. Others wait for the next one.
+	leastPass = 500
 )
 
 // Start begins to store rows and to send reports.
@@ -134,47 +136,61 @@ func (r *Reporter) flushSoon(ctx context.Context) {
 
 // state is what became of the report of a domain and day.
 type state struct {
-	What string // "", "sent", "busy", "failed", "unwanted"
-	At   int64  // when; of "busy" and "failed" when it may be tried again
-	Why  string
-	text string // as it is stored
+	What string   `json:"what"`          // "", "sent", "busy", "failed", "unwanted"
+	At   int64    `json:"at"`            // when; of "busy" and "failed" when it may be tried again
+	Why  string   `json:"why,omitempty"` // of "busy" who is at it
+	To   []string `json:"to,omitempty"`  // who has got it
 }
 
-func parseState(text string) state {
-	parts := strings.SplitN(text, " ", 3)
-	s := state{text: text}
-	if len(parts) >= 2 {
-		at, err := strconv.ParseInt(parts[1], 10, 64)
-		if err != nil {
-			return s
-		}
-		s.What, s.At = parts[0], at
-	}
-	if len(parts) == 3 {
-		s.Why = parts[2]
+// parseState reads what is stored. What cannot be read is none.
+func parseState(text string) (s state) {
+	if json.Unmarshal([]byte(text), &s) != nil {
+		return state{}
 	}
 	return s
 }
 
-func (s *state) open(now time.Time) bool {
-	return s.What == "" || (s.What == "busy" || s.What == "failed") && now.Unix() >= s.At
+func (s *state) String() string {
+	text, _ := json.Marshal(s) // strings and numbers always can be
+	return string(text)
 }
 
-// due returns when the report of a domain and day goes out: at its own time
-// after midnight, so that not all go at once.
-func (r *Reporter) due(rep *report) time.Time {
+// open reports whether the report of a day is to be sent. One that was sent by
+// hand before the day was over does not count for it.
+func (s *state) open(date string, now time.Time) bool {
+	switch s.What {
+	case "busy", "failed":
+		return now.Unix() >= s.At
+	case "sent", "unwanted":
+		end := dayOf(date).Add(day)
+		return s.At < end.Unix() && !now.Before(end)
+	}
+	return true
+}
+
+// due returns when the report of a day and domain, a hash, goes out: at its own
+// time after midnight, so that not all go at once.
+func (r *Reporter) due(date, domain string) time.Time {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(rep.domain)) // it never fails
+	_, _ = h.Write([]byte(domain)) // it never fails
 	after := time.Duration(0)
 	if spread := r.cfg.Spread.D(); spread > 0 {
 		after = time.Duration(h.Sum64() % uint64(spread))
 	}
-	return dayOf(rep.date).Add(day + settle + after)
+	return dayOf(date).Add(day + settle + after)
 }
 
-// sendDue sends all reports whose time has come.
+// sendDue sends the reports whose time has come.
 func (r *Reporter) sendDue(ctx context.Context, now time.Time) error {
-	all, err := r.reports(ctx, "", "")
+	keys, err := r.todo(ctx, now, max(leastPass, r.cfg.MaxDomains/20))
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	wanted := make(map[string]bool, len(keys))
+	for _, k := range keys {
+		wanted[k] = true
+	}
+	all, err := r.collect(ctx, func(date, domain string) bool { return wanted["s/"+date+"/"+domain] })
 	if err != nil {
 		return err
 	}
@@ -182,88 +198,110 @@ func (r *Reporter) sendDue(ctx context.Context, now time.Time) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if now.Before(r.due(rep)) || now.After(dayOf(rep.date).Add(day+r.cfg.Keep.D())) {
-			continue
-		}
-		if _, err := r.sendOne(ctx, rep, now, false); err != nil {
+		if _, _, err := r.sendOne(ctx, rep, now, false); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// errTaken is what sendOne says of a report that was sent, or is being sent.
-var errTaken = errors.New("it was sent, or another gateway is sending it")
-
 // sendOne sends a report once, whatever the number of gateways: who puts "busy"
 // into the store does it. A gateway that dies at that leaves it to another, a
-// quarter of an hour later, with the same Report-ID. Errors are those of the
-// store. again sends what was sent, too.
-func (r *Reporter) sendOne(ctx context.Context, rep *report, now time.Time, again bool) (state, error) {
+// quarter of an hour later, with the same Report-ID. taken is set when it was
+// sent before, or another is sending it. Errors are those of the store, and of a
+// sendmail that is not there. again sends what was sent, too.
+func (r *Reporter) sendOne(ctx context.Context, rep *report, now time.Time, again bool) (is state, taken bool, err error) {
 	key := stateKey(rep.date, rep.domain)
 	old, err := r.store.Load(ctx, key)
 	if err != nil {
-		return state{}, err
+		return state{}, false, err
 	}
 	was := parseState(old)
-	if !was.open(now) && (!again || was.What == "busy") {
-		was.Why = errTaken.Error()
-		return was, nil
+	if !was.open(rep.date, now) && (!again || was.What == "busy" && now.Unix() < was.At) {
+		return was, true, nil
 	}
-	busy := fmt.Sprintf("busy %d %s", now.Add(lease).Unix(), r.hostname)
-	if ok, err := r.store.Swap(ctx, key, old, busy, r.expires(rep.date)); err != nil || !ok {
-		return state{What: "busy", Why: errTaken.Error()}, err
+	done := was.To
+	if was.What == "sent" || again { // the whole report, to all
+		done = nil
 	}
-	c, cancel := context.WithTimeout(ctx, sendTime)
+	busy := state{What: "busy", At: now.Add(lease).Unix(), Why: r.hostname, To: done}
+	if ok, err := r.store.Swap(ctx, key, old, busy.String(), r.expires(rep.date)); err != nil || !ok {
+		return busy, true, err
+	}
+	// What is handed over when the daemon stops may end.
+	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
 	defer cancel()
-	to, skipped, err := r.deliver(c, rep, now)
-	is := state{What: "sent", At: now.Unix(), Why: strings.Join(to, " ")}
-	switch {
-	case err != nil:
-		is.What, is.At, is.Why = "failed", now.Add(time.Hour).Unix(), err.Error()
-		r.log.Warn("a DMARC report was not sent, it is tried again", zap.String("domain", rep.domain), zap.String("day", rep.date), zap.Error(err))
-	case len(to) == 0:
-		is.What, is.Why = "unwanted", strings.Join(skipped, "; ")
-		r.log.Info("a DMARC report has no destination", zap.String("domain", rep.domain), zap.String("day", rep.date), zap.Strings("skipped", skipped))
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })()
+	is, lasting := r.deliver(c, rep, now, done)
+	if is.What == "failed" && ctx.Err() != nil {
+		is.At = now.Unix() // another gateway may go on
+	}
+	fields := []zap.Field{
+		zap.String("domain", rep.domain), zap.String("day", rep.date), zap.Strings("to", is.To), zap.Int("rows", len(rep.rows)), zap.Int64("messages", rep.count), zap.String("detail", is.Why),
+	}
+	switch is.What {
+	case "failed":
+		r.log.Warn("a DMARC report was not sent, it is tried again", fields...)
+	case "unwanted":
+		r.log.Info("a DMARC report has no destination", fields...)
 	default:
-		r.log.Info("a DMARC report was sent", zap.String("domain", rep.domain), zap.String("day", rep.date), zap.Strings("to", to),
-			zap.Int("rows", len(rep.rows)), zap.Int64("messages", rep.count))
+		r.log.Info("a DMARC report was sent", fields...)
 	}
 	r.metrics.sent.WithLabelValues(is.What).Inc()
-	is.text = fmt.Sprintf("%s %d %s", is.What, is.At, clip(is.Why, 500))
 	// What was sent must be written down though time is up.
 	w, end := context.WithTimeout(context.WithoutCancel(ctx), pause)
 	defer end()
-	_, err = r.store.Swap(w, key, busy, is.text, r.expires(rep.date))
-	return is, err
+	_, err = r.store.Swap(w, key, busy.String(), is.String(), r.expires(rep.date))
+	return is, false, errors.Join(err, lasting)
 }
 
-// deliver hands the mails to Postfix and returns to whom, and who was left out.
-func (r *Reporter) deliver(ctx context.Context, rep *report, now time.Time) (to, skipped []string, err error) {
-	dests, skipped, err := r.verified(ctx, rep.domain, rep.newest.RUA, r.cfg.MaxDestinations)
+// deliver hands the mails to Postfix but for those who have it. lasting is what
+// other reports meet, too.
+func (r *Reporter) deliver(ctx context.Context, rep *report, now time.Time, done []string) (is state, lasting error) {
+	is = state{At: now.Unix(), To: done}
+	v := r.verify(ctx, rep.domain, rep.newest.RUA, r.cfg.MaxDestinations)
+	failed, skipped := v.failed, v.skipped
+	packed, err := r.pack(rep, now)
 	if err != nil {
-		return nil, nil, fmt.Errorf("destinations: %w", err)
+		failed = append(failed, err.Error())
+		v.to = nil
 	}
-	packed, err := r.pack(rep)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, d := range dests {
+	for _, d := range v.to {
+		if slices.Contains(done, d.Address) {
+			continue
+		}
 		message := r.message(rep, packed, d.Address, now)
 		if d.Limit > 0 && int64(len(message)) > d.Limit {
 			skipped = append(skipped, fmt.Sprintf("%s (the report has %d bytes, it takes %d)", d.Address, len(message), d.Limit))
 			continue
 		}
 		if err := sendmail.Send(ctx, r.cfg.Sendmail, r.cfg.Email, []string{d.Address}, message); err != nil {
-			if len(to) > 0 { // not twice to the others
-				skipped = append(skipped, d.Address+" ("+err.Error()+")")
-				continue
+			failed = append(failed, d.Address+" ("+err.Error()+")")
+			if errors.Is(err, sendmail.ErrLasting) {
+				lasting = err
+				break
 			}
-			return nil, skipped, err
+			continue
 		}
-		to = append(to, d.Address)
+		is.To = append(is.To, d.Address)
 	}
-	return to, skipped, nil
+	switch is.Why = clip(strings.Join(append(failed, skipped...), "; ")); {
+	case len(failed) > 0:
+		is.What, is.At = "failed", now.Add(retry).Unix()
+	case len(is.To) > 0:
+		is.What = "sent"
+	default:
+		is.What = "unwanted"
+	}
+	return is, lasting
 }
 
-func clip(s string, n int) string { return s[:min(len(s), n)] }
+// maxWhy is how much is kept of why a report was not sent.
+const maxWhy = 500
+
+func clip(s string) string {
+	if len(s) > maxWhy {
+		s = strings.ToValidUTF8(s[:maxWhy], "") + "..."
+	}
+	return s
+}

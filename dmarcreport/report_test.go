@@ -186,7 +186,7 @@ func TestFleet(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	list, err := a.list(t.Context(), "2026-11-26", "")
-	if err != nil || len(list) != 1 || list[0].State != "sent" || list[0].Detail != "rua@example.org" || list[0].Messages != 15 {
+	if err != nil || len(list) != 1 || list[0].State != "sent" || !reflect.DeepEqual(list[0].To, []string{"rua@example.org"}) || list[0].Messages != 15 {
 		t.Errorf("%+v %v", list, err)
 	}
 }
@@ -238,7 +238,7 @@ func TestFailures(t *testing.T) {
 	// Who dies in the middle leaves it to another, later.
 	g.Add(noon.Add(day), p, rua, record("192.0.2.7", "example.org"))
 	g.flushSoon(t.Context())
-	store.at[stateKey("2026-11-27", "example.org")] = fmt.Sprintf("busy %d other.example", next.Add(day+lease).Unix())
+	store.at[stateKey("2026-11-27", "example.org")] = (&state{What: "busy", At: next.Add(day + lease).Unix(), Why: "other.example"}).String()
 	if n := send(next.Add(day)); n != 1 {
 		t.Error("another is at it")
 	}
@@ -276,13 +276,13 @@ func TestDestinations(t *testing.T) {
 		for name, texts := range tt.txt {
 			g.txt[name] = texts
 		}
-		dests, skipped, err := g.verified(t.Context(), "example.org", tt.rua, 2)
+		v := g.verify(t.Context(), "example.org", tt.rua, 2)
 		var to []string
-		for _, d := range dests {
+		for _, d := range v.to {
 			to = append(to, d.Address)
 		}
-		if err != nil || !reflect.DeepEqual(to, tt.to) || len(skipped) != tt.skipped {
-			t.Errorf("%s: %q %q %v", tt.rua, to, skipped, err)
+		if !reflect.DeepEqual(to, tt.to) || len(v.skipped) != tt.skipped || len(v.failed) > 0 {
+			t.Errorf("%s: %q %+v", tt.rua, to, v)
 		}
 	}
 	for in, want := range map[string]int64{"10": 10, "2k": 2048, "10M": 10 << 20, "1g": 1 << 30, "1t": 1 << 40} {
@@ -322,7 +322,7 @@ func TestNobodyWantsIt(t *testing.T) {
 		t.Errorf("%+v %v", sent, err)
 	}
 	g.flushSoon(t.Context())
-	if sent, err = g.sendNow(t.Context(), "2026-11-27", "", Request{DryRun: true}); err != nil || len(sent) != 1 || sent[0].Detail != "no answer" || sent[0].Bytes == 0 {
+	if sent, err = g.sendNow(t.Context(), "2026-11-27", "", Request{DryRun: true}); err != nil || len(sent) != 1 || !reflect.DeepEqual(sent[0].Skipped, []string{"b@other.example (no answer)"}) || sent[0].Bytes == 0 {
 		t.Errorf("%+v %v", sent, err)
 	}
 	if sent, err = g.sendNow(t.Context(), "2026-11-27", "", Request{}); err != nil || sent[0].State != "failed" {
@@ -368,7 +368,7 @@ func TestDue(t *testing.T) {
 	g := newGateway(t, nil, nil)
 	seen := map[time.Time]bool{}
 	for i := range 100 {
-		at := g.due(&report{date: "2026-11-26", domain: fmt.Sprintf("d%d.example", i)})
+		at := g.due("2026-11-26", hashOf(fmt.Sprintf("d%d.example", i)))
 		if begin := dayOf("2026-11-27").Add(settle); at.Before(begin) || at.After(begin.Add(6*time.Hour)) {
 			t.Error(at)
 		}
@@ -391,6 +391,7 @@ func TestValidate(t *testing.T) {
 		"dmarc_reports.max_domains: 0 is out of range":                         func(c *Config) { c.MaxDomains = 0 },
 		"dmarc_reports.spread: 21h is out of range":                            func(c *Config) { c.Spread = conf.Duration(21 * time.Hour) },
 		"dmarc_reports.keep: 1h is out of range":                               func(c *Config) { c.Keep = conf.Duration(time.Hour) },
+		"dmarc_reports.max_total: 0 is out of range":                           func(c *Config) { c.MaxTotal = 0 },
 		`dmarc_reports.sendmail: "sendmail" is not an absolute path`:           func(c *Config) { c.Sendmail = "sendmail" },
 	} {
 		c := DefaultConfig()
@@ -421,5 +422,147 @@ func FuzzRUA(f *testing.F) {
 			}
 		}
 		accepts([]string{s})
+		if kept := shorten(s); len(kept) > maxRUA || kept != "" && len(parseRUA(kept)) == 0 {
+			t.Fatalf("%q", kept)
+		}
 	})
+}
+
+// One destination that cannot be told about now does not keep the report from
+// the others, who do not get it twice.
+func TestDestinationsFailAlone(t *testing.T) {
+	g := newGateway(t, &values{at: map[string]string{}}, nil)
+	g.Add(noon, p, "mailto:b@other.example,mailto:a@example.org", record("192.0.2.7", "example.org"))
+	g.flushSoon(t.Context())
+	g.dns = errors.New("no answer")
+	send := func(at time.Time, want string) {
+		t.Helper()
+		if err := g.sendDue(t.Context(), at); err != nil {
+			t.Fatal(err)
+		}
+		_, args := g.mails(t)
+		if got := strings.ReplaceAll(args, "-i -f dmarc@mx.example.net -- ", ""); got != want {
+			t.Errorf("sent to %q, want %q", got, want)
+		}
+	}
+	send(next, "a@example.org\n")
+	if list, err := g.list(t.Context(), "", ""); err != nil || list[0].State != "failed" || list[0].Detail != "b@other.example (no answer)" || !reflect.DeepEqual(list[0].To, []string{"a@example.org"}) {
+		t.Errorf("%+v %v", list, err)
+	}
+	g.dns = nil
+	g.txt["example.org._report._dmarc.other.example"] = []string{"v=DMARC1"}
+	send(next.Add(time.Hour), "a@example.org\nb@other.example\n")
+	send(next.Add(3*time.Hour), "a@example.org\nb@other.example\n")
+}
+
+// What is sent of a day that is not over is not the report of that day.
+func TestUnfinishedDay(t *testing.T) {
+	g := newGateway(t, &values{at: map[string]string{}}, nil)
+	g.Add(noon, p, rua, record("192.0.2.7", "example.org"))
+	g.flushSoon(t.Context())
+	all, err := g.reports(t.Context(), "", "example.org")
+	if err != nil || len(all) != 1 {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, true} { // once
+		if s, taken, err := g.sendOne(t.Context(), all[0], noon.Add(time.Hour), false); err != nil || s.What != "sent" || taken != want {
+			t.Errorf("%d: %+v %v %v", i, s, taken, err)
+		}
+	}
+	g.Add(noon.Add(2*time.Hour), p, rua, record("192.0.2.7", "example.org"))
+	g.flushSoon(t.Context())
+	for range 2 {
+		if err := g.sendDue(t.Context(), next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mails, _ := g.mails(t)
+	ids, counts := map[string]bool{}, map[int64]bool{}
+	for _, m := range mails {
+		aggregate.Read("mail", strings.NewReader(m), func(_ string, r *aggregate.Report) {
+			ids[r.Metadata.ID], counts[r.Records[0].Row.Count] = true, true
+			if e := r.Metadata.Range.End; r.Records[0].Row.Count == 1 && e != noon.Add(time.Hour).Unix() {
+				t.Error("it ends", e)
+			}
+		}, func(err error) { t.Error(err) })
+	}
+	if len(mails) != 2 || len(ids) != 2 || !counts[1] || !counts[2] {
+		t.Errorf("%d mails, %v %v", len(mails), ids, counts)
+	}
+}
+
+// Without sendmail one report is tried, and the others wait.
+func TestNoSendmail(t *testing.T) {
+	g := newGateway(t, &values{at: map[string]string{}}, func(c *Config) { c.Sendmail = "/nonexistent/sendmail" })
+	for i := range 5 {
+		q := p
+		q.Domain = fmt.Sprintf("d%d.example", i)
+		g.Add(noon, q, "mailto:x@"+q.Domain, record("192.0.2.7", q.Domain))
+	}
+	g.flushSoon(t.Context())
+	if err := g.sendDue(t.Context(), next); err == nil {
+		t.Error("no error")
+	}
+	if n := testutil.ToFloat64(g.metrics.sent.WithLabelValues("failed")); n != 1 {
+		t.Errorf("%v were tried", n)
+	}
+}
+
+// What strangers make long or many is cut, in memory and in the store.
+func TestStrangersRecords(t *testing.T) {
+	g := newGateway(t, &values{at: map[string]string{}}, func(c *Config) { c.MaxTotal = 10 })
+	long := "mailto:a@example.org" + strings.Repeat(",mailto:a@example.org!10m", 5000)
+	q := p
+	q.FO = strings.Repeat("1:", 5000)
+	for i := range 100 {
+		q.Domain = fmt.Sprintf("d%d.example", i/5)
+		g.Add(noon, q, long, record(fmt.Sprint("192.0.2.", i), q.Domain))
+		g.Add(noon.Add(-day), q, long, record(fmt.Sprint("192.0.2.", i), q.Domain)) // around midnight
+	}
+	if s := g.Status(); s.Waiting != 10 || testutil.ToFloat64(g.metrics.dropped) != 190 {
+		t.Errorf("%+v", s)
+	}
+	for _, w := range g.memory.waiting {
+		if len(w.row.RUA) > maxRUA || w.row.Policy.FO != "0" {
+			t.Errorf("%d bytes, %q", len(w.row.RUA), w.row.Policy.FO)
+		}
+	}
+	g.Add(noon, q, "https://example.org/"+strings.Repeat("x", 2000)+",mailto:a@example.org", record("192.0.2.1", "x"))
+	asked := 0
+	g.lookup = func(context.Context, string) ([]string, error) { asked++; return nil, nil }
+	many := ""
+	for i := range 1000 {
+		many += fmt.Sprintf("mailto:a@d%d.example,", i)
+	}
+	if g.verify(t.Context(), "example.org", many, 2); asked > maxURIs {
+		t.Errorf("%d questions", asked)
+	}
+	// A reload keeps what waits, and what was counted.
+	next, err := New(g.cfg, Options{Hostname: "mx.example.net", Store: g.store, Log: zap.NewNop()}, g.Reporter)
+	if err != nil || next.Status().Waiting != 10 {
+		t.Errorf("%+v %v", next.Status(), err)
+	}
+	next.Add(noon, q, rua, record("198.51.100.1", "x"))
+	if next.Status().Waiting != 10 {
+		t.Error("a reload makes room")
+	}
+}
+
+// However many reports are late, a pass sends some; none is left out.
+func TestBacklog(t *testing.T) {
+	g := newGateway(t, &values{at: map[string]string{}}, nil)
+	for i := range leastPass + 20 {
+		q := p
+		q.Domain = fmt.Sprintf("d%d.example", i)
+		g.Add(noon, q, "mailto:x@other.example", record("192.0.2.7", q.Domain)) // nobody wants them
+	}
+	g.flushSoon(t.Context())
+	for _, want := range []float64{leastPass, leastPass + 20, leastPass + 20} {
+		if err := g.sendDue(t.Context(), next); err != nil {
+			t.Fatal(err)
+		}
+		if n := testutil.ToFloat64(g.metrics.sent.WithLabelValues("unwanted")); n != want {
+			t.Errorf("%v, want %v", n, want)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package dmarcreport
 import (
 	"context"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,6 +15,22 @@ import (
 type destination struct {
 	Address string
 	Limit   int64 // bytes of a message, 0 for any
+}
+
+// maxURIs is how many addresses of a record are looked at: each may take a
+// question to the DNS.
+const maxURIs = 10
+
+// shorten returns what of a rua= is kept, "" when nobody wants reports there.
+func shorten(rua string) string {
+	if len(parseRUA(rua)) == 0 {
+		return ""
+	}
+	if len(rua) > maxRUA {
+		rua = rua[:max(0, strings.LastIndexByte(rua[:maxRUA+1], ','))]
+		return shorten(rua)
+	}
+	return rua
 }
 
 // parseRUA reads the value of rua= (RFC 7489 section 6.2). What is no mail
@@ -40,7 +57,9 @@ func parseRUA(value string) (out []destination) {
 			continue
 		}
 		d.Address = addr
-		out = append(out, d)
+		if out = append(out, d); len(out) == maxURIs {
+			break
+		}
 	}
 	return out
 }
@@ -61,39 +80,59 @@ func parseSize(s string) (int64, bool) {
 	return n << shift, true
 }
 
-// verified returns where a domain's reports may go, at most so many (RFC 7489
+// verdicts on destinations.
+type verified struct {
+	to      []destination
+	skipped []string // who does not want it, and why
+	failed  []string // of whom that cannot be told now
+}
+
+// verify returns where a domain's reports may go, at most so many (RFC 7489
 // section 7.1): an address of another organisation must want them, which its
-// DNS says. skipped names those that do not. The error is temporary.
-func (r *Reporter) verified(ctx context.Context, domain, rua string, most int) (out []destination, skipped []string, err error) {
+// DNS says.
+func (r *Reporter) verify(ctx context.Context, domain, rua string, most int) (out verified) {
 	for _, d := range parseRUA(rua) {
-		if len(out) == most {
+		if len(out.to)+len(out.failed) >= most {
 			break
 		}
-		host := mailaddr.Domain(d.Address[strings.LastIndexByte(d.Address, '@')+1:])
+		host := d.host()
 		if org := mailaddr.OrgDomain(host); host == domain || org != "" && org == mailaddr.OrgDomain(domain) {
-			out = append(out, d)
+			out.add(d)
 			continue
 		}
 		texts, err := r.lookup(ctx, domain+"._report._dmarc."+host)
 		if err != nil {
-			return nil, nil, err
+			out.failed = append(out.failed, d.Address+" ("+err.Error()+")")
+			continue
 		}
 		wanted, instead := accepts(texts)
 		switch {
 		case !wanted:
-			skipped = append(skipped, d.Address+" (its domain does not want reports for "+domain+")")
+			out.skipped = append(out.skipped, d.Address+" (its domain does not want reports for "+domain+")")
 		case instead == "":
-			out = append(out, d)
+			out.add(d)
 		default:
 			// Another address, of the same host.
 			for _, other := range parseRUA(instead) {
-				if strings.EqualFold(other.Address[strings.LastIndexByte(other.Address, '@')+1:], host) && len(out) < most {
-					out = append(out, other)
+				if other.host() == host && len(out.to)+len(out.failed) < most {
+					out.add(other)
 				}
 			}
 		}
 	}
-	return out, skipped, nil
+	return out
+}
+
+// add adds a destination that is not there yet.
+func (v *verified) add(d destination) {
+	if !slices.ContainsFunc(v.to, func(o destination) bool { return o.Address == d.Address }) {
+		v.to = append(v.to, d)
+	}
+}
+
+// host is the domain of the address.
+func (d *destination) host() string {
+	return mailaddr.Domain(d.Address[strings.LastIndexByte(d.Address, '@')+1:])
 }
 
 // accepts reports whether one of the texts says that reports are wanted, and

@@ -65,7 +65,8 @@ func (c *cli) dmarcReport() *cobra.Command {
 	}
 	now := &cobra.Command{
 		Use: "send [DOMAIN]", Short: "send the reports of a day now, those of yesterday unless told", Args: cobra.MaximumNArgs(1),
-		Long: "Reports go out by themselves in the night. One that was sent is not sent again without --again.",
+		Long: "Reports go out by themselves in the night. One that was sent is not sent again without --again. Those of\n" +
+			"a day that is not over want --unfinished: they are for a trial, the whole ones go out later all the same.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := at()
 			if err != nil {
@@ -80,6 +81,7 @@ func (c *cli) dmarcReport() *cobra.Command {
 		},
 	}
 	now.Flags().BoolVar(&send.DryRun, "dry-run", false, "only say what would be sent to whom")
+	now.Flags().BoolVar(&send.Unfinished, "unfinished", false, "send what there is of a day that is not over")
 	now.Flags().BoolVar(&send.Again, "again", false, "send those that were sent, too")
 	cmd := &cobra.Command{Use: "report", Short: "aggregate reports to the owners of domains", Args: cobra.NoArgs}
 	cmd.PersistentFlags().StringVar(&date, "day", "", "a day in UTC, such as 2026-11-27")
@@ -93,9 +95,9 @@ func writeReports(w io.Writer, all []dmarcreport.Entry) {
 	fmt.Fprintln(t, "DAY\tDOMAIN\tMESSAGES\tROWS\tSTATE\tDUE\tTO")
 	for i := range all {
 		e := &all[i]
-		to := e.RUA
+		to := cmp.Or(strings.Join(e.To, ", "), e.RUA)
 		if e.Detail != "" {
-			to = e.Detail
+			to += "; not to " + e.Detail
 		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", e.Day, p(e.Domain), e.Messages, e.Rows, e.State, e.Due.UTC().Format("2006-01-02 15:04 UTC"), p(to))
 	}
@@ -115,13 +117,17 @@ func writeSent(w io.Writer, all []dmarcreport.Sent, dry bool) {
 			fmt.Fprintf(w, "%d bytes would go to %s", s.Bytes, p(strings.Join(s.To, ", ")))
 		case dry:
 			fmt.Fprint(w, "would go to nobody")
+		case s.Before && s.State == "sending":
+			fmt.Fprint(w, "another gateway is sending it")
+		case s.Before && len(s.To) > 0:
+			fmt.Fprintf(w, "was sent before to %s", p(strings.Join(s.To, ", ")))
 		case len(s.To) > 0:
 			fmt.Fprintf(w, "sent to %s", p(strings.Join(s.To, ", ")))
 		default:
 			fmt.Fprint(w, s.State)
 		}
-		if s.Detail != "" && len(s.To) == 0 {
-			fmt.Fprintf(w, ": %s", p(s.Detail))
+		if s.Detail != "" {
+			fmt.Fprintf(w, "; not to %s", p(s.Detail))
 		}
 		for _, k := range s.Skipped {
 			fmt.Fprintf(w, "; not to %s", p(k))
