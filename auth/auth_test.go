@@ -735,6 +735,17 @@ func TestTell(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	}
+	w := newWorld(t, nil)
+	w.txt["_dmarc.example.org"] = []string{record}
+	w.check.enforced = false // as in a daemon that only watches
+	if w.show(t, envelope("a@example.org"), letter); len(w.told) != 1 || w.told[0].rec.Row.Evaluated.Disposition != "none" {
+		t.Errorf("%+v", w.told)
+	}
+	req := envelope("a@example.org")
+	req.Client.Addr = netip.Addr{} // a local client
+	if w.show(t, req, letter); len(w.told) != 1 {
+		t.Errorf("%+v", w.told)
+	}
 	for name, record := range map[string]string{"no address": "v=DMARC1; p=reject", "no record": "v=spf1 -all"} {
 		w := newWorld(t, nil)
 		w.txt["_dmarc.example.org"] = []string{record}
