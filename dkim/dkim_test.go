@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -201,7 +202,7 @@ func (b *bench) show(req *policy.Request, text string, edits ...policy.Edit) (v 
 	if text, ok := policy.Replaced(edits); ok {
 		body = string(text)
 	}
-	return v, message(policy.Apply(fields, append(append(edits[:len(edits):len(edits)], j.Edits...), done.Edits...)), body)
+	return v, message(policy.Apply(fields, slices.Concat(edits, j.Edits, done.Edits)), body)
 }
 
 // verify has another implementation verify all signatures of a message.
@@ -419,5 +420,51 @@ func BenchmarkSign(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// What cannot be signed is not, and says why.
+func TestNotSigned(t *testing.T) {
+	b := newCheck(t, nil, "ed0")
+	if v, _ := b.show(login(), "From: ann@example.org\r\nX-Large: "+strings.Repeat("x", maxHeader)+"\r\n\r\n"); v.Reason != reasonHeader || v.Detail != "the header is too large" {
+		t.Errorf("%+v", v)
+	}
+	in := b.Inspect(login(), nil)
+	in.Header(policy.Field{Name: "From", Value: " ann@example.org"})
+	in.Header(policy.Field{Name: "Subject", Value: " a\nFrom: bank@example.org"})
+	in.EndOfHeaders()
+	if j, err := in.(policy.Finisher).Finish(t.Context(), nil); err != nil || j.Verdict.Reason != reasonHeader || len(j.Edits) > 0 {
+		t.Errorf("%+v %v", j, err)
+	}
+	hidden := login()
+	hidden.BodyHidden = true
+	in = b.Inspect(hidden, nil)
+	in.Header(policy.Field{Name: "From", Value: " ann@example.org"})
+	in.EndOfHeaders()
+	if _, err := in.(policy.Finisher).Finish(t.Context(), nil); !errors.Is(err, errHidden) {
+		t.Errorf("%v", err)
+	}
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	in = b.Inspect(login(), nil)
+	in.Header(policy.Field{Name: "From", Value: " ann@example.org"})
+	in.EndOfHeaders()
+	if _, err := in.(policy.Finisher).Finish(late, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+}
+
+// However many fields there are, names in h= are bounded.
+func TestManyFields(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("From: ann@example.org\r\n")
+	for i := range 3000 {
+		fmt.Fprintf(&text, "List-X%d: a\r\n", i)
+	}
+	b := newCheck(t, func(c *Config) { c.Headers = append([]string{"Content-Type"}, c.Headers...) }, "ed0")
+	_, signed := b.show(login(), text.String()+"Content-Type: text/plain\r\nContent-Language: de\r\n\r\n")
+	b.verify(signed, 1)
+	if n := strings.Count(signed, "Content-Type"); n != 2 {
+		t.Errorf("%d times", n)
 	}
 }

@@ -67,11 +67,7 @@ func readKey(name string) (crypto.Signer, error) {
 	path := conf.SecretPath(name)
 	f, err := os.Open(path)
 	if err != nil {
-		var pe *fs.PathError
-		if errors.As(err, &pe) {
-			err = pe.Err
-		}
-		return nil, fmt.Errorf("%s cannot be read: %w", path, err)
+		return nil, fmt.Errorf("%s cannot be read: %w", path, cause(err))
 	}
 	defer f.Close() //nolint:errcheck // only read
 	st, err := f.Stat()

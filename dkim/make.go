@@ -41,6 +41,12 @@ func (n NewKey) Make() (KeyReport, error) {
 	case n.Bits == 0:
 		n.Bits = 2048
 	}
+	// The daemon has another working directory.
+	dir, err := filepath.Abs(n.Directory)
+	if err != nil {
+		return KeyReport{}, err
+	}
+	n.Directory = dir
 	k := &key{domain: n.Domain, selector: n.Selector, file: filepath.Join(n.Directory, n.Domain+"."+n.Selector+".pem")}
 	if n.Ed25519 {
 		_, private, err := ed25519.GenerateKey(rand.Reader)

@@ -327,11 +327,15 @@ func (t *signingTable) read(rows []row, keysRead bool, warnings, fs *conf.Faults
 		}
 		switch {
 		case t.refile && !strings.ContainsAny(e.pattern, "*@"):
-			*warnings = append(*warnings, &conf.Fault{File: row.file, Line: row.line, Column: row.keyColumn,
-				Text: fmt.Sprintf("%q matches nothing: in a refile it is compared with the whole address, as *@%s", row.key, row.key)})
+			*warnings = append(*warnings, &conf.Fault{
+				File: row.file, Line: row.line, Column: row.keyColumn,
+				Text: fmt.Sprintf("%q matches nothing: in a refile it is compared with the whole address, as *@%s", row.key, row.key),
+			})
 		case !t.refile && strings.Contains(e.pattern, "*") && e.pattern != "*" && !strings.HasSuffix(e.pattern, "@*"):
-			*warnings = append(*warnings, &conf.Fault{File: row.file, Line: row.line, Column: row.keyColumn,
-				Text: fmt.Sprintf("%q matches nothing: only a refile has wildcards, the domain is written as %s", row.key, strings.TrimPrefix(strings.TrimPrefix(row.key, "*@"), "*"))})
+			*warnings = append(*warnings, &conf.Fault{
+				File: row.file, Line: row.line, Column: row.keyColumn,
+				Text: fmt.Sprintf("%q matches nothing: only a refile has wildcards, the domain is written as %s", row.key, strings.TrimPrefix(strings.TrimPrefix(row.key, "*@"), "*")),
+			})
 		}
 		n := len(t.entries)
 		t.entries = append(t.entries, e)

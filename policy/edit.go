@@ -1,6 +1,9 @@
 package policy
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // UsableName reports whether s is the name of a field (RFC 5322 section 2.2)
 // that fits on a line.
@@ -113,9 +116,9 @@ func (e *Edit) Fits(n int) bool {
 // Replaced returns the body that edits put in the place of a message's, the
 // last one, and whether any does.
 func Replaced(edits []Edit) (body []byte, ok bool) {
-	for i := len(edits) - 1; i >= 0; i-- {
-		if edits[i].Kind == ReplaceBody {
-			return edits[i].Body, true
+	for _, e := range slices.Backward(edits) {
+		if e.Kind == ReplaceBody {
+			return e.Body, true
 		}
 	}
 	return nil, false

@@ -14,11 +14,17 @@ func TestApply(t *testing.T) {
 		want  []Field
 	}{
 		{"none", nil, fields},
-		{"on top, in order", []Edit{{Kind: InsertField, Name: "X", Value: " 1"}, {Kind: InsertField, Name: "Y", Value: " 2"}},
-			[]Field{{"X", " 1"}, {"Y", " 2"}, {"From", " a"}, {"To", " b"}, {"Subject", " c"}}},
+		{
+			"on top, in order",
+			[]Edit{{Kind: InsertField, Name: "X", Value: " 1"}, {Kind: InsertField, Name: "Y", Value: " 2"}},
+			[]Field{{"X", " 1"}, {"Y", " 2"}, {"From", " a"}, {"To", " b"}, {"Subject", " c"}},
+		},
 		{"at the end", []Edit{{Kind: InsertField, At: 3, Name: "X", Value: "1"}}, []Field{{"From", " a"}, {"To", " b"}, {"Subject", " c"}, {"X", "1"}}},
-		{"the last one counts", []Edit{{Kind: DeleteField, At: 1}, {Kind: ReplaceField, At: 1, Name: "Cc", Value: " d"}, {Kind: InsertField, At: 1, Name: "X", Value: " 1"}},
-			[]Field{{"From", " a"}, {"X", " 1"}, {"Cc", " d"}, {"Subject", " c"}}},
+		{
+			"the last one counts",
+			[]Edit{{Kind: DeleteField, At: 1}, {Kind: ReplaceField, At: 1, Name: "Cc", Value: " d"}, {Kind: InsertField, At: 1, Name: "X", Value: " 1"}},
+			[]Field{{"From", " a"}, {"X", " 1"}, {"Cc", " d"}, {"Subject", " c"}},
+		},
 		{"taken out", []Edit{{Kind: DeleteField, At: 0}, {Kind: DeleteField, At: 2}}, []Field{{"To", " b"}}},
 		{"emptied", []Edit{{Kind: ReplaceField, At: 2, Name: "subject"}}, []Field{{"From", " a"}, {"To", " b"}, {"subject", " "}}},
 		{"cleaned", []Edit{{Kind: ReplaceField, At: 2, Name: "Subject", Value: " a\r\nb\r\n \r\n\tc\x00"}}, []Field{{"From", " a"}, {"To", " b"}, {"Subject", " a\n\tb\n\tc "}}},
