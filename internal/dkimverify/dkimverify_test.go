@@ -16,6 +16,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -516,4 +518,61 @@ func BenchmarkVerify(b *testing.B) {
 			}
 		}
 	})
+}
+
+// What a stranger sends, and what the DNS says, costs no more than it may.
+func TestHostileMail(t *testing.T) {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := "v=DKIM1; k=ed25519; p=" + base64.StdEncoding.EncodeToString(private.Public().(ed25519.PublicKey))
+	const tags = "v=1; a=ed25519-sha256; d=example.org; s=sel; h=From"
+	plain := signed(t, private, "From: ann@example.org\r\n\r\nHello\r\n", tags)
+	flood := make([]string, 1000)
+	for i := range flood {
+		flood[i] = "v=DKIM1; p=" + base64.StdEncoding.EncodeToString(make([]byte, 48_000))
+	}
+	for name, tt := range map[string]struct {
+		message string
+		records []string
+		found   int
+		result  string // of the last one looked at
+	}{
+		"a thousand signatures":   {strings.Repeat(plain[:strings.Index(plain, "From: ")], 1000) + plain, []string{good}, 8, Pass},
+		"keys of 64 kB":           {plain, flood, 1, PermError},
+		"a flood, and the key":    {plain, append(slices.Clone(flood), good), 1, PermError},
+		"texts that are no keys":  {plain, append(slices.Repeat([]string{strings.Repeat("x", 60_000)}, 1000), good), 1, Pass},
+		"tags without end":        {"DKIM-Signature: " + strings.Repeat("a=b;", 100_000) + "\r\n" + plain, []string{good}, 2, Pass},
+		"folds without end":       {"DKIM-Signature: v=1;" + strings.Repeat("\r\n ", 100_000) + "a=\r\n" + plain, []string{good}, 2, Pass},
+		"white space in the data": {strings.Replace(plain, "; bh=", "; bh="+strings.Repeat(" \r\n\t", 50_000), 1), []string{good}, 1, Fail},
+		"fields without end":      {strings.Repeat("From: x\r\n", 50_000) + plain, []string{good}, 1, Pass},
+		"a key that lies":         {plain, []string{"v=DKIM1; k=rsa; p=" + base64.StdEncoding.EncodeToString([]byte(plain))}, 1, PermError},
+	} {
+		asked := 0
+		o := Options{Limit: time.Minute, Most: 8, ARC: true, LookupTXT: func(context.Context, string) ([]string, error) {
+			asked++
+			return tt.records, nil
+		}}
+		header, body, _ := strings.Cut(tt.message, "\r\n\r\n")
+		m := Start(header+"\r\n", o)
+		m.Write([]byte(body))
+		found, err := m.Wait(t.Context())
+		if err != nil || len(found) != tt.found || found[tt.found-1].Result != tt.result || asked > 1 {
+			t.Errorf("%s: %d signatures, asked %d times, %+.300v %v", name, len(found), asked, found[len(found)-1], err)
+		}
+	}
+
+	// A body of any size is not kept.
+	m := Start(strings.Replace(plain, "\r\n\r\nHello\r\n", "\r\n", 1), options(good))
+	chunk := []byte(strings.Repeat(strings.Repeat("long lines ", 90)+"\r\n", 60))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 2000 {
+		m.Write(chunk)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Errorf("%d bytes for a body of %d", n, 2000*len(chunk))
+	}
 }
