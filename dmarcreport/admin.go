@@ -32,7 +32,7 @@ func (r *Reporter) Status() Status {
 // WriteStatus implements adminapi.Status.
 func (s Status) WriteStatus(w io.Writer, _ time.Time) {
 	if s.Enabled {
-		fmt.Fprintf(w, "dmarc reports  %d domains counted today, %d rows not stored yet\n", s.Domains, s.Waiting)
+		fmt.Fprintf(w, "reports   %d domains counted today, %d rows not stored yet\n", s.Domains, s.Waiting)
 	}
 }
 

@@ -84,7 +84,7 @@ func (c *cli) dkimNew() *cobra.Command {
 			return c.show(cmd.OutOrStdout(), k, func(w io.Writer) {
 				fmt.Fprintf(w, "%s is made. Publish its record:\n\n", k.File)
 				writeKeyRecord(w, &k)
-				fmt.Fprintf(w, "\nConfigure it:\n\n%s\nthen `postern reload`, and `postern dkim check %s`.\n", k.Settings(true), k.Domain)
+				fmt.Fprintf(w, "\nConfigure it, under [dkim] with mode = \"enforce\":\n\n%s\nthen `postern reload`, and `postern dkim check %s`.\n", k.Settings(true), k.Domain)
 			})
 		},
 	}
