@@ -166,7 +166,10 @@ func TestTags(t *testing.T) {
 	if v, ok := tags.Get("empty"); v != "" || !ok {
 		t.Error("an empty one is one")
 	}
-	for _, bad := range []string{"a=1; a=2", "x", "a=1; x", "=1", "1a=2", "a b=1", ";a=1", "a=1;;b=2", strings.Repeat("aA", 1) + "=1;" + "ä=2"} {
+	if tags, err = ParseTags("z=1; Z=2; A0_9=3;"); err != nil || tags.Bare("z")+tags.Bare("Z")+tags.Bare("A0_9") != "123" {
+		t.Errorf("%+v %v", tags, err)
+	}
+	for _, bad := range []string{"a-b=1", "a{=1", "a`=1", "a@=1", "a/=1", "a:=1", "_a=1", "{=1", "a=1; a=2", "x", "a=1; x", "=1", "1a=2", "a b=1", ";a=1", "a=1;;b=2", strings.Repeat("aA", 1) + "=1;" + "ä=2"} {
 		if _, err := ParseTags(bad); err == nil {
 			t.Errorf("%q is a list", bad)
 		}
