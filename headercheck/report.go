@@ -126,32 +126,11 @@ func Apply(fields []policy.Field, body []byte, edits []policy.Edit) []byte {
 		}
 		out = append(out, "\r\n"...)
 	}
-	inserts := make(map[int][]policy.Edit)
-	changes := make(map[int]policy.Edit)
-	for _, e := range edits {
-		switch e.Kind {
-		case policy.InsertField:
-			inserts[e.At] = append(inserts[e.At], e)
-		case policy.ReplaceField, policy.DeleteField:
-			changes[e.At] = e
-		case policy.ReplaceBody:
-			body = e.Body
-		default:
-		}
+	for _, f := range policy.Apply(fields, edits) {
+		put(f.Name, f.Value)
 	}
-	for i := 0; i <= len(fields); i++ {
-		for _, e := range inserts[i] {
-			put(e.Name, e.Value)
-		}
-		if i == len(fields) {
-			break
-		}
-		switch e, ok := changes[i]; {
-		case !ok:
-			put(fields[i].Name, fields[i].Value)
-		case e.Kind == policy.ReplaceField:
-			put(e.Name, e.Value)
-		}
+	if text, ok := policy.Replaced(edits); ok {
+		body = text
 	}
 	out = append(out, "\r\n"...)
 	return append(out, body...)
