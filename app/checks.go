@@ -72,7 +72,7 @@ func (b *builder) checks() {
 		}, prev)
 	})
 	g.auth = add(b, cfg.Auth.Step, func(prev *auth.Check) (*auth.Check, error) {
-		return auth.New(cfg.Auth, auth.Options{Hostname: cfg.Hostname, Resolver: authDNS{g.resolver}, SPF: g.envelopeSPF, Report: g.reports.Add, Shadow: cfg.Mode == policy.Shadow, Log: b.log, Registry: b.reg}, prev)
+		return auth.New(cfg.Auth, auth.Options{Hostname: cfg.Hostname, Resolver: authDNS{g.resolver}, SPF: g.envelopeSPF, Report: g.reports.Add, Log: b.log, Registry: b.reg}, prev)
 	})
 	g.dkim = add(b, conf.Step{}, func(prev *dkim.Check) (*dkim.Check, error) {
 		return dkim.New(cfg.DKIM, dkim.Options{Resolver: signerDNS{authDNS{g.resolver}}, Log: b.log, Registry: b.reg}, prev)

@@ -32,10 +32,7 @@ type Options struct {
 	// Report is told how a message fared, where the author's domain wants reports:
 	// its policy, the value of rua=, and the message as a record of one. It does no
 	// I/O. Nil: nobody is.
-	Report func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
-	// Shadow says that the whole daemon only watches: reports must not claim that
-	// something was refused.
-	Shadow   bool
+	Report   func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
 	Log      *zap.Logger
 	Registry prometheus.Registerer
 }
@@ -47,7 +44,6 @@ type Check struct {
 	res              Resolver
 	spf              func(context.Context, *policy.Request) policy.SPF
 	report           func(at time.Time, p aggregate.Policy, rua string, rec aggregate.Record)
-	enforced         bool
 	skip, exempt     *list.Live
 	reply, fromReply *policy.Template
 	shared           *shared
@@ -64,7 +60,7 @@ type shared struct {
 // New returns the inspector; cfg has been validated. prev is the one that it
 // takes the place of, or nil. It reads the lists and starts nothing.
 func New(cfg Config, o Options, prev *Check) (*Check, error) {
-	c := &Check{cfg: cfg, id: mailaddr.Domain(cfg.AuthservID), res: o.Resolver, spf: o.SPF, report: o.Report, enforced: cfg.Mode == policy.Enforce && !o.Shadow}
+	c := &Check{cfg: cfg, id: mailaddr.Domain(cfg.AuthservID), res: o.Resolver, spf: o.SPF, report: o.Report}
 	if c.id == "" {
 		c.id = mailaddr.Domain(o.Hostname)
 	}
@@ -221,6 +217,7 @@ func (m *inspection) End(ctx context.Context) (policy.Judgement, error) {
 	}
 	r := m.find(ctx)
 	m.req.Facts.Auth = r.facts()
+	m.req.Facts.Auth.Summary = r.detail()
 	c.count(&r, &m.req.Facts.Auth)
 	v := m.verdict(&r)
 	m.tell(&r, &v)
@@ -381,7 +378,7 @@ const (
 // verdict is what comes of the results.
 func (m *inspection) verdict(r *results) policy.Verdict {
 	cfg := &m.c.cfg.DMARC
-	v := policy.Verdict{Reason: reasonNone, Detail: r.detail()}
+	v := policy.Verdict{Reason: reasonNone, Detail: m.req.Facts.Auth.Summary}
 	worst := r.worst()
 	action, reason := None, ""
 	switch {

@@ -705,7 +705,6 @@ func TestTell(t *testing.T) {
 	}{
 		{"passes", nil, record, func(w *world) string { return w.sign(t, "example.org", letter) }, row("none", "pass", "fail")},
 		{"refused", nil, record, func(*world) string { return letter }, row("reject", "fail", "fail")},
-		{"in shadow", func(c *Config) { c.Mode = policy.Shadow }, record, func(*world) string { return letter }, row("none", "fail", "fail", aggregate.Reason{Type: "local_policy"})},
 		{"marked", func(c *Config) { c.DMARC.Reject = Mark }, record, func(*world) string { return letter }, row("none", "fail", "fail", aggregate.Reason{Type: "local_policy"})},
 		{"held", func(c *Config) { c.DMARC.Reject = Quarantine }, record, func(*world) string { return letter }, row("quarantine", "fail", "fail", aggregate.Reason{Type: "local_policy"})},
 		{"exempt", func(c *Config) { c.DMARC.Exempt = []string{"192.0.2.7"} }, record, func(*world) string { return letter }, row("none", "fail", "fail", aggregate.Reason{Type: "trusted_forwarder"})},
@@ -737,11 +736,12 @@ func TestTell(t *testing.T) {
 	}
 	w := newWorld(t, nil)
 	w.txt["_dmarc.example.org"] = []string{record}
-	w.check.enforced = false // as in a daemon that only watches
-	if w.show(t, envelope("a@example.org"), letter); len(w.told) != 1 || w.told[0].rec.Row.Evaluated.Disposition != "none" {
+	req := envelope("a@example.org")
+	req.Shadow = true
+	if w.show(t, req, letter); len(w.told) != 1 || !reflect.DeepEqual(w.told[0].rec.Row.Evaluated, row("none", "fail", "fail", aggregate.Reason{Type: "local_policy"})) {
 		t.Errorf("%+v", w.told)
 	}
-	req := envelope("a@example.org")
+	req = envelope("a@example.org")
 	req.Client.Addr = netip.Addr{} // a local client
 	if w.show(t, req, letter); len(w.told) != 1 {
 		t.Errorf("%+v", w.told)

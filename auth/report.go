@@ -114,6 +114,7 @@ func (c *Check) Test(ctx context.Context, req *policy.Request, message []byte) R
 	m.Body([]byte(body))
 	r := m.find(ctx)
 	req.Facts.Auth = r.facts()
+	req.Facts.Auth.Summary = r.detail()
 	out.Verdict = m.verdict(&r)
 	out.Hostile, out.SPF, out.BadFrom, out.Marks = r.hostile, r.spf, r.badFrom, req.Facts.Marks
 	for i := range r.dkim {

@@ -87,7 +87,7 @@ func (m *inspection) record(r *results, a *dmarc, v *policy.Verdict) aggregate.R
 // what its owner asks for.
 func (m *inspection) disposition(a *dmarc, v *policy.Verdict) (done string, why []aggregate.Reason) {
 	done = "none"
-	if m.c.enforced {
+	if !m.req.Shadow {
 		switch v.Action {
 		case policy.Reject:
 			done = "reject"

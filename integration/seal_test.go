@@ -37,7 +37,9 @@ seal = "example.com"
 	got := p.takeFrom("box")
 	one := strings.Join(strings.Fields(got), " ")
 	expect(t, "sealed", one, "ARC-Seal: i=1; a=rsa-sha256; cv=none; d=example.com; s=seal;", "ARC-Authentication-Results: i=1; mx.example.com;", "dmarc=pass (p=reject) header.from=author.example", "Subject: [list] test")
-	expect(t, "the line", s.decided("reason", "arc-sealed")["detail"].(string), "i=1 d=example.com s=seal cv=none")
+	line := s.decided("reason", "arc-sealed")
+	expect(t, "the line", line["detail"].(string), "i=1 d=example.com s=seal cv=none")
+	expect(t, "the line's results", line["auth"].(string), "dmarc=")
 
 	// Another implementation says what the chain is worth.
 	cmd := exec.Command("/usr/bin/python3", "-c", `

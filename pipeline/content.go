@@ -71,6 +71,7 @@ func (p *Pipeline) Looks() (content, bodies bool) {
 type Content struct {
 	p     *Pipeline
 	chain *chain
+	req   *policy.Request // as the inspectors know it
 	parts []part
 }
 
@@ -94,7 +95,7 @@ func (p *Pipeline) Inspect(req *policy.Request, to []policy.Address) *Content {
 	if len(p.inspectors) == 0 {
 		return nil
 	}
-	c := &Content{p: p, chain: p.pick(req)}
+	c := &Content{p: p, chain: p.pick(req), req: req}
 	req.JudgedBy = c.chain.name
 	if c.chain.mode == policy.Off {
 		return nil
@@ -196,6 +197,7 @@ func (c *Content) End(ctx context.Context, req *policy.Request, d *policy.Decisi
 	r := evaluation{chain: c.chain, req: req, d: d, start: start, pending: -1, sticky: -1}
 	d.Chain = c.chain.name
 	edits := c.judge(ctx, start, &r)
+	req.Facts = c.req.Facts
 	c.Abandon() // those who were not asked
 	c.p.settle(&r)
 	c.p.refund(ctx, &r)
@@ -227,6 +229,8 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *evaluation) (ed
 		x := &contexts[i]
 		x.init(ctx, start, c.limit(t, start, at))
 		err := t.err
+		facts := c.req.Facts
+		c.req.Shadow = s.Mode == policy.Shadow || c.chain.mode == policy.Shadow
 		if err == nil {
 			t.ended = true
 			if p := c.guarded(t, func() { judged, err = t.in.End(x) }); p != nil {
@@ -236,6 +240,12 @@ func (c *Content) judge(ctx context.Context, start time.Time, r *evaluation) (ed
 		now := time.Now()
 		took := now.Sub(at) + t.spent
 		at = now
+		if summary := c.req.Facts.Auth.Summary; summary != "" {
+			r.auth = summary
+		}
+		if s.Mode == policy.Shadow { // what it learned must not move those behind it
+			c.req.Facts = facts
+		}
 		if err != nil {
 			judged = policy.Judgement{}
 		}

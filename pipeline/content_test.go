@@ -440,3 +440,76 @@ func TestFinishOnlyWhatIsAccepted(t *testing.T) {
 		}
 	}
 }
+
+// finder is an inspector that finds out how a message is authenticated.
+type finder struct {
+	*eye
+	req    *policy.Request
+	shadow bool // of the request, when End was asked
+}
+
+func (f *finder) Inspect(req *policy.Request, _ []policy.Address) policy.Inspection {
+	f.req = req
+	return f
+}
+
+func (f *finder) End(ctx context.Context) (policy.Judgement, error) {
+	f.req.Facts.Auth = policy.Auth{DMARC: "fail", Summary: "spf=none, dmarc=fail example.org"}
+	f.shadow = f.req.Shadow
+	return f.eye.End(ctx)
+}
+
+// reader sees what those before it have found out.
+type reader struct {
+	*eye
+	req  *policy.Request
+	read string
+}
+
+func (r *reader) Inspect(req *policy.Request, _ []policy.Address) policy.Inspection {
+	r.req = req
+	return r
+}
+
+func (r *reader) End(context.Context) (policy.Judgement, error) {
+	r.read = r.req.Facts.Auth.DMARC
+	return policy.Judgement{Verdict: policy.Verdict{Reason: "sealed", Detail: "by a key"}}, nil
+}
+
+// The log line has the results of mail authentication, whoever else has
+// something to say; in shadow they are there, and move nothing.
+func TestResultsOfAMessage(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		mode, whole policy.Mode
+		shadow      bool
+		read        string
+	}{
+		{"enforced", policy.Enforce, policy.Enforce, false, "fail"},
+		{"the inspector in shadow", policy.Shadow, policy.Enforce, true, ""},
+		{"the daemon in shadow", policy.Enforce, policy.Shadow, true, "fail"},
+	} {
+		f, r := &finder{eye: &eye{name: "auth"}}, &reader{eye: &eye{name: "dkim"}}
+		s := &sight{eyes: eyes(f, r), mode: tt.whole}
+		s.eyes[0].Mode = tt.mode
+		s.look(t)
+		if f.shadow != tt.shadow || r.read != tt.read {
+			t.Errorf("%s: shadow %v, read %q", tt.name, f.shadow, r.read)
+		}
+		lines := s.logs.FilterMessage("decision").All()
+		if len(lines) != 1 {
+			t.Fatalf("%s: %d lines", tt.name, len(lines))
+		}
+		line := lines[0].ContextMap()
+		if line["auth"] != "spf=none, dmarc=fail example.org" || line["reason"] != "sealed" || line["detail"] != "by a key" {
+			t.Errorf("%s: %v", tt.name, line)
+		}
+	}
+	// A detail that says the same is not said twice.
+	f := &finder{eye: &eye{name: "auth", judged: policy.Judgement{Verdict: policy.Verdict{Reason: "dmarc-fail", Detail: "spf=none, dmarc=fail example.org"}}}}
+	s := &sight{eyes: eyes(f)}
+	s.look(t)
+	if line := s.logs.All()[0].ContextMap(); line["auth"] == nil || line["detail"] != nil {
+		t.Error(line)
+	}
+}

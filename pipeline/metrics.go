@@ -221,7 +221,10 @@ func (r *evaluation) describe(f fields) {
 		}
 	}
 	some("reason", said.Reason)
-	some("detail", said.Detail)
+	some("auth", r.auth)
+	if said.Detail != r.auth {
+		some("detail", said.Detail)
+	}
 	r.describeExempt(f)
 	if d.Verdict.Action.Refuses() {
 		f.Text("reply", d.Verdict.Reply.String())

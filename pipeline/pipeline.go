@@ -185,6 +185,7 @@ type evaluation struct {
 	pending              int           // step whose DeferIfPermit waits for the end, -1 for none
 	sticky               int           // step whose Hold or Redirect waits for the end, -1 for none
 	edits                int           // changes to the message, for the log
+	auth                 string        // results of mail authentication, for the log
 	err                  error         // first error, for the log
 	took                 time.Duration // until the last step ended, 0 when none has run
 }
@@ -259,6 +260,7 @@ func (p *Pipeline) steps(ctx context.Context, start time.Time, r *evaluation) {
 		if s.Mode == policy.Shadow {
 			facts = r.req.Facts
 		}
+		r.req.Shadow = s.Mode == policy.Shadow || r.chain.mode == policy.Shadow
 		notes := r.req.Probe.Len()
 		verdict, err := p.evaluate(c, s, r.req)
 		now := time.Since(start)

@@ -144,6 +144,9 @@ type Request struct {
 	Chain string
 	// JudgedBy is the chain that judges the request. The pipeline sets it.
 	JudgedBy string
+	// Shadow is set when nothing that the check or inspector at work says has an
+	// effect: it, its chain or the whole daemon only watches. The pipeline sets it.
+	Shadow bool
 
 	Client         Client
 	ServerAddr     netip.Addr
@@ -234,6 +237,8 @@ type Auth struct {
 	// Results is the value of the Authentication-Results that are written, lines
 	// joined by LF.
 	Results string
+	// Summary says all results in one line, for the log.
+	Summary string
 	// Override says who speaks for a message that fails DMARC: "arc", "" for
 	// nobody.
 	Override string
