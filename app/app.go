@@ -287,6 +287,9 @@ func (a *App) reloadLocked(old *generation) error {
 	if err != nil {
 		return err
 	}
+	if _, faults, err := Expectations(context.Background(), cfg, false); err != nil || faults.Err() != nil {
+		return errors.Join(err, faults.Err())
+	}
 	g, err := build(cfg, a.parts, old)
 	if err != nil {
 		return err

@@ -61,7 +61,9 @@ func (b *builder) checks() {
 		return client.New(own, client.Options{Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Names: g.names, Log: b.log, Registry: b.reg}, prev)
 	})
 	g.rbl = add(b, cfg.RBL.Step, func(prev *rbl.Check) (*rbl.Check, error) {
-		return rbl.New(cfg.RBL, g.resolver, b.log, b.reg, prev)
+		lists := cfg.RBL
+		lists.Untested = b.rehearsal != nil // what is recorded is trusted
+		return rbl.New(lists, g.resolver, b.log, b.reg, prev)
 	})
 	g.spf = add(b, cfg.SPF.Step, func(prev *spf.Check) (*spf.Check, error) {
 		return spf.New(cfg.SPF, spf.Options{Hostname: cfg.Hostname, Resolver: dns{g.resolver}, Log: b.log, Registry: b.reg}, prev)
@@ -91,7 +93,7 @@ func (b *builder) checks() {
 			return nil, err
 		}
 		return verify.New(cfg.Verify, verify.Options{
-			Hostname: cfg.Hostname, Passwords: passwords, Store: store.SpaceOf(b.store, "verify"), DNS: g.resolver.Net(), Log: b.log, Metrics: b.reg,
+			Hostname: cfg.Hostname, Passwords: passwords, Recorded: b.recipients(), Store: store.SpaceOf(b.store, "verify"), DNS: g.resolver.Net(), Log: b.log, Metrics: b.reg,
 		}, prev)
 	})
 	g.known = add(b, cfg.Known.Step, func(prev *known.Check) (*known.Check, error) {
@@ -155,6 +157,17 @@ func (b *builder) providerOptions(prev *provider.Set) provider.Options {
 		o.Shared = store.FleetOf(b.store)
 	}
 	return o
+}
+
+// recipients is what verify is told in place of asking; nil: it asks.
+func (b *builder) recipients() func(policy.Address) (verify.Result, string) {
+	if b.rehearsal == nil {
+		return nil
+	}
+	return func(a policy.Address) (verify.Result, string) {
+		result, detail := b.rehearsal.Recipients(a)
+		return verify.Result(result), detail
+	}
 }
 
 func ldapPasswords(cfg *config.Config) (map[string]string, error) {

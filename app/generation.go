@@ -40,6 +40,9 @@ type generation struct {
 // resolver returns the one of prev when nothing about it has changed: what is
 // in its cache stays.
 func (p *parts) resolver(cfg *config.Config, prev *generation) (*resolver.Resolver, error) {
+	if p.rehearsal != nil {
+		return resolver.NewRecorded(cfg.DNS, p.rehearsal.DNS, p.log, p.reg)
+	}
 	if prev.resolver != nil && reflect.DeepEqual(prev.cfg.DNS, cfg.DNS) {
 		return prev.resolver, nil
 	}
@@ -107,6 +110,8 @@ type parts struct {
 	permits *pipeline.Permits
 	tables  *lookup.TableMetrics
 	dialogs *dialog.Table
+	// rehearsal is set where nothing outside is asked; see [Rehearse].
+	rehearsal *Facts
 }
 
 // builder makes a generation.

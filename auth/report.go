@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"postern/internal/dkimsig"
 	"postern/internal/dkimverify"
 	"postern/policy"
 )
@@ -105,13 +104,12 @@ func (c *Check) Test(ctx context.Context, req *policy.Request, message []byte) R
 		out.Skipped = "an entry of skip or exceptions"
 	}
 	m := &inspection{c: c, req: req}
-	header, body := cutMessage(message)
-	fields := dkimsig.NewFields(header).All()
+	fields, body := policy.CutMessage(message)
 	for _, f := range fields {
-		m.Header(policy.Field{Name: f.Name(), Value: strings.ReplaceAll(f.Value(), "\r\n", "\n")})
+		m.Header(f)
 	}
 	m.EndOfHeaders()
-	m.Body([]byte(body))
+	m.Body(body)
 	r := m.find(ctx)
 	req.Facts.Auth = r.facts()
 	req.Facts.Auth.Summary = r.detail()
@@ -134,7 +132,7 @@ func (c *Check) Test(ctx context.Context, req *policy.Request, message []byte) R
 	if !out.Verdict.Action.Refuses() {
 		out.Field = "Authentication-Results: " + format(c.id, req, &r)
 		for _, at := range m.ours {
-			out.Removed = append(out.Removed, strings.TrimSuffix(string(fields[at]), "\r\n"))
+			out.Removed = append(out.Removed, fields[at].Name+":"+strings.ReplaceAll(fields[at].Value, "\n", "\r\n"))
 		}
 	}
 	return out
@@ -149,21 +147,4 @@ func describe(s *dkimverify.Signature) Signature {
 		out.BodyHash, out.Hash = base64.StdEncoding.EncodeToString(s.BodyHash[:]), hex.EncodeToString(s.Hash[:])
 	}
 	return out
-}
-
-// cutMessage parts a message as mail programs save it, with CRLF line ends.
-func cutMessage(message []byte) (header, body string) {
-	text := strings.ReplaceAll(string(message), "\r\n", "\n")
-	if strings.HasPrefix(text, "From ") { // of a mailbox file
-		_, text, _ = strings.Cut(text, "\n")
-	}
-	text = strings.ReplaceAll(text, "\n", "\r\n")
-	if strings.HasPrefix(text, "\r\n") {
-		return "", text[2:]
-	}
-	header, body, found := strings.Cut(text, "\r\n\r\n")
-	if !found {
-		return strings.TrimRight(header, "\r\n") + "\r\n", ""
-	}
-	return header + "\r\n", body
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"postern/admin"
+	"postern/expect"
 	"postern/internal/conf"
 	"postern/internal/listen"
 	"postern/internal/logging"
@@ -44,6 +45,8 @@ type Config struct {
 	// Path is the file that was read.
 	Path string `toml:"-"`
 
+	places map[string]place // of the keys that are given; see Locate
+
 	// Hostname is this host's name in header fields. Default: the system's
 	// name.
 	Hostname string `toml:"hostname"`
@@ -61,6 +64,8 @@ type Config struct {
 	Names  names.Config                    `toml:"names"`
 	Chains map[string]pipeline.ChainConfig `toml:"chains"`
 	Checks
+	// Expect are tests of the configuration.
+	Expect []expect.Case `toml:"expect"`
 	// Tables are served over the lookup door under their names.
 	Tables map[string]lookup.TableConfig `toml:"tables"`
 }
@@ -148,6 +153,9 @@ func load(path string, lenient bool) (*Config, []string, error) {
 		d.document(part, text)
 	}
 	d.finish()
+	if len(cfg.Expect) > 0 {
+		cfg.places = d.places // only their faults come later
+	}
 	cfg.fill(func(key string) bool {
 		_, ok := d.places[key]
 		return ok
@@ -172,6 +180,9 @@ func load(path string, lenient bool) (*Config, []string, error) {
 	}
 	return cfg, warnings, nil
 }
+
+// Locate adds to faults that name a key the place where that stands.
+func (c *Config) Locate(fs conf.Faults) { locate(c.places, fs) }
 
 // loadError is all faults, and what kept a file from being read.
 type loadError struct {
@@ -247,6 +258,13 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	}
 	if _, ok := c.Chains[pipeline.DefaultName]; !ok {
 		fs.Keyf("chains", "there is no chain %q, which judges what names no other", pipeline.DefaultName)
+	}
+	for i := range c.Expect {
+		e, key := &c.Expect[i], expect.Key(i)
+		e.Validate(key, fs)
+		if _, ok := c.Chains[e.Context]; e.Context != "" && !ok {
+			fs.Keyf(key+".context", "there is no chain %q", e.Context)
+		}
 	}
 	c.doors(fs)
 	warnings = append(warnings, c.content(fs)...)

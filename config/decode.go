@@ -349,13 +349,15 @@ func example(t reflect.Type) string {
 func index(key string, i int) string { return key + "[" + strconv.Itoa(i) + "]" }
 
 // locate fills in where the keys of faults stand.
-func (d *decoder) locate(fs conf.Faults) {
+func (d *decoder) locate(fs conf.Faults) { locate(d.places, fs) }
+
+func locate(places map[string]place, fs conf.Faults) {
 	for _, f := range fs {
 		if f.File != "" || f.Key == "" {
 			continue
 		}
 		for key := f.Key; key != ""; key = parent(key) {
-			if p, ok := d.places[key]; ok {
+			if p, ok := places[key]; ok {
 				f.File, f.Line, f.Column = p.file, p.line, p.column
 				break
 			}

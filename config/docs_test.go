@@ -20,6 +20,7 @@ import (
 	"postern/auth"
 	"postern/client"
 	"postern/dkim"
+	"postern/expect"
 	"postern/headercheck"
 	"postern/limit"
 	"postern/lookup"
@@ -127,6 +128,7 @@ func writeManual(t *testing.T) []byte {
 		{"headers", "Rules on the content of messages; the manual: [headers](checks/headers.md).", reflect.ValueOf(c.Headers)},
 		{"[headers.checks]", "One table; the section can stand many times.", reflect.ValueOf(headercheck.TableConfig{})},
 		{"[headers.rules]", "A rule that needs several headers; the section can stand many times.", reflect.ValueOf(headercheck.RuleConfig{})},
+		{"[expect]", "What the configuration is to do, tried by `postern check` and before each reload: [expectations](expect.md). The section can stand many times.", reflect.ValueOf(expect.Case{})},
 	} {
 		if s.title == "" {
 			b.WriteString("\n## Top level\n")
@@ -233,7 +235,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"auth", "client", "dkim", "dmarcreport", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
+		"auth", "client", "dkim", "dmarcreport", "expect", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

@@ -57,6 +57,8 @@ type Config struct {
 	// CacheSize is the most answers kept, over all lists. One takes about 250
 	// bytes. Default 200000.
 	CacheSize int `toml:"cache_size"`
+	// Untested has all lists trusted without a test, as with test = false.
+	Untested bool `toml:"-"`
 	// MaxQueries is the most queries in flight; what goes beyond counts as not
 	// answered. Default 2000.
 	MaxQueries int `toml:"max_queries"`

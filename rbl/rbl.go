@@ -201,6 +201,7 @@ func (c *Check) newList(zone string, opt *ZoneConfig, res Resolver) (*list, erro
 // adopt gives a list the state that an earlier configuration learned, if
 // everything that the state depends on is the same.
 func (c *Check) adopt(l *list) {
+	l.test = l.test && !c.cfg.Untested
 	id := fmt.Sprint(l.suffix, l.aspects, l.families, l.listed, l.unlisted, l.test, c.cfg.zoneErrors(l.zone))
 	sh := c.shared
 	l.metrics = sh.metrics.list(l.name)

@@ -56,9 +56,9 @@ func canonical(name string) bool {
 	return label > 0
 }
 
-// reverseName returns the name whose PTR records belong to an address
+// ReverseName returns the name whose PTR records belong to an address
 // (RFC 1035 section 3.5, RFC 3596 section 2.5); "" for the zero address.
-func reverseName(addr netip.Addr) string {
+func ReverseName(addr netip.Addr) string {
 	addr = addr.Unmap()
 	if !addr.IsValid() {
 		return ""

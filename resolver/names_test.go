@@ -82,11 +82,11 @@ func TestReverseName(t *testing.T) {
 		"2001:db8::1:fe":     "e.f.0.0.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
 		"fe80::1%eth0":       "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.e.f.ip6.arpa",
 	} {
-		if got := reverseName(netip.MustParseAddr(in)); got != want {
-			t.Errorf("reverseName(%s) = %q, want %q", in, got, want)
+		if got := ReverseName(netip.MustParseAddr(in)); got != want {
+			t.Errorf("ReverseName(%s) = %q, want %q", in, got, want)
 		}
 	}
-	if got := reverseName(netip.Addr{}); got != "" {
+	if got := ReverseName(netip.Addr{}); got != "" {
 		t.Errorf("of no address: %q", got)
 	}
 }

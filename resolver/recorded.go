@@ -94,6 +94,24 @@ type Source interface {
 	Answer(ctx context.Context, name, rrtype string) Recorded
 }
 
+// Answer implements [Source]: what servers say now, or what is remembered of it.
+func (r *Resolver) Answer(ctx context.Context, name, rrtype string) Recorded {
+	out := Recorded{Name: name, Type: rrtype}
+	qtype, ok := dns.StringToType[rrtype]
+	if !ok {
+		out.Failure = "refused"
+		return out
+	}
+	rs, ttl, _, err := r.lookup(ctx, name, qtype)
+	a := &answer{records: rs, ttl: ttl}
+	if err != nil {
+		if a.failure, ok = errors.AsType[*failure](err); !ok {
+			a.failure = &failure{kind: ErrUnreachable}
+		}
+	}
+	return record(key{name, qtype}, a)
+}
+
 // NewRecorded returns a resolver that asks nobody: src answers. All else is as
 // with New.
 func NewRecorded(cfg Config, src Source, log *zap.Logger, reg prometheus.Registerer) (*Resolver, error) {

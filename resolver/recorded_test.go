@@ -105,6 +105,16 @@ func TestRecorded(t *testing.T) {
 	if len(aaaa) != 1 || len(txt) != 1 || txt[0] != "a text" || len(mx) != 1 || mx[0] != (MX{10, "mail.example.org"}) || len(ptr) != 1 || ptr[0] != "mail.example.org" {
 		t.Error(aaaa, txt, mx, ptr)
 	}
+	for _, name := range []string{"example.org", "slow.example", "nothing.example"} {
+		want := src[name+" A"]
+		got := res.Answer(ctx, name, "A")
+		if got.TTL = 0; !reflect.DeepEqual(got, Recorded{Name: name, Type: "A", Records: want.Records, Failure: want.Failure}) {
+			t.Errorf("%+v", got)
+		}
+	}
+	if got := res.Answer(ctx, "example.org", "what"); got.Failure == "" {
+		t.Error(got)
+	}
 	if none, _, _, err := res.LookupA(ctx, "nothing.example"); err != nil || len(none) != 0 {
 		t.Error(none, err)
 	}

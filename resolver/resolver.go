@@ -162,7 +162,7 @@ func (r *Resolver) LookupTXT(ctx context.Context, name string) (texts []string, 
 // LookupPTR returns the names that an address claims, in lower case and
 // without trailing dot. Nobody has verified them.
 func (r *Resolver) LookupPTR(ctx context.Context, addr netip.Addr) (names []string, ttl time.Duration, cached bool, err error) {
-	rs, ttl, cached, err := r.lookup(ctx, reverseName(addr), dns.TypePTR)
+	rs, ttl, cached, err := r.lookup(ctx, ReverseName(addr), dns.TypePTR)
 	return rs.texts, ttl, cached, err
 }
 
@@ -181,7 +181,7 @@ func (r *Resolver) Flush(name string) {
 	}
 	names := []string{name}
 	if addr, err := netip.ParseAddr(name); err == nil {
-		names = append(names, reverseName(addr))
+		names = append(names, ReverseName(addr))
 	}
 	for _, n := range names {
 		n, err := normalize(n)

@@ -8,23 +8,31 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/admin"
+	"postern/app"
 	"postern/config"
 	"postern/internal/adminapi"
 )
+
+// checked is what `postern check` says of a good configuration.
+type checked struct {
+	OK           bool `json:"ok"`
+	Expectations int  `json:"expectations"` // that are met
+}
 
 func (c *cli) checkCommand() *cobra.Command {
 	var lenient bool
 	cmd := &cobra.Command{
 		Use: "check", Short: "read the configuration and every file it names, and report all faults",
-		Long: "Opens no socket and changes nothing. Exit status 0: the daemon would start with it; 1: there are\n" +
-			"faults, each printed as file:line:column.",
+		Long: "Changes nothing, and opens no socket but for expectations that are live. Exit status 0: the daemon\n" +
+			"would start with it, and what [[expect]] asks for is met; 1: there are faults, each printed as\n" +
+			"file:line:column.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			load := config.Load
 			if lenient {
 				load = config.LoadLenient
 			}
-			_, warnings, err := load(c.config)
+			cfg, warnings, err := load(c.config)
 			for _, w := range warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 			}
@@ -32,7 +40,22 @@ func (c *cli) checkCommand() *cobra.Command {
 				fmt.Fprintln(cmd.ErrOrStderr(), err)
 				return errSaid
 			}
-			return c.show(cmd.OutOrStdout(), map[string]bool{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, c.config, "is good") })
+			met, faults, err := app.Expectations(cmd.Context(), cfg, true)
+			if err != nil {
+				return err
+			}
+			if faults.Err() != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), faults)
+				fmt.Fprintf(cmd.ErrOrStderr(), "%d of %d expectations are not met\n", len(faults), met+len(faults))
+				return errSaid
+			}
+			return c.show(cmd.OutOrStdout(), checked{true, met}, func(w io.Writer) {
+				fmt.Fprint(w, c.config, " is good")
+				if met > 0 {
+					fmt.Fprintf(w, ", and all %d expectations are met", met)
+				}
+				fmt.Fprintln(w)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&lenient, "lenient", false, "warn of bad rules in header tables that Postfix would skip, as with headers.lenient = true")

@@ -102,6 +102,7 @@ var allowed = map[string]rule{
 	"pipeline": {module: "internal/conf internal/logging policy", outside: metrics + " " + zap},
 	"policyd":  {module: "dialog internal/conf internal/door internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"dialog":   {module: "policy"},
+	"expect":   {module: "internal/conf internal/mailaddr policy resolver"},
 	"milter": {
 		module:  "dialog internal/conf internal/door internal/listen internal/mailaddr internal/quickack policy",
 		outside: "github.com/d--j/go-milter " + metrics + " " + zap,
@@ -113,12 +114,12 @@ var allowed = map[string]rule{
 	"journal": {module: "policy"},
 	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin auth client dkim dmarcreport greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
+		module: "access admin auth client dkim dmarcreport expect greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin auth client config dialog dkim dmarcreport greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
+		module: "access admin auth client config dialog dkim dmarcreport expect greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
