@@ -20,7 +20,6 @@ import (
 
 	"postern/internal/adminapi"
 	"postern/internal/conf"
-	"postern/journal"
 	"postern/policy"
 )
 
@@ -52,12 +51,6 @@ func (d *daemon) Explain(_ context.Context, q Question) (*policy.Decision, error
 	}
 	return &policy.Decision{Chain: "inbound"}, nil
 }
-
-func (d *daemon) Decision(ref string) (journal.Record, bool) {
-	return journal.Record{Client: "192.0.2.7"}, ref == "AAAAA-BBBBB"
-}
-
-func (d *daemon) Decisions(n int) []journal.Record { return make([]journal.Record, min(n, 3)) }
 
 // part is a part's status.
 type part struct {
@@ -122,12 +115,6 @@ func TestCalls(t *testing.T) {
 		{"POST", "/v1/explain", `{"client":`, 400, "cannot be read"},
 		{"POST", "/v1/explain", `{"clinet":"192.0.2.7"}`, 400, `unknown field \"clinet\"`},
 		{"POST", "/v1/explain", `{"client":"` + strings.Repeat("x", maxQuestion) + `"}`, 413, "too large"},
-		{"GET", "/v1/decisions", "", 200, "[{"},
-		{"GET", "/v1/decisions?n=1", "", 200, "[{"},
-		{"GET", "/v1/decisions?n=0", "", 400, `n=\"0\" is not a positive number`},
-		{"GET", "/v1/decisions?n=many", "", 400, "not a positive number"},
-		{"GET", "/v1/decisions/aaaaa-bbbbb", "", 200, "192.0.2.7"},
-		{"GET", "/v1/decisions/other", "", 404, "no decision OTHER"},
 		{"GET", "/v1/part/x", "", 200, `"x"`},
 		{"GET", "/v1/nowhere", "", 404, ""},
 		{"GET", "/", "", 404, ""},
@@ -244,11 +231,9 @@ func TestConfig(t *testing.T) {
 	}{
 		{DefaultConfig(), ""},
 		{Config{}, ""},
-		{Config{Listen: "tcp:127.0.0.1:1", TokenFile: "/t", Journal: 1}, ""},
+		{Config{Listen: "tcp:127.0.0.1:1", TokenFile: "/t"}, ""},
 		{Config{Listen: "tcp:127.0.0.1:1"}, "admin.listen: a tcp address needs admin.token_file"},
 		{Config{Listen: "nonsense"}, "admin.listen: "},
-		{Config{Journal: -1}, "admin.journal: -1 is out of range: 0 to 1000000"},
-		{Config{Journal: 1_000_001}, "out of range"},
 	} {
 		var fs conf.Faults
 		tt.cfg.Validate("admin", &fs)

@@ -4,11 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"net/url"
-	"strconv"
 
 	"postern/internal/adminapi"
-	"postern/journal"
 	"postern/policy"
 )
 
@@ -36,18 +33,6 @@ func (c Client) Explain(ctx context.Context, q Question) (*policy.Decision, erro
 	d := new(policy.Decision)
 	err := c.Call(ctx, http.MethodPost, "/v1/explain", q, d)
 	return d, err
-}
-
-// Decision returns the kept decision with that reference.
-func (c Client) Decision(ctx context.Context, reference string) (r journal.Record, err error) {
-	err = c.Call(ctx, http.MethodGet, "/v1/decisions/"+url.PathEscape(reference), nil, &r)
-	return r, err
-}
-
-// Decisions returns the newest n refused decisions.
-func (c Client) Decisions(ctx context.Context, n int) (out []journal.Record, err error) {
-	err = c.Call(ctx, http.MethodGet, "/v1/decisions?n="+strconv.Itoa(n), nil, &out)
-	return out, err
 }
 
 // Metrics returns the text of /metrics.

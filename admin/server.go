@@ -15,7 +15,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -26,7 +25,6 @@ import (
 	"postern/internal/adminapi"
 	"postern/internal/conf"
 	"postern/internal/listen"
-	"postern/journal"
 	"postern/policy"
 )
 
@@ -39,14 +37,11 @@ type Config struct {
 	// TokenFile holds the secret that a client of a tcp address must send as
 	// "Authorization: Bearer SECRET". Default: none.
 	TokenFile string `toml:"token_file"`
-	// Journal is how many refused decisions are kept in memory for
-	// `postern explain REFERENCE`, about 1 kB each. Default 10000.
-	Journal int `toml:"journal"`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{Listen: "unix:/run/postern/admin.sock", Journal: 10000}
+	return Config{Listen: "unix:/run/postern/admin.sock"}
 }
 
 // Validate reports what is wrong; prefix is the section's key.
@@ -59,9 +54,6 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 			fs.Keyf(prefix+".listen", "a tcp address needs %s.token_file, or everybody on this host could give orders", prefix)
 		}
 	}
-	if c.Journal < 0 || c.Journal > 1_000_000 {
-		fs.Keyf(prefix+".journal", "%d is out of range: 0 to 1000000", c.Journal)
-	}
 }
 
 // Backend is the daemon behind the door.
@@ -73,8 +65,6 @@ type Backend interface {
 	Reload(ctx context.Context) error
 	// Explain runs a request without changing anything.
 	Explain(ctx context.Context, q Question) (*policy.Decision, error)
-	Decision(reference string) (journal.Record, bool)
-	Decisions(n int) []journal.Record
 }
 
 // Question is a request as the administrator writes it for `postern explain`.
@@ -193,24 +183,6 @@ func own(b Backend) adminapi.Calls {
 				return nil, err
 			}
 			return b.Explain(r.Context(), q)
-		}),
-		"GET /v1/decisions": adminapi.Answer(func(r *http.Request) (any, error) {
-			n := 50
-			if s := r.URL.Query().Get("n"); s != "" {
-				var err error
-				if n, err = strconv.Atoi(s); err != nil || n < 1 {
-					return nil, fmt.Errorf("n=%q is not a positive number", s)
-				}
-			}
-			return b.Decisions(n), nil
-		}),
-		"GET /v1/decisions/{ref}": adminapi.Answer(func(r *http.Request) (any, error) {
-			ref := strings.ToUpper(r.PathValue("ref"))
-			rec, ok := b.Decision(ref)
-			if !ok {
-				return nil, adminapi.NotFound(fmt.Errorf("no decision %s: the journal keeps the newest ones of this run; look for ref=%s in the log", ref, ref))
-			}
-			return rec, nil
 		}),
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"postern/dialog"
 	"postern/internal/listen"
 	"postern/internal/mailaddr"
+	"postern/internal/reference"
 	"postern/journal"
 	"postern/lookup"
 	"postern/milter"
@@ -85,13 +86,14 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	a = &App{o: o, log: o.Log, registry: prometheus.NewRegistry(), started: time.Now()}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a.metrics = newMetrics(a.registry, o.Version)
-	a.journal = journal.New(cfg.Admin.Journal)
+	refs := reference.NewSource(cfg.Journal.NodeOf(cfg.Hostname))
+	a.journal = journal.New(cfg.Journal, journal.Options{Dir: cfg.JournalDir(), References: refs, Log: o.Log, Metrics: a.registry})
 	st, err := openStore(cfg, o.Log, a.registry)
 	if err != nil {
 		return nil, err
 	}
 	a.parts = parts{
-		log: o.Log, reg: a.registry, store: st, journal: a.journal, metrics: pipeline.NewMetrics(a.registry), permits: pipeline.NewPermits(),
+		log: o.Log, reg: a.registry, store: st, journal: a.journal, refs: refs, metrics: pipeline.NewMetrics(a.registry), permits: pipeline.NewPermits(),
 		tables: lookup.NewTableMetrics(a.registry), dialogs: dialog.New(maxDialogs),
 	}
 	g, err := build(cfg, a.parts, nil)
@@ -129,6 +131,7 @@ func openStore(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (
 // had started is stopped again.
 func (a *App) Start() (err error) {
 	g := a.current.Load()
+	a.journal.Start()
 	g.start()
 	a.tuner = startTuner()
 	a.roomWatch = watchRoom(a.parts.store, a.parts.log)
@@ -206,6 +209,7 @@ func (a *App) Stop(ctx context.Context) {
 	a.roomWatch.end()
 	a.roomWatch = nil
 	a.tuner.close()
+	a.journal.Stop(ctx)
 	if err := a.parts.store.Close(ctx); err != nil {
 		a.log.Error("the state could not be saved", zap.Error(err))
 	}
@@ -334,6 +338,9 @@ func restarts(old, cfg *config.Config) []string {
 	if old.Admin != cfg.Admin {
 		out = append(out, "admin")
 	}
+	if old.Journal != cfg.Journal || old.JournalDir() != cfg.JournalDir() {
+		out = append(out, "journal")
+	}
 	return out
 }
 
@@ -356,12 +363,6 @@ func (a *App) Ready(ctx context.Context) error {
 	}
 	return a.Alive(ctx)
 }
-
-// Decision implements admin.Backend.
-func (a *App) Decision(reference string) (journal.Record, bool) { return a.journal.Find(reference) }
-
-// Decisions implements admin.Backend.
-func (a *App) Decisions(n int) []journal.Record { return a.journal.Recent(n) }
 
 // Addresses returns where the policy door listens.
 func (a *App) Addresses() []net.Addr { return a.door.Addresses() }

@@ -23,6 +23,7 @@ import (
 	"postern/greylist"
 	"postern/internal/adminapi"
 	"postern/internal/policytest"
+	"postern/journal"
 	"postern/store"
 )
 
@@ -141,11 +142,12 @@ func TestAdminSocket(t *testing.T) {
 	if a := p.MustAsk(t, policytest.Sample()); !strings.HasPrefix(a, "DEFER_IF_PERMIT 4.2.0 ") {
 		t.Error(a)
 	}
-	recent, err := c.Decisions(t.Context(), 10)
+	kept := journal.Admin{Client: c.Client}
+	recent, err := kept.Recent(t.Context(), 10)
 	if err != nil || len(recent) != 2 {
 		t.Fatalf("decisions %+v %v", recent, err)
 	}
-	if one, err := c.Decision(t.Context(), strings.ToLower(recent[1].Decision.Reference)); err != nil || one.Client != "192.0.2.66" {
+	if one, err := kept.Decision(t.Context(), strings.ToLower(recent[1].Decision.Reference)); err != nil || one.Client != "192.0.2.66" {
 		t.Errorf("decision %+v %v", one, err)
 	}
 	text, err := c.Metrics(t.Context())
@@ -238,15 +240,15 @@ func TestReload(t *testing.T) {
 	if st := a.Status(t.Context()); delay(st) != 9*time.Minute || st.Config.Fault == "" {
 		t.Errorf("status %+v", st.Config)
 	}
-	s.write(strings.ReplaceAll(plain, "state.db", "other.db") + "[admin]\njournal = 5\n")
+	s.write(strings.ReplaceAll(plain, "state.db", "other.db") + "[admin]\ntoken_file = \"\"\n")
 	if err := a.Reload(t.Context()); err == nil {
 		t.Error("a section that stands twice")
 	}
-	s.write(strings.Replace(strings.ReplaceAll(plain, "state.db", "other.db"), "[admin]", "[admin]\njournal = 5", 1))
+	s.write(strings.Replace(strings.ReplaceAll(plain, "state.db", "other.db"), "[admin]", "[journal]\nmemory = 50\n[admin]", 1))
 	if err := a.Reload(t.Context()); err != nil || addrs() != "p.sock" {
 		t.Errorf("%v, listening on %s", err, addrs())
 	}
-	if st := a.Status(t.Context()); st.Config.Fault != "" || strings.Join(st.Config.Restarts, " ") != "store admin" {
+	if st := a.Status(t.Context()); st.Config.Fault != "" || strings.Join(st.Config.Restarts, " ") != "store journal" {
 		t.Errorf("status %+v", st.Config)
 	}
 	// Many at once, while requests come.

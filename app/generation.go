@@ -15,6 +15,7 @@ import (
 	"postern/dialog"
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
+	"postern/internal/reference"
 	"postern/lookup"
 	"postern/names"
 	"postern/pipeline"
@@ -106,6 +107,7 @@ type parts struct {
 	reg     prometheus.Registerer
 	store   store.Store
 	journal pipeline.Journal
+	refs    *reference.Source
 	metrics *pipeline.Metrics
 	permits *pipeline.Permits
 	tables  *lookup.TableMetrics
@@ -153,7 +155,7 @@ func build(cfg *config.Config, p parts, prev *generation) (g *generation, err er
 		Chains: cfg.Chains, Default: pipeline.DefaultName, Mode: cfg.Mode,
 		Steps:      steps(g.units),
 		Inspectors: g.inspectors(),
-		Log:        p.log, Metrics: p.metrics, Journal: p.journal, Permits: p.permits,
+		Log:        p.log, Metrics: p.metrics, Journal: p.journal, References: p.refs, Permits: p.permits,
 	})
 	return g, err
 }

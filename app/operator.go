@@ -17,6 +17,7 @@ func (a *App) status(g *generation) []admin.Part {
 		{Name: "milter", Status: a.milter.Status()},
 		{Name: "lookup", Status: a.lookup.Status()},
 		{Name: "store", Status: a.parts.store.Status()},
+		{Name: "journal", Status: a.journal.Status()},
 		{Name: "dns", Status: g.resolver.Health()},
 		{Name: "tables", Status: g.tables.Status()},
 	}
@@ -29,7 +30,7 @@ func (a *App) status(g *generation) []admin.Part {
 // calls are what the parts offer the administrator. A call of a check goes to
 // the check that is in force then.
 func (a *App) calls() []adminapi.Calls {
-	all := []adminapi.Calls{a.lookup.Calls()}
+	all := []adminapi.Calls{a.lookup.Calls(), a.journal.Calls()}
 	for i, u := range a.current.Load().units {
 		calls := make(adminapi.Calls, len(u.calls))
 		for pattern := range u.calls {

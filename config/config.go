@@ -27,6 +27,7 @@ import (
 	"postern/internal/conf"
 	"postern/internal/listen"
 	"postern/internal/logging"
+	"postern/journal"
 	"postern/lookup"
 	"postern/milter"
 	"postern/names"
@@ -53,16 +54,17 @@ type Config struct {
 	// Mode of the whole daemon: "enforce"; "shadow" decides and logs
 	// everything and refuses nothing; "off" has no objection to anything.
 	// Default "enforce".
-	Mode   policy.Mode                     `toml:"mode"`
-	Log    logging.Config                  `toml:"log"`
-	Policy policyd.Config                  `toml:"policy"`
-	Milter milter.Config                   `toml:"milter"`
-	Lookup lookup.Config                   `toml:"lookup"`
-	Admin  admin.Config                    `toml:"admin"`
-	Store  store.Config                    `toml:"store"`
-	DNS    resolver.Config                 `toml:"dns"`
-	Names  names.Config                    `toml:"names"`
-	Chains map[string]pipeline.ChainConfig `toml:"chains"`
+	Mode    policy.Mode                     `toml:"mode"`
+	Log     logging.Config                  `toml:"log"`
+	Policy  policyd.Config                  `toml:"policy"`
+	Milter  milter.Config                   `toml:"milter"`
+	Lookup  lookup.Config                   `toml:"lookup"`
+	Admin   admin.Config                    `toml:"admin"`
+	Store   store.Config                    `toml:"store"`
+	Journal journal.Config                  `toml:"journal"`
+	DNS     resolver.Config                 `toml:"dns"`
+	Names   names.Config                    `toml:"names"`
+	Chains  map[string]pipeline.ChainConfig `toml:"chains"`
 	Checks
 	// Expect are tests of the configuration.
 	Expect []expect.Case `toml:"expect"`
@@ -79,7 +81,7 @@ func Default() *Config {
 	return &Config{
 		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
 		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(),
-		Store: store.DefaultConfig(), DNS: resolver.DefaultConfig(), Names: names.DefaultConfig(), Chains: pipeline.DefaultChains(),
+		Store: store.DefaultConfig(), Journal: journal.DefaultConfig(), DNS: resolver.DefaultConfig(), Names: names.DefaultConfig(), Chains: pipeline.DefaultChains(),
 		Checks: defaultChecks(),
 	}
 }
@@ -237,6 +239,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	}
 	c.Admin.Validate("admin", fs)
 	c.Store.Validate("store", fs)
+	c.Journal.Validate("journal", fs)
 	c.DNS.Validate("dns", fs)
 	c.Names.Validate("names", fs)
 	secrets := map[string]string{"admin.token_file": c.Admin.TokenFile, "store.redis.password_file": c.Store.Redis.PasswordFile}
@@ -443,6 +446,11 @@ func (c *Config) Secret(path string) (string, error) {
 		return "", fmt.Errorf("%s holds more than %d bytes: it is no secret", path, maxSecret)
 	}
 	return strings.TrimRight(string(b), "\r\n"), nil
+}
+
+// JournalDir returns where the journal's files are, "" when there are none.
+func (c *Config) JournalDir() string {
+	return c.Journal.Dir(c.Store.Path, c.Store.Kind == store.Memory)
 }
 
 // AdminToken returns the token of the administrator's door, "" when there is

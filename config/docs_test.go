@@ -61,7 +61,7 @@ const intro = `# Configuration
 	"single values and lists of earlier ones; tables merge. An empty file works: every key has a default.\n\n" +
 	"Unknown keys, values of the wrong kind, lists that cannot be read and combinations that make no sense are faults. `postern check` reports\n" +
 	"all of them with file, line and column; `postern config dump` shows the effective values. `systemctl reload postern`, `postern reload` or SIGHUP\n" +
-	"bring a changed file into force; one with faults changes nothing. `store`, `admin`, `log.output` and `log.format` take a restart, and `postern status`\n" +
+	"bring a changed file into force; one with faults changes nothing. `store`, `journal`, `admin`, `log.output` and `log.format` take a restart, and `postern status`\n" +
 	"says when one is waited for.\n\n" +
 	"Durations are numbers with units, `\"250ms\"`, `\"90s\"`, `\"1h30m\"`, `\"36d\"`, `\"2w\"`. Secrets are never in the file itself but in files that it names; a name\n" +
 	"without a directory is looked for among systemd's credentials. Texts for clients may begin with a code and an enhanced code of the right\n" +
@@ -91,6 +91,7 @@ func writeManual(t *testing.T) []byte {
 		{"admin", "The administrator's door: metrics, health, and the commands of `postern`.", reflect.ValueOf(c.Admin)},
 		{"store", "", reflect.ValueOf(c.Store)},
 		{"store.redis", "For `store.kind = \"redis\"`.", reflect.ValueOf(c.Store.Redis)},
+		{"journal", "Traces of decisions: [journal](journal.md).", reflect.ValueOf(c.Journal)},
 		{"dns", "", reflect.ValueOf(c.DNS)},
 		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"provider\", \"client\", \"rbl\", \"spf\", \"verify\", \"greylist\"]`. " +
 			"`policy_context=NAME` in main.cf, or `chain=NAME` behind a listening address, picks another.", reflect.ValueOf(chain)},
@@ -235,7 +236,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"auth", "client", "dkim", "dmarcreport", "expect", "headercheck", "known", "limit", "lookup", "milter", "provider", "spf",
+		"auth", "client", "dkim", "dmarcreport", "expect", "headercheck", "journal", "known", "limit", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

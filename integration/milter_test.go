@@ -29,6 +29,7 @@ import (
 	"postern/internal/certtest"
 	"postern/internal/conf"
 	"postern/internal/listen"
+	"postern/internal/reference"
 	"postern/journal"
 	"postern/milter"
 	"postern/pipeline"
@@ -144,7 +145,7 @@ func (h byPipeline) Wants(chain string) milter.Wants {
 // startFilter opens the door on a unix socket.
 func startFilter(t *testing.T, bodies bool, edit func(*milter.Config, *milter.Options)) *filter {
 	t.Helper()
-	f := &filter{t: t, socket: filepath.Join(shortDir(t), "m.sock"), bodies: bodies, journal: journal.New(100)}
+	f := &filter{t: t, socket: filepath.Join(shortDir(t), "m.sock"), bodies: bodies, journal: journal.New(journal.DefaultConfig(), journal.Options{References: reference.NewSource(0), Log: zap.NewNop()})}
 	chain := pipeline.DefaultChain()
 	chain.Checks = []string{"envelope"}
 	reg := prometheus.NewRegistry()

@@ -1,132 +1,305 @@
-// Package journal keeps the decisions that refused somebody, so that the
-// reference in a bounce leads back to every step of the decision.
+// Package journal keeps the traces of decisions, so that the reference in a
+// bounce leads back to every step of its decision, after a restart too.
 //
-// It is a ring in memory: the newest decisions of this process. The log line
-// of a decision carries the reference too, and outlives it.
+// A decision is copied into a ring in memory; one goroutine writes it from
+// there into files (segment.go says how they are made), which are bounded in
+// size and age. Whoever decides never waits for the disk: what comes faster
+// than it can be written is counted and lost.
 package journal
 
 import (
-	"hash/maphash"
-	"net/netip"
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"postern/internal/reference"
 	"postern/policy"
 )
 
-// Record is one kept decision with what was asked.
-type Record struct {
-	Time      time.Time        `json:"time"`
-	Door      string           `json:"door"`
-	Stage     policy.Stage     `json:"stage"`
-	Client    string           `json:"client"`
-	Name      string           `json:"client_name,omitempty"`
-	Helo      string           `json:"helo,omitempty"`
-	Sender    string           `json:"sender"`
-	Recipient string           `json:"recipient,omitempty"`
-	QueueID   string           `json:"queue_id,omitempty"`
-	Instance  string           `json:"instance,omitempty"`
-	Login     string           `json:"login,omitempty"`
-	Context   string           `json:"policy_context,omitempty"`
-	Decision  *policy.Decision `json:"decision"`
-}
-
-// Journal is a ring of decisions, found by reference. It is safe for
-// concurrent use.
+// Journal keeps decisions. It is safe for concurrent use.
 type Journal struct {
-	seed maphash.Seed
-	next atomic.Uint64   // how many decisions have come
-	refs []atomic.Uint64 // hashes of their references, by place
-	ring []entry
+	cfg   Config
+	refs  *reference.Source
+	log   *zap.Logger
+	write *writer // nil: in memory only
+
+	next  atomic.Uint64   // how many decisions have come
+	known []atomic.Uint64 // their references, by place in the ring
+	ring  []slot
+
+	answers     chan Answer
+	lostAnswers atomic.Uint64
 }
 
-// entry is a place in the ring. It keeps its memory for the decision that
-// comes there next: every refused client passes here.
-type entry struct {
+// slot is a place in the ring. It keeps its memory for the decision that comes
+// there next: every refused client passes here.
+type slot struct {
 	mu       sync.Mutex
 	number   uint64 // of the decision, counted from 1; 0: none yet
-	rec      Record // but for Client and Decision
+	ref      reference.Ref
+	req      policy.Request
 	decision policy.Decision
-	addr     netip.Addr
 }
 
-// record returns what shares nothing with the ring.
-func (e *entry) record() Record {
-	r := e.rec
-	r.Client, r.Decision = "unknown", e.decision.Clone()
-	if e.addr.IsValid() {
-		r.Client = e.addr.String()
+// Options is what a Journal needs besides its settings.
+type Options struct {
+	// Dir is where the files are, "" for none: see [Config.Dir].
+	Dir string
+	// References makes those of decisions that have none.
+	References *reference.Source
+	Log        *zap.Logger
+	Metrics    prometheus.Registerer
+}
+
+// New returns a journal. cfg has been validated. Nothing is opened before Start.
+func New(cfg Config, o Options) *Journal {
+	j := &Journal{cfg: cfg, refs: o.References, log: o.Log.Named("journal")}
+	if cfg.Keep != KeepOff {
+		j.ring, j.known = make([]slot, cfg.Memory), make([]atomic.Uint64, cfg.Memory)
 	}
-	return r
+	if o.Dir != "" && cfg.Keep != KeepOff {
+		j.write = newWriter(j, o.Dir)
+		if cfg.Keep == KeepAll {
+			j.answers = make(chan Answer, maxAnswers)
+		}
+	}
+	if o.Metrics != nil {
+		j.register(o.Metrics)
+	}
+	return j
 }
 
-// New returns a journal for the newest size decisions.
-func New(size int) *Journal {
-	return &Journal{seed: maphash.MakeSeed(), ring: make([]entry, size), refs: make([]atomic.Uint64, size)}
+// Start begins to write. What is wrong with the directory is logged; decisions
+// do not depend on it.
+func (j *Journal) Start() {
+	if j.write != nil {
+		j.write.start()
+	}
+}
+
+// Stop writes what is left and ends the writing. Nothing is recorded after it.
+func (j *Journal) Stop(ctx context.Context) {
+	if j.write != nil {
+		j.write.stop(ctx)
+	}
+}
+
+// keeps reports whether a decision is kept.
+func (j *Journal) keeps(d *policy.Decision) bool {
+	switch j.cfg.Keep {
+	case KeepAll:
+		return true
+	case KeepOff:
+		return false
+	}
+	return d.Reference != "" || d.WouldCheck != ""
 }
 
 // Record implements pipeline.Journal. It keeps a copy.
 func (j *Journal) Record(req *policy.Request, d *policy.Decision) {
-	if len(j.ring) == 0 {
+	if !j.keeps(d) {
 		return
+	}
+	ref, err := reference.Parse(d.Reference)
+	if err != nil {
+		ref = j.refs.Next(req.Time)
 	}
 	number := j.next.Add(1)
 	at := (number - 1) % uint64(len(j.ring))
-	e := &j.ring[at]
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.number > number {
-		return // the ring has come round meanwhile
+	s := &j.ring[at]
+	s.mu.Lock()
+	if s.number < number { // else the ring has come round meanwhile
+		s.number, s.ref = number, ref
+		copyRequest(&s.req, req)
+		copyDecision(&s.decision, d)
+		j.known[at].Store(uint64(ref))
 	}
-	e.number, e.addr = number, req.Client.Addr
-	e.rec = Record{
-		Time: req.Time, Door: req.Door, Stage: req.Stage, Name: req.Client.Name, Helo: req.Helo,
-		Sender: req.Sender.Raw, Recipient: req.Recipient.Raw,
-		QueueID: req.QueueID, Instance: req.Instance, Login: req.SASL.Username, Context: req.Context,
+	s.mu.Unlock()
+	if j.write != nil {
+		j.write.wakeUp()
 	}
-	steps, headers := e.decision.Steps, e.decision.Headers
-	e.decision = *d
-	// A place does not keep more than it was given once the trace is shorter.
-	clear(steps[min(len(d.Steps), len(steps)):])
-	clear(headers[min(len(d.Headers), len(headers)):])
-	e.decision.Steps = append(steps[:0], d.Steps...)
-	e.decision.Headers = append(headers[:0], d.Headers...)
-	j.refs[at].Store(maphash.String(j.seed, d.Reference))
 }
 
-// Find returns the decision with the given reference, and whether it is
-// still there.
-func (j *Journal) Find(reference string) (Record, bool) {
-	sum := maphash.String(j.seed, reference)
-	for i := range j.refs { // a person asks: an index would cost each decision more
-		if j.refs[i].Load() != sum {
+// copyRequest keeps the memory of to.
+func copyRequest(to, q *policy.Request) {
+	onTop, facts := to.OnTop, &to.Facts
+	listings, marks, missing := facts.Listings, facts.Marks, facts.Missing
+	*to = *q
+	to.Probe = nil
+	to.OnTop = copyInto(onTop, q.OnTop)
+	facts.Listings, facts.Marks, facts.Missing = copyInto(listings, q.Facts.Listings), copyInto(marks, q.Facts.Marks), copyInto(missing, q.Facts.Missing)
+}
+
+// copyDecision keeps the memory of to.
+func copyDecision(to, d *policy.Decision) {
+	steps, headers := to.Steps, to.Headers
+	*to = *d
+	to.Steps, to.Headers = copyInto(steps, d.Steps), copyInto(headers, d.Headers)
+}
+
+// copyInto copies from into the memory of to, and does not keep more than it
+// was given once there is less.
+func copyInto[T any](to, from []T) []T {
+	clear(to[min(len(from), len(to)):])
+	return append(to[:0], from...)
+}
+
+// fill makes r the record of a slot, which is locked. They share memory.
+func (s *slot) fill(r *Record) {
+	r.fill(&s.req, &s.decision)
+	if s.decision.Reference == "" {
+		s.decision.Reference = s.ref.String()
+	}
+}
+
+// record returns what shares nothing with the ring, as it stands in the files.
+func (j *Journal) record(s *slot) *Record {
+	var r Record
+	s.fill(&r)
+	if j.write != nil {
+		if h := j.write.hasher.Load(); h != nil {
+			return h.conceal(&r)
+		}
+	}
+	return r.clone()
+}
+
+// remembered returns the decision with a reference if it is still in memory.
+func (j *Journal) remembered(ref reference.Ref) *Record {
+	for i := range j.known { // a person asks: an index would cost each decision more
+		if j.known[i].Load() != uint64(ref) {
 			continue
 		}
-		e := &j.ring[i]
-		e.mu.Lock()
-		if e.number > 0 && e.decision.Reference == reference {
-			defer e.mu.Unlock()
-			return e.record(), true
+		s := &j.ring[i]
+		s.mu.Lock()
+		if s.number > 0 && s.ref == ref {
+			defer s.mu.Unlock()
+			return j.record(s)
 		}
-		e.mu.Unlock()
+		s.mu.Unlock()
 	}
-	return Record{}, false
+	return nil
 }
 
-// Recent returns at most n decisions, newest first.
-func (j *Journal) Recent(n int) []Record {
+// Find returns the decision with the given reference, nil when it is not kept.
+// The error is that of a file that cannot be read, or of a text that is no
+// reference.
+func (j *Journal) Find(ctx context.Context, text string) (*Record, error) {
+	ref, err := reference.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	if r := j.remembered(ref); r != nil {
+		return r, nil
+	}
+	if j.write == nil {
+		return nil, nil
+	}
+	r, err := Open(j.write.dir)
+	if err != nil {
+		return nil, err
+	}
+	found, err := r.Find(ctx, ref)
+	if len(found) > 0 {
+		return found[0], nil
+	}
+	return nil, err
+}
+
+// Recent returns at most n refused decisions, newest first: those in memory.
+func (j *Journal) Recent(n int) []*Record {
 	newest := j.next.Load()
-	n = min(n, len(j.ring), int(newest))
-	out := make([]Record, 0, max(n, 0))
-	for i := range uint64(max(n, 0)) {
-		number := newest - i
-		e := &j.ring[(number-1)%uint64(len(j.ring))]
-		e.mu.Lock()
-		if e.number == number { // else it is just coming, or a newer one has
-			out = append(out, e.record())
+	out := make([]*Record, 0, max(0, min(n, len(j.ring))))
+	for i := range min(newest, uint64(len(j.ring))) {
+		if len(out) >= n {
+			break
 		}
-		e.mu.Unlock()
+		number := newest - i
+		s := &j.ring[(number-1)%uint64(len(j.ring))]
+		s.mu.Lock()
+		if s.number == number && s.decision.Verdict.Action.Refuses() { // else it is just coming, or a newer one has
+			out = append(out, j.record(s))
+		}
+		s.mu.Unlock()
 	}
 	return out
+}
+
+// Search calls f with the decisions on disk that the filter lets through, the
+// newest first, until it returns false. What has come is written before.
+func (j *Journal) Search(ctx context.Context, f *Filter, yield func(*Record) bool) (Seen, error) {
+	if j.write == nil {
+		return j.searchMemory(f, yield)
+	}
+	j.write.flush(ctx)
+	r, err := Open(j.write.dir)
+	if err != nil {
+		return Seen{}, err
+	}
+	return r.Search(ctx, f, yield)
+}
+
+// searchMemory is Search where nothing is written.
+func (j *Journal) searchMemory(f *Filter, yield func(*Record) bool) (seen Seen, err error) {
+	m, err := f.matcher(nil)
+	if err != nil {
+		return seen, err
+	}
+	newest := j.next.Load()
+	n := 0
+	for i := range min(newest, uint64(len(j.ring))) {
+		number := newest - i
+		s := &j.ring[(number-1)%uint64(len(j.ring))]
+		s.mu.Lock()
+		var r *Record
+		if s.number == number {
+			seen.Entries++
+			r = j.record(s)
+		}
+		ref := s.ref
+		s.mu.Unlock()
+		if r == nil {
+			continue
+		}
+		k := keysOf(r, ref)
+		if k.time < nanos(f.Since, k.time) || k.time > nanos(f.Until, k.time) || !m.wants(&k) {
+			continue
+		}
+		if n++; !yield(r) || n == f.Limit {
+			break
+		}
+	}
+	return seen, nil
+}
+
+// maxAnswers is how many answers of the DNS wait to be written.
+const maxAnswers = 4096
+
+// KeepsAnswers reports whether answers of the DNS are wanted.
+func (j *Journal) KeepsAnswers() bool { return j.answers != nil }
+
+// Answer keeps an answer of the DNS that came from the network. It does not
+// wait.
+func (j *Journal) Answer(a Answer) {
+	if j.answers == nil {
+		return
+	}
+	select {
+	case j.answers <- a:
+		j.write.wakeUp()
+	default:
+		j.lostAnswers.Add(1)
+	}
+}
+
+// since is time.Since for a time that may be none.
+func since(t time.Time) time.Duration {
+	if t.IsZero() {
+		return 0
+	}
+	return time.Since(t)
 }

@@ -81,7 +81,9 @@ type sight struct {
 }
 
 func (s *sight) Record(_ *policy.Request, d *policy.Decision) {
-	s.record = append(s.record, *d.Clone())
+	if d.Reference != "" {
+		s.record = append(s.record, *d.Clone())
+	}
 }
 
 func (s *sight) build(t *testing.T) *Pipeline {

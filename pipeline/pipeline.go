@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"postern/internal/conf"
+	"postern/internal/reference"
 	"postern/policy"
 )
 
@@ -28,7 +28,8 @@ type Step struct {
 
 // Journal keeps decisions so that a reference can be looked up.
 type Journal interface {
-	// Record may keep what it is given only as a copy.
+	// Record is called with every decision. It may keep what it is given only as
+	// a copy.
 	Record(req *policy.Request, d *policy.Decision)
 }
 
@@ -48,6 +49,8 @@ type Options struct {
 	Log     *zap.Logger
 	Metrics *Metrics
 	Journal Journal
+	// References makes those of refusals; nil for a source of the pipeline's own.
+	References *reference.Source
 	// Permits is the memory of what relay chains have permitted; nil for one of
 	// the pipeline's own.
 	Permits *Permits
@@ -65,6 +68,7 @@ type Pipeline struct {
 	log     *zap.Logger
 	metrics *Metrics
 	journal Journal
+	refs    *reference.Source
 	permits *Permits
 }
 
@@ -98,7 +102,11 @@ func New(o Options) (*Pipeline, error) {
 		log:     o.Log,
 		metrics: o.Metrics,
 		journal: o.Journal,
+		refs:    o.References,
 		permits: o.Permits,
+	}
+	if p.refs == nil {
+		p.refs = reference.NewSource(0)
 	}
 	if p.permits == nil {
 		p.permits = NewPermits()
@@ -228,7 +236,7 @@ func (p *Pipeline) finish(r *evaluation) {
 		p.permits.remember(r.req, r.chain.exempt)
 	}
 	p.metrics.observe(r)
-	if r.d.Reference != "" && p.journal != nil {
+	if p.journal != nil {
 		p.journal.Record(r.req, r.d)
 	}
 	p.logDecision(r)
@@ -494,7 +502,7 @@ func (p *Pipeline) settle(r *evaluation) {
 	}
 	if d.Verdict.Action.Refuses() {
 		d.Headers = d.Headers[:0]
-		d.Reference = newReference()
+		d.Reference = p.refs.Next(r.req.Time).String()
 	}
 }
 
@@ -581,26 +589,6 @@ func outcomeOf(err error, c *stepContext) policy.Outcome {
 		return policy.TimedOut
 	}
 	return policy.Failed
-}
-
-// crockford is the alphabet of references: no I, L, O, U, so that a code read
-// over the telephone stays the same (Crockford's Base32).
-const crockford = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
-// newReference returns a code such as "7K3QX-2MDAB": 50 random bits, so that
-// the references of a site do not meet within the life of its logs.
-func newReference() string {
-	bits := rand.Uint64()
-	var b [11]byte
-	for i := range b {
-		if i == 5 {
-			b[i] = '-'
-			continue
-		}
-		b[i] = crockford[bits&31]
-		bits >>= 5
-	}
-	return string(b[:])
 }
 
 // Chains returns the names of the chains and of the checks in each, in order.

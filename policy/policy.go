@@ -115,15 +115,18 @@ type SASL struct {
 
 // TLS is the state of the client's connection. All fields are empty on plain text.
 type TLS struct {
-	Protocol, Cipher string
-	KeySize          int // bits in use
+	Protocol string `json:"protocol,omitempty"`
+	Cipher   string `json:"cipher,omitempty"`
+	KeySize  int    `json:"key_size,omitempty"` // bits in use
 	// CertSubject and CertIssuer are common names, decoded from xtext, and
 	// empty unless Postfix trusts the certificate.
-	CertSubject, CertIssuer string
+	CertSubject string `json:"cert_subject,omitempty"`
+	CertIssuer  string `json:"cert_issuer,omitempty"`
 	// CertFingerprint and PubkeyFingerprint are hexadecimal with colons, and
 	// are given for untrusted certificates too.
-	CertFingerprint, PubkeyFingerprint string
-	SNI                                string // server name the client asked for, Postfix 3.12+
+	CertFingerprint   string `json:"cert_fingerprint,omitempty"`
+	PubkeyFingerprint string `json:"pubkey_fingerprint,omitempty"`
+	SNI               string `json:"sni,omitempty"` // server name the client asked for, Postfix 3.12+
 }
 
 // Request is one question about one SMTP session. A door fills it, checks read
@@ -190,23 +193,23 @@ func (r *Request) NullSender() bool {
 // Facts is what checks learned about a request. Later checks and the doors
 // read it. The zero value knows nothing.
 type Facts struct {
-	SPF      SPF
-	Auth     Auth
-	Provider string    // name of the provider whose networks hold the client
-	Listings []Listing // DNSBL and DNSWL entries found
-	RBLScore int       // sum of the weights of Listings
+	SPF      SPF       `json:"spf,omitzero"`
+	Auth     Auth      `json:"auth,omitzero"`
+	Provider string    `json:"provider,omitempty"`  // name of the provider whose networks hold the client
+	Listings []Listing `json:"listings,omitempty"`  // DNSBL and DNSWL entries found
+	RBLScore int       `json:"rbl_score,omitempty"` // sum of the weights of Listings
 	// ListsAsked is set when DNS lists have been asked, or what they said is
 	// remembered.
-	ListsAsked bool
+	ListsAsked bool `json:"lists_asked,omitempty"`
 	// ListsRefuse is set when they would refuse the request, but may not.
-	ListsRefuse bool
+	ListsRefuse bool `json:"lists_refuse,omitempty"`
 	// Marks are suspicions: stable slugs such as "rbl-score" or "helo-invalid".
-	Marks []string
+	Marks []string `json:"marks,omitempty"`
 	// MarkScore is what the marks weigh together, those that have a weight. It
 	// adds to what DNS lists say.
-	MarkScore int
+	MarkScore int `json:"mark_score,omitempty"`
 	// Missing names sources that could not be asked ("dnsbl zen.example: timeout").
-	Missing []string
+	Missing []string `json:"missing,omitempty"`
 }
 
 // SPF is the outcome of an SPF check (RFC 7208). The zero value means that
@@ -214,12 +217,12 @@ type Facts struct {
 type SPF struct {
 	// Result is "pass", "fail", "softfail", "neutral", "none", "temperror",
 	// "permerror", or [SPFTooWide].
-	Result string
+	Result string `json:"result,omitempty"`
 	// Domain is the domain that was checked, lower case. It is empty when the
 	// identity names none.
-	Domain string
+	Domain string `json:"domain,omitempty"`
 	// Identity is whose domain it is: "mailfrom", or "helo" for the null sender.
-	Identity string
+	Identity string `json:"identity,omitempty"`
 }
 
 // Auth is what mail authentication found out about a message, in the words of
@@ -227,21 +230,24 @@ type SPF struct {
 type Auth struct {
 	// DKIM is the result of the best signature, DMARC of the author who fares
 	// worst, ARC of the chain. DMARC is "permerror" without one readable From.
-	DKIM, DMARC, ARC string
+	DKIM  string `json:"dkim,omitempty"`
+	DMARC string `json:"dmarc,omitempty"`
+	ARC   string `json:"arc,omitempty"`
 	// Policy is what the owner of that author's domain asks for of a message that
 	// fails: "none", "quarantine" or "reject"; "" without a record.
-	Policy string
+	Policy string `json:"policy,omitempty"`
 	// Signers are the domains of valid signatures, Authors those in From, in
 	// lower case.
-	Signers, Authors []string
+	Signers []string `json:"signers,omitempty"`
+	Authors []string `json:"authors,omitempty"`
 	// Results is the value of the Authentication-Results that are written, lines
 	// joined by LF.
-	Results string
+	Results string `json:"results,omitempty"`
 	// Summary says all results in one line, for the log.
-	Summary string
+	Summary string `json:"summary,omitempty"`
 	// Override says who speaks for a message that fails DMARC: "arc", "" for
 	// nobody.
-	Override string
+	Override string `json:"override,omitempty"`
 }
 
 // SPFTooWide is the result of a pass that does not count, because the record
@@ -251,10 +257,10 @@ const SPFTooWide = "policy"
 
 // Listing is one entry found on a DNS list.
 type Listing struct {
-	List   string // public name of the list, never its query key
-	What   string // the address or domain that is listed
-	Answer string // the A records, "127.0.0.2 127.0.0.4"
-	Weight int
+	List   string `json:"list"`             // public name of the list, never its query key
+	What   string `json:"what"`             // the address or domain that is listed
+	Answer string `json:"answer,omitempty"` // the A records, "127.0.0.2 127.0.0.4"
+	Weight int    `json:"weight"`
 }
 
 // Mark adds a suspicion, once.

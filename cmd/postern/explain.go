@@ -30,29 +30,32 @@ func (c *cli) explainCommand() *cobra.Command {
 		Short: "show every step of a decision",
 		Long: "With flags, asks the running daemon what it would decide, and changes nothing: no entry is\n" +
 			"written, nothing is counted. With the reference of a refusal (\"ref ABCDE-FGHJK\" in the\n" +
-			"bounce), shows how that decision came about. With --recent, lists the newest refusals.",
+			"bounce), shows how that decision came about, also when the daemon has been restarted since or\n" +
+			"is down. With --recent, lists the newest refusals. Past decisions by address, client or reason:\n" +
+			"`postern journal search`.",
 		Example: "  postern explain --client 192.0.2.7 --helo mail.example.org --sender a@example.org --recipient b@example.com\n" +
 			"  postern explain 7K3QX-2MDAB",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
 			w := cmd.OutOrStdout()
-			switch {
-			case recent > 0:
-				list, err := admin.Client{Client: cl}.Decisions(cmd.Context(), recent)
-				if err != nil {
-					return err
-				}
-				return c.show(w, list, func(w io.Writer) { writeRecent(w, list) })
-			case len(args) == 1:
-				rec, err := admin.Client{Client: cl}.Decision(cmd.Context(), strings.Trim(args[0], "[]()"))
+			if len(args) == 1 {
+				rec, err := c.findDecision(cmd, args[0])
 				if err != nil {
 					return err
 				}
 				return c.show(w, rec, func(w io.Writer) { writeRecord(w, rec) })
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			switch {
+			case recent > 0:
+				list, err := journal.Admin{Client: cl}.Recent(cmd.Context(), recent)
+				if err != nil {
+					return err
+				}
+				return c.show(w, list, func(w io.Writer) { writeRecent(w, list) })
 			case q.Client == "":
 				return fmt.Errorf("name the client's address with --client, or give a reference")
 			}
@@ -155,7 +158,7 @@ func actionText(v policy.Verdict) string {
 	return text
 }
 
-func writeRecord(w io.Writer, r journal.Record) {
+func writeRecord(w io.Writer, r *journal.Record) {
 	fmt.Fprintf(w, "%s  %s at %s\n", r.Decision.Reference, r.Time.Format(time.RFC3339), r.Stage)
 	for _, f := range [][2]string{
 		{"client", strings.TrimSpace(r.Client + " " + r.Name)},
@@ -173,11 +176,21 @@ func writeRecord(w io.Writer, r journal.Record) {
 	writeDecision(w, r.Decision)
 }
 
-func writeRecent(w io.Writer, list []journal.Record) {
+func writeRecent(w io.Writer, list []*journal.Record) {
 	for _, r := range list {
-		fmt.Fprintf(w, "%s  %s  %s  %s -> %s  %s\n", r.Time.Format("2006-01-02 15:04:05"), r.Decision.Reference,
-			r.Client, adminapi.Printable(orNull(r.Sender)), adminapi.Printable(r.Recipient), actionText(r.Decision.Verdict))
+		writeLine(w, r)
 	}
+}
+
+// writeLine writes a decision in one line.
+func writeLine(w io.Writer, r *journal.Record) {
+	d := r.Decision
+	text := actionText(d.Verdict)
+	if d.WouldCheck != "" {
+		text += "; in shadow: " + d.WouldCheck + " would say " + actionText(d.Would)
+	}
+	fmt.Fprintf(w, "%s  %s  %s  %s -> %s  %s\n", r.Time.Local().Format("2006-01-02 15:04:05"), d.Reference,
+		r.Client, adminapi.Printable(orNull(r.Sender)), adminapi.Printable(r.Recipient), text)
 }
 
 func orNull(sender string) string {

@@ -34,6 +34,7 @@ var allowed = map[string]rule{
 	"internal/spfrecord": {},
 	"internal/dkimsig":   {},
 	"internal/meter":     {},
+	"internal/reference": {},
 
 	// Values, sockets, logs: below everything that uses them.
 	"internal/conf":       {module: "policy"},
@@ -99,7 +100,7 @@ var allowed = map[string]rule{
 	"store/redis":   {module: "greylist internal/conf internal/meter store", outside: "github.com/redis/go-redis/v9/... github.com/sony/gobreaker/v2 " + metrics + " " + zap},
 
 	// From a request to its answer.
-	"pipeline": {module: "internal/conf internal/logging policy", outside: metrics + " " + zap},
+	"pipeline": {module: "internal/conf internal/logging internal/reference policy", outside: metrics + " " + zap},
 	"policyd":  {module: "dialog internal/conf internal/door internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"dialog":   {module: "policy"},
 	"expect":   {module: "internal/conf internal/mailaddr policy resolver"},
@@ -111,21 +112,21 @@ var allowed = map[string]rule{
 		module:  "internal/adminapi internal/conf internal/door internal/filestamp internal/listen internal/mailaddr internal/netstring policy table",
 		outside: metrics + " " + zap,
 	},
-	"journal": {module: "policy"},
-	"admin":   {module: "internal/adminapi internal/conf internal/listen journal policy", outside: metrics + " " + zap},
+	"journal": {module: "internal/adminapi internal/conf internal/mailaddr internal/reference policy", outside: "github.com/klauspost/compress/zstd " + metrics + " " + zap},
+	"admin":   {module: "internal/adminapi internal/conf internal/listen policy", outside: metrics + " " + zap},
 	"config": {
-		module: "access admin auth client dkim dmarcreport expect greylist headercheck internal/conf internal/listen internal/logging known limit lookup milter names pipeline policy " +
+		module: "access admin auth client dkim dmarcreport expect greylist headercheck internal/conf internal/listen internal/logging journal known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin auth client config dialog dkim dmarcreport expect greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr journal known limit lookup " +
+		module: "access admin auth client config dialog dkim dmarcreport expect greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr internal/reference journal known limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
 		module: "access admin app auth client config dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
-			"internal/when journal known limit list lookup policy provider rbl spf store store/bolt verify",
+			"internal/reference internal/when journal known limit list lookup policy provider rbl spf store store/bolt verify",
 		outside: "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 
