@@ -415,7 +415,7 @@ func TestMilterEffects(t *testing.T) {
 	refused := s.send(eml("x"), "box@example.com")
 	matches(t, "reject", refused, `^550 5\.7\.1 100% spam \[ref [0-9A-Z]{5}-[0-9A-Z]{5}\]$`)
 	ref := regexp.MustCompile(`\[ref (.*)\]`).FindStringSubmatch(refused)
-	if rec, ok := f.journal.Find(ref[1]); !ok || rec.Decision.Check != "test" || rec.Stage != policy.StageEndOfMessage || rec.Sender != "ann@example.org" || rec.Recipient != "box@example.com" || rec.QueueID == "" {
+	if rec, err := f.journal.Find(t.Context(), ref[1]); err != nil || rec == nil || rec.Decision.Check != "test" || rec.Stage != policy.StageEndOfMessage || rec.Sender != "ann@example.org" || rec.Recipient != "box@example.com" || rec.QueueID == "" {
 		t.Errorf("journal %+v", rec)
 	}
 	next(policy.Judgement{Verdict: verdict(policy.DeferIfPermit, 451, "later")}, nil)
