@@ -188,6 +188,7 @@ func TestResults(t *testing.T) {
 	o.Now = time.Unix(1_800_000_000, 0)
 	for tags, want := range map[string]Signature{
 		"; x=1799999999":               {Result: PermError, Reason: "it has expired"},
+		"; x=1800000000":               {Result: Fail, Reason: "the signature is not that of the message"}, // not yet
 		"; x=1800000001":               {Result: Fail, Reason: "the signature is not that of the message"},
 		"; t=1700000000; x=1700000000": {Result: PermError, Reason: "it has expired before it was made"},
 		"; t=1800003601":               {Result: Policy, Reason: "signed in the future"},
