@@ -1,14 +1,12 @@
 package known
 
 import (
-	"bufio"
-	"errors"
 	"io"
 	"net/netip"
 	"strings"
 	"time"
 
-	"postern/internal/mailaddr"
+	"postern/internal/maillog"
 )
 
 // LogReader finds in Postfix's log what our users have written. A message is
@@ -27,6 +25,7 @@ type LogReader struct {
 	// Seen counts.
 	Seen LogSeen
 
+	log      maillog.Reader
 	messages map[string]*message
 	order    []string // of messages, oldest first; may hold ids that are gone
 }
@@ -53,7 +52,6 @@ type message struct {
 // Bounds of what is remembered while reading.
 const (
 	maxMessages = 200_000
-	maxLogLine  = 64 << 10
 )
 
 // Read reads one file and calls yield for each delivery to the outside of our
@@ -63,42 +61,21 @@ func (r *LogReader) Read(in io.Reader, yield func(Written) bool) error {
 	if r.messages == nil {
 		r.messages = make(map[string]*message)
 	}
-	b := bufio.NewReaderSize(in, maxLogLine)
-	for {
-		line, err := b.ReadSlice('\n')
-		long := errors.Is(err, bufio.ErrBufferFull)
-		for errors.Is(err, bufio.ErrBufferFull) {
-			_, err = b.ReadSlice('\n')
+	r.log.Now, r.log.In = r.Now, r.In
+	defer func() { r.Seen.Lines, r.Seen.Unread = r.log.Lines, r.log.Unread }()
+	return r.log.Read(in, func(l maillog.Line) bool {
+		if !l.OfMessage() {
+			return true
 		}
-		if len(line) > 0 {
-			r.Seen.Lines++
-			if long {
-				r.Seen.Unread++
-			} else if w, ok := r.line(strings.TrimRight(string(line), "\r\n")); ok && !yield(w) {
-				return nil
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-	}
+		w, ok := r.line(&l)
+		return !ok || yield(w)
+	})
 }
 
 // line takes one line, and returns a delivery of our users' mail.
-func (r *LogReader) line(s string) (w Written, ok bool) {
-	at, rest, ok := r.stamp(s)
-	if !ok {
-		r.Seen.Unread++
-		return w, false
-	}
-	program, id, text, ok := record(rest)
-	if !ok {
-		return w, false // not Postfix's, or about no message
-	}
-	switch program {
+func (r *LogReader) line(l *maillog.Line) (w Written, ok bool) {
+	id, text := l.ID, l.Text
+	switch l.Program {
 	case "smtpd":
 		client, ok := strings.CutPrefix(text, "client=")
 		if !ok {
@@ -117,14 +94,14 @@ func (r *LogReader) line(s string) (w Written, ok bool) {
 			delete(r.messages, id)
 			return w, false
 		}
-		if from, _, ok := bracketed(text, "from=<"); ok {
+		if from, _, ok := maillog.Bracketed(text, "from=<"); ok {
 			if m := r.messages[id]; m != nil {
 				m.sender, m.from = from, true
 			}
 		}
 	case "smtp":
 		m := r.messages[id]
-		to, after, ok := bracketed(text, "to=<")
+		to, after, ok := maillog.Bracketed(text, "to=<")
 		if m == nil || !m.own || !m.from || !ok {
 			return w, false
 		}
@@ -134,7 +111,7 @@ func (r *LogReader) line(s string) (w Written, ok bool) {
 			return w, false
 		}
 		r.Seen.Sent++
-		return Written{User: m.sender, To: to, At: at}, true
+		return Written{User: m.sender, To: to, At: l.At}, true
 	}
 	return w, false
 }
@@ -191,128 +168,14 @@ func (r *LogReader) ownClient(s string) bool {
 			}
 		}
 	}
-	// The name is the client's own choice; the address stands in the last brackets.
-	i, j := strings.LastIndexByte(client, '['), strings.LastIndexByte(client, ']')
-	if i < 0 || j < i {
+	_, addr, ok := maillog.Client(client)
+	if !ok {
 		return false
 	}
-	addr := mailaddr.IP(client[i+1 : j])
 	for _, p := range r.Networks {
 		if p.Contains(addr) {
 			return true
 		}
 	}
 	return false
-}
-
-// record takes "HOST PROGRAM[PID]: QUEUEID: TEXT" apart. The program is the last
-// part of its name: "postfix-out/submission/smtpd" is smtpd.
-func record(s string) (program, id, text string, ok bool) {
-	i := strings.Index(s, "]: ")
-	if i < 0 {
-		return "", "", "", false
-	}
-	head, body := s[:i], s[i+3:]
-	j := strings.LastIndexByte(head, '[')
-	if j < 0 {
-		return "", "", "", false
-	}
-	program = head[:j]
-	program = program[strings.LastIndexByte(program, ' ')+1:]
-	if !strings.HasPrefix(program, "postfix") {
-		return "", "", "", false
-	}
-	program = program[strings.LastIndexByte(program, '/')+1:]
-	// rsyslog and journald may put a tag of their own: "[ID 197553 mail.info] ".
-	if strings.HasPrefix(body, "[ID ") {
-		_, body, _ = strings.Cut(body, "] ")
-	}
-	id, text, ok = strings.Cut(body, ": ")
-	return program, id, text, ok && queueID(id)
-}
-
-// queueID reports whether s is one: hexadecimal, or the long form of letters
-// and digits without vowels (postconf enable_long_queue_ids).
-func queueID(s string) bool {
-	if len(s) < 5 || len(s) > 32 {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
-			return false
-		}
-	}
-	return s != "NOQUEUE" && s != "warning" && s != "statistics" && s != "connect" && s != "disconnect" && s != "error" && s != "fatal"
-}
-
-// bracketed returns what stands between the prefix and the next "<...>" end.
-// Postfix quotes nothing in there; a local part may hold ">" only in quotes.
-func bracketed(s, prefix string) (inner, after string, ok bool) {
-	rest, ok := strings.CutPrefix(s, prefix)
-	if !ok {
-		return "", "", false
-	}
-	i := strings.Index(rest, ">")
-	if strings.HasPrefix(rest, `"`) {
-		if end := strings.Index(rest, `"@`); end > 0 {
-			i = end + strings.Index(rest[end:], ">")
-			if i < end {
-				return "", "", false
-			}
-		}
-	}
-	if i < 0 {
-		return "", "", false
-	}
-	return mailaddr.ParsePath(rest[:i]).Raw, rest[i+1:], true
-}
-
-// stamp reads the timestamp of a line: "Nov 27 09:01:02", with or without a year
-// behind or in front, or RFC 3339 and its like.
-func (r *LogReader) stamp(s string) (at time.Time, rest string, ok bool) {
-	if len(s) < 16 {
-		return at, "", false
-	}
-	if s[0] >= '0' && s[0] <= '9' {
-		word, rest, _ := strings.Cut(s, " ")
-		if len(word) == len("2006-01-02") { // "2006-01-02 15:04:05"
-			clock, after, _ := strings.Cut(rest, " ")
-			word, rest = word+"T"+clock, after
-		}
-		word = strings.Replace(word, ",", ".", 1)
-		for _, form := range [...]string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999-0700", "2006-01-02T15:04:05.999999999"} {
-			if t, err := time.ParseInLocation(form, word, r.zone()); err == nil {
-				return t, rest, true
-			}
-		}
-		return at, "", false
-	}
-	t, err := time.ParseInLocation("Jan _2 15:04:05", s[:15], r.zone())
-	if err != nil {
-		return at, "", false
-	}
-	rest = strings.TrimPrefix(s[15:], " ")
-	if strings.HasPrefix(s[15:], ".") { // journalctl -o short-precise
-		_, rest, _ = strings.Cut(s[15:], " ")
-	}
-	return r.year(t), rest, true
-}
-
-func (r *LogReader) zone() *time.Location {
-	if r.In != nil {
-		return r.In
-	}
-	return time.Local
-}
-
-// year puts a time without a year into the last twelve months. A clock that is
-// a day ahead is believed.
-func (r *LogReader) year(t time.Time) time.Time {
-	now := r.Now.In(t.Location())
-	t = time.Date(now.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), 0, t.Location())
-	if t.After(now.Add(day)) {
-		t = t.AddDate(-1, 0, 0)
-	}
-	return t
 }

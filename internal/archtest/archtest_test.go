@@ -43,6 +43,7 @@ var allowed = map[string]rule{
 	"internal/sendmail":   {},
 	"internal/aggregate":  {outside: "golang.org/x/text/encoding/htmlindex golang.org/x/text/encoding/unicode golang.org/x/text/runes golang.org/x/text/transform"},
 	"internal/when":       {module: "internal/mailaddr policy"},
+	"internal/maillog":    {module: "internal/mailaddr"},
 	"internal/mailaddr":   {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":     {outside: "github.com/coreos/go-systemd/v22/activation"},
 	"internal/quickack":   {},
@@ -73,7 +74,7 @@ var allowed = map[string]rule{
 
 	"limit": {module: "internal/adminapi internal/conf internal/meter internal/sendmail list policy", outside: metrics + " " + zap},
 
-	"known": {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: metrics + " " + zap},
+	"known": {module: "internal/adminapi internal/conf internal/mailaddr internal/maillog policy", outside: metrics + " " + zap},
 
 	"verify": {
 		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table verify/callout verify/directory",
