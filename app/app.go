@@ -32,6 +32,7 @@ import (
 	"postern/pipeline"
 	"postern/policy"
 	"postern/policyd"
+	"postern/resolver"
 	"postern/store"
 	"postern/store/bolt"
 	"postern/store/mem"
@@ -96,6 +97,9 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 		log: o.Log, reg: a.registry, store: st, journal: a.journal, refs: refs, metrics: pipeline.NewMetrics(a.registry), permits: pipeline.NewPermits(),
 		tables: lookup.NewTableMetrics(a.registry), dialogs: dialog.New(maxDialogs),
 	}
+	if a.journal.KeepsAnswers() {
+		a.parts.answers = a.keepAnswer
+	}
 	g, err := build(cfg, a.parts, nil)
 	if err != nil {
 		return nil, errors.Join(err, st.Close(context.Background()))
@@ -111,6 +115,11 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	})
 	a.lookup = lookup.New(cfg.Lookup, o.Log, a.registry)
 	return a, nil
+}
+
+// keepAnswer keeps what the DNS has said.
+func (a *App) keepAnswer(r resolver.Recorded) {
+	a.journal.Answer(journal.Answer{Time: time.Now(), Name: r.Name, Type: r.Type, Records: r.Records, Failure: r.Failure, TTL: r.TTL})
 }
 
 func openStore(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (store.Store, error) {

@@ -47,7 +47,11 @@ func (p *parts) resolver(cfg *config.Config, prev *generation) (*resolver.Resolv
 	if prev.resolver != nil && reflect.DeepEqual(prev.cfg.DNS, cfg.DNS) {
 		return prev.resolver, nil
 	}
-	return resolver.New(cfg.DNS, p.log, p.reg)
+	r, err := resolver.New(cfg.DNS, p.log, p.reg)
+	if err == nil && p.answers != nil {
+		r.Observe(p.answers)
+	}
+	return r, err
 }
 
 // start begins what the parts do by themselves: watching lists, testing DNS
@@ -108,6 +112,7 @@ type parts struct {
 	store   store.Store
 	journal pipeline.Journal
 	refs    *reference.Source
+	answers func(resolver.Recorded) // nil: nobody wants to know what the DNS says
 	metrics *pipeline.Metrics
 	permits *pipeline.Permits
 	tables  *lookup.TableMetrics

@@ -114,25 +114,26 @@ type entry struct {
 	json []byte
 }
 
-// cutEntry takes the first entry off b.
-func cutEntry(b []byte) (e entry, rest []byte, err error) {
+// cut makes e the first entry of b, and returns the rest.
+func (e *entry) cut(b []byte) (rest []byte, err error) {
+	*e = entry{}
 	if len(b) < 5 {
-		return e, nil, errBroken
+		return nil, errBroken
 	}
 	size := int(binary.LittleEndian.Uint32(b))
 	if size < 1 || size > maxEntry || size > len(b)-4 {
-		return e, nil, errBroken
+		return nil, errBroken
 	}
 	p, rest := b[4:4+size], b[4+size:]
 	e.kind = kind(p[0])
 	t, n := binary.Varint(p[1:])
 	if n <= 0 {
-		return e, nil, errBroken
+		return nil, errBroken
 	}
 	e.time = t
 	if p = p[1+n:]; e.kind == kindDecision {
 		if len(p) < 12 || len(p) < 12+int(p[11]) {
-			return e, nil, errBroken
+			return nil, errBroken
 		}
 		e.action, e.would, e.stage = policy.Action(p[0]), policy.Action(p[1]), policy.Stage(p[2])
 		e.ref = reference.Ref(binary.LittleEndian.Uint64(p[3:]))
@@ -142,14 +143,14 @@ func cutEntry(b []byte) (e entry, rest []byte, err error) {
 		for _, to := range e.texts() {
 			size, n := binary.Uvarint(p)
 			if n <= 0 || size > uint64(len(p)-n) {
-				return e, nil, errBroken
+				return nil, errBroken
 			}
 			*to = p[n : n+int(size)]
 			p = p[n+int(size):]
 		}
 	}
 	e.json = p
-	return e, rest, nil
+	return rest, nil
 }
 
 // record reads the whole of a decision.

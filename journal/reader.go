@@ -10,8 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
 	"postern/internal/reference"
 )
 
@@ -249,8 +247,8 @@ func (r *Reader) walk(ctx context.Context, w *walk, yield func(*entry) error) (S
 		}
 		return a - b
 	})
-	dec := newDecoder()
-	defer dec.Close()
+	u := unpacker{Decoder: newDecoder()}
+	defer u.Close()
 	q := &waiting{walk: w}
 	give := func(until int64, all bool) error {
 		for len(q.entries) > 0 && (all || w.before(q.entries[0].time, until)) {
@@ -261,7 +259,6 @@ func (r *Reader) walk(ctx context.Context, w *walk, yield func(*entry) error) (S
 		}
 		return nil
 	}
-	var packed []byte
 	for _, i := range order {
 		p := &places[i]
 		if err := give(w.first(&p.header), false); err != nil {
@@ -270,36 +267,34 @@ func (r *Reader) walk(ctx context.Context, w *walk, yield func(*entry) error) (S
 		if err := ctx.Err(); err != nil {
 			return seen, err
 		}
-		var err error
-		if packed, err = r.read(w, q, p, i, &files, dec, packed, &seen); err != nil {
+		f, err := files.open(p.segment)
+		if err != nil {
 			return seen, err
+		}
+		seen.Blocks++
+		if !q.take(p, i, f, &u, &seen) {
+			seen.Broken++ // the rest of the block is lost, not that of the file
 		}
 	}
 	return seen, give(0, true)
 }
 
-// read puts the entries of a block that are wanted among those that wait.
-func (r *Reader) read(w *walk, q *waiting, p *place, number int, files *opened, dec *zstd.Decoder, packed []byte, seen *Seen) ([]byte, error) {
-	f, err := files.open(p.segment)
-	if err != nil {
-		return packed, err
-	}
-	seen.Blocks++
-	data, packed, err := p.unpack(f, dec, packed)
+// take puts the entries of a block that are wanted among those that wait. It
+// reports whether all could be read.
+func (q *waiting) take(p *place, number int, f *os.File, u *unpacker, seen *Seen) bool {
+	data, err := u.unpack(p, f)
+	var e entry
 	for n := 0; err == nil && len(data) > 0; n++ {
-		var e entry
-		if e, data, err = cutEntry(data); err != nil {
+		if data, err = e.cut(data); err != nil {
 			break
 		}
 		seen.Entries++
-		if e.time >= w.from && e.time <= w.to && w.keep(&e) {
+		if e.time >= q.from && e.time <= q.to && q.keep(&e) {
 			heap.Push(q, numbered{e, number, n})
+			u.data = nil // it is theirs
 		}
 	}
-	if err != nil {
-		seen.Broken++ // the rest of the block is lost, not that of the file
-	}
-	return packed, nil
+	return err == nil
 }
 
 // opened are the files of a walk: each is opened once, so that what is removed

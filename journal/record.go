@@ -1,8 +1,11 @@
 package journal
 
 import (
+	"encoding/json"
 	"net/netip"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"postern/internal/mailaddr"
 	"postern/policy"
@@ -108,19 +111,66 @@ func (r *Record) clone() *Record {
 	return &c
 }
 
-// Answer is one answer of the DNS that came from the network.
+// Answer is one answer of the DNS that came from the network, in the form of
+// resolver.Recorded.
 type Answer struct {
-	Time time.Time `json:"time"`
-	// Name that was asked for: lower case, A-labels, no trailing dot.
-	Name string `json:"name"`
+	Time time.Time
+	// Name that was asked for: lower case, A-labels, no dot at the end.
+	Name string
 	// Type of the records: "A", "TXT", ...
-	Type string `json:"type"`
-	// Rcode is what the server said: "NOERROR", "NXDOMAIN", ..., or why there is
-	// no answer: "timeout", "unreachable", ...
-	Rcode string `json:"rcode"`
-	// Records in their text form: addresses, names, "10 mail.example.org" for MX,
-	// the joined strings of a TXT record as they are.
-	Records []string `json:"records,omitempty"`
+	Type string
+	// Records are the data of each: an address, a name, "10 mail.example.org", the
+	// octets of a text. None, and no failure: there are none.
+	Records []string
+	// Failure is "timeout", "servfail", "refused", "unreachable" or "".
+	Failure string
 	// TTL is how long the answer may be kept.
-	TTL time.Duration `json:"ttl"`
+	TTL time.Duration
+}
+
+// answerJSON is an Answer in the files. JSON has no octets: where a record is
+// not UTF-8, each octet of all is the character of its number.
+type answerJSON struct {
+	Time    time.Time     `json:"time"`
+	Name    string        `json:"name"`
+	Type    string        `json:"type"`
+	Records []string      `json:"records,omitempty"`
+	Octets  bool          `json:"octets,omitempty"`
+	Failure string        `json:"failure,omitempty"`
+	TTL     time.Duration `json:"ttl"`
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (a *Answer) MarshalJSON() ([]byte, error) {
+	out := answerJSON{a.Time, a.Name, a.Type, a.Records, false, a.Failure, a.TTL}
+	if slices.ContainsFunc(a.Records, func(s string) bool { return !utf8.ValidString(s) }) {
+		out.Octets, out.Records = true, make([]string, len(a.Records))
+		for i, s := range a.Records {
+			runes := make([]rune, len(s))
+			for j := range len(s) {
+				runes[j] = rune(s[j])
+			}
+			out.Records[i] = string(runes)
+		}
+	}
+	return json.Marshal(&out)
+}
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (a *Answer) UnmarshalJSON(text []byte) error {
+	var in answerJSON
+	if err := json.Unmarshal(text, &in); err != nil {
+		return err
+	}
+	if in.Octets {
+		for i, s := range in.Records {
+			octets := make([]byte, 0, len(s))
+			for _, r := range s {
+				octets = append(octets, byte(r))
+			}
+			in.Records[i] = string(octets)
+		}
+	}
+	*a = Answer{in.Time, in.Name, in.Type, in.Records, in.Failure, in.TTL}
+	return nil
 }

@@ -293,23 +293,31 @@ func (w *window) next(s *segment, at int64) int64 {
 	return -1
 }
 
-// unpack reads the entries of a block. packed is memory to use.
-func (p *place) unpack(r io.ReaderAt, dec *zstd.Decoder, packed []byte) (data, used []byte, err error) {
-	packed = slices.Grow(packed[:0], p.size)[:p.size]
-	if _, err := r.ReadAt(packed, p.at); err != nil {
-		return nil, packed, fmt.Errorf("journal: %s: %w", p.segment.path, err)
+// unpacker is what unpacking takes, and its memory.
+type unpacker struct {
+	*zstd.Decoder
+	packed, data []byte
+}
+
+// unpack reads the entries of a block. They are valid until the next call
+// unless data is taken away before.
+func (u *unpacker) unpack(p *place, r io.ReaderAt) ([]byte, error) {
+	u.packed = slices.Grow(u.packed[:0], p.size)[:p.size]
+	if _, err := r.ReadAt(u.packed, p.at); err != nil {
+		return nil, fmt.Errorf("journal: %s: %w", p.segment.path, err)
 	}
-	if crc32.Checksum(packed, castagnoli) != p.sum {
-		return nil, packed, fmt.Errorf("%w: wrong sum in %s at %d", errBroken, p.segment.path, p.at)
+	if crc32.Checksum(u.packed, castagnoli) != p.sum {
+		return nil, fmt.Errorf("%w: wrong sum in %s at %d", errBroken, p.segment.path, p.at)
 	}
-	data, err = dec.DecodeAll(packed, make([]byte, 0, p.unpacked))
+	data, err := u.DecodeAll(u.packed, slices.Grow(u.data[:0], p.unpacked))
 	if err == nil && len(data) != p.unpacked {
 		err = errBroken
 	}
 	if err != nil {
-		return nil, packed, fmt.Errorf("journal: %s at %d: %w", p.segment.path, p.at, err)
+		return nil, fmt.Errorf("journal: %s at %d: %w", p.segment.path, p.at, err)
 	}
-	return data, packed, nil
+	u.data = data
+	return data, nil
 }
 
 func newEncoder() *zstd.Encoder {

@@ -146,6 +146,9 @@ func (r *Resolver) fly(f *flight) {
 	for f != nil {
 		f.answer = r.resolve(f.key)
 		r.remember(f.key, f.answer)
+		if r.observe != nil {
+			r.tell(f.key, f.answer)
+		}
 		f = r.flights.land(f)
 	}
 }

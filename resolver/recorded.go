@@ -54,6 +54,19 @@ func record(k key, a *answer) Recorded {
 	return out
 }
 
+// Observe has f called with what servers have said, or that they have not; what
+// the cache answers is not among it. f must not wait: look-ups do meanwhile. It is
+// called by several goroutines. Observe itself is called before the first look-up.
+func (r *Resolver) Observe(f func(Recorded)) { r.observe = f }
+
+// tell tells who observes. A resolver that is closed has not asked.
+func (r *Resolver) tell(k key, a *answer) {
+	if a.failure != nil && errors.Is(a.failure.kind, ErrClosed) {
+		return
+	}
+	r.observe(record(k, a))
+}
+
 // answer reads what record has written; what cannot be read of it is a failure
 // of the server.
 func (r *Recorded) answer(k key) *answer {

@@ -152,3 +152,36 @@ func TestRecordOfAnAnswer(t *testing.T) {
 		t.Error(said)
 	}
 }
+
+// Who observes is told what was asked for, once, and nothing that the cache has.
+func TestObserve(t *testing.T) {
+	src := tape{"slow.example A": {Failure: "timeout"}, "example.org TXT": {Records: []string{"a text"}, TTL: time.Minute}}
+	res, err := NewRecorded(DefaultConfig(), src, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan Recorded, 10)
+	res.Observe(func(r Recorded) { seen <- r })
+	for range 3 {
+		if _, _, _, err := res.LookupTXT(t.Context(), "Example.ORG"); err != nil {
+			t.Error(err)
+		}
+	}
+	_, _, _, _ = res.LookupA(t.Context(), "slow.example")
+	res.Close()
+	_, _, _, _ = res.LookupA(t.Context(), "late.example")
+	close(seen)
+	var got []Recorded
+	for r := range seen {
+		got = append(got, r)
+	}
+	want := []Recorded{{Name: "example.org", Type: "TXT", Records: []string{"a text"}, TTL: time.Minute}, {Name: "slow.example", Type: "A", Failure: "timeout"}}
+	for i := range got {
+		if got[i].Failure != "" {
+			got[i].TTL = 0 // how long it is remembered
+		}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("told %+v, want %+v", got, want)
+	}
+}
