@@ -30,11 +30,20 @@ type Facts struct {
 
 // Rehearsal decides requests by a configuration, apart from any daemon: nobody
 // is asked, nothing is listened on, nothing is written or sent, and the state
-// is its own. It is for one goroutine.
+// is its own. Requests come in the order of their times. It is for one
+// goroutine.
 type Rehearsal struct {
-	g     *generation
+	cfg   *config.Config
+	parts parts
 	state store.Store
+	g     *generation
+	until time.Time // then answers of the DNS that are remembered are too old
+	err   error
 }
+
+// remembered is how long answers of the DNS are remembered, by the requests'
+// clock: the checks' own memories go by the real one.
+const remembered = time.Hour
 
 // Rehearse returns a rehearsal of a configuration that has been loaded, with
 // an empty state. The caller closes it.
@@ -46,32 +55,61 @@ func Rehearse(cfg *config.Config, facts *Facts) (*Rehearsal, error) {
 		own.Limit.Rules[i].Notify = nil
 	}
 	own.Store.Kind = store.Memory
-	reg := prometheus.NewRegistry()
-	r := &Rehearsal{state: mem.New(own.Store.MaxEntries, own.Store.MaxWaiting)}
-	var err error
-	r.g, err = build(&own, parts{
-		log: zap.NewNop(), reg: reg, store: r.state, metrics: pipeline.NewMetrics(reg), permits: pipeline.NewPermits(),
-		tables: lookup.NewTableMetrics(reg), dialogs: dialog.New(1), rehearsal: facts,
-	}, nil)
-	if err != nil {
+	r := &Rehearsal{cfg: &own, state: mem.New(own.Store.MaxEntries, own.Store.MaxWaiting)}
+	r.parts = parts{log: zap.NewNop(), store: r.state, permits: pipeline.NewPermits(), dialogs: dialog.New(1), rehearsal: facts}
+	if err := r.build(); err != nil {
 		_ = r.state.Close(context.Background()) // it is memory
 		return nil, err
 	}
 	return r, nil
 }
 
+// build makes the checks anew, on the state that there is.
+func (r *Rehearsal) build() error {
+	p := r.parts
+	p.reg = prometheus.NewRegistry()
+	p.metrics, p.tables = pipeline.NewMetrics(p.reg), lookup.NewTableMetrics(p.reg)
+	g, err := build(r.cfg, p, nil)
+	if err != nil {
+		return err
+	}
+	r.end()
+	r.g = g
+	return nil
+}
+
+func (r *Rehearsal) end() {
+	if r.g != nil {
+		r.g.stop()
+		r.g.resolver.Close()
+	}
+}
+
 // Close ends the rehearsal.
 func (r *Rehearsal) Close() {
-	r.g.stop()
-	r.g.resolver.Close()
+	r.end()
 	_ = r.state.Close(context.Background()) // it is memory
 }
 
 // Decide decides one request.
 func (r *Rehearsal) Decide(ctx context.Context, req *policy.Request, d *policy.Decision) {
+	if r.until.IsZero() {
+		r.until = req.Time.Add(remembered)
+	}
+	if !req.Time.Before(r.until) {
+		r.until = req.Time.Add(remembered)
+		if err := r.build(); err != nil && r.err == nil {
+			r.err = err // the files have changed meanwhile
+		}
+	}
 	d.Reset()
 	r.g.pipeline.Decide(ctx, req, d)
+	r.g.known.Settle()
 }
+
+// Err is why checks could not be made anew, nil when they could; requests after
+// that were decided by the older ones.
+func (r *Rehearsal) Err() error { return r.err }
 
 // Content shows a message to the inspectors: req is its envelope, whose
 // recipients have been accepted. It returns what changes about the message.

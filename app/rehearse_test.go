@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,5 +204,67 @@ func TestRehearsalDecides(t *testing.T) {
 		if s.Check == "verify" && s.Verdict.Reason != "verify-not-asked" {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+// changing is a world that can be changed.
+type changing struct {
+	listed atomic.Bool
+	asked  atomic.Int64
+}
+
+func (c *changing) Answer(_ context.Context, name, rrtype string) resolver.Recorded {
+	r := resolver.Recorded{Name: name, Type: rrtype, TTL: 24 * time.Hour}
+	if strings.HasSuffix(name, ".bl.example") && rrtype == "A" {
+		c.asked.Add(1)
+		if c.listed.Load() {
+			r.Records = []string{"127.0.0.2"}
+		}
+	}
+	return r
+}
+
+// By the clock of the requests answers are remembered for an hour, and the
+// state for as long as it is in a daemon.
+func TestRehearsalGoesByTheRequestsClock(t *testing.T) {
+	cfg := loadText(t, `
+hostname = "mx.example.com"
+greylist = { profile = "strict" }
+[chains.inbound]
+checks = ["rbl", "greylist"]
+[rbl]
+lists = ["bl.example*3"]
+`)
+	world := new(changing)
+	r, err := Rehearse(cfg, &Facts{DNS: world, Recipients: func(policy.Address) (string, string) { return "", "" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	start := time.Date(2026, 11, 27, 10, 0, 0, 0, time.UTC)
+	var d policy.Decision
+	for _, tt := range []struct {
+		after  time.Duration
+		listed bool
+		reason string
+		asked  int64
+	}{
+		{0, false, "greylist-first-contact", 1},
+		{10 * time.Minute, true, "greylist-first-pass", 1},
+		{59 * time.Minute, true, "greylist-known-triplet", 1},
+		{time.Hour, true, "rbl-listed", 2},
+		{3 * time.Hour, false, "greylist-known-triplet", 3},
+	} {
+		world.listed.Store(tt.listed)
+		r.Decide(t.Context(), &policy.Request{
+			Time: start.Add(tt.after), Stage: policy.StageRcpt, Client: policy.Client{Addr: netip.MustParseAddr("192.0.2.1")}, Helo: "[192.0.2.1]",
+			Sender: policy.Address{Raw: "a@example.org", Local: "a", Domain: "example.org"}, Recipient: policy.Address{Raw: "b@example.com", Local: "b", Domain: "example.com"},
+		}, &d)
+		if got := d.Steps[len(d.Steps)-1].Verdict.Reason; got != tt.reason || world.asked.Load() != tt.asked {
+			t.Errorf("after %v: %s, asked %d times; %+v", tt.after, got, world.asked.Load(), d.Steps)
+		}
+	}
+	if r.Err() != nil {
+		t.Error(r.Err())
 	}
 }

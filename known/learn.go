@@ -117,6 +117,9 @@ func (c *Check) drain() {
 	}
 }
 
+// Settle learns what waits, of a check that is not started.
+func (c *Check) Settle() { c.drain() }
+
 // Stop ends what Start began. It can be called twice, and without Start.
 func (c *Check) Stop() {
 	c.once.Do(func() { close(c.stop) })
