@@ -356,16 +356,13 @@ func (c *Case) World(live resolver.Source) *World {
 	}
 	for _, entry := range c.Listed {
 		zone, answer, _ := listing(entry) // validated
-		w.listed = append(w.listed, listed{reversed(addr) + ".", zone, answer})
+		w.listed = append(w.listed, listed{ListedName(addr, ""), zone, answer})
 	}
 	if domain := c.spfDomain(); c.SPF != "" && domain != "" {
 		r := resolver.Recorded{Name: domain, Type: "TXT", TTL: time.Hour}
-		switch c.SPF {
-		case "temperror":
-			r.Failure = "servfail"
-		case "none":
-		default:
-			r.Records = []string{record(c.SPF, addr)}
+		text, failure, _ := SPFAnswer(c.SPF, addr) // validated
+		if r.Failure = failure; text != "" {
+			r.Records = []string{text}
 		}
 		w.records[key(r.Name, r.Type)] = r
 	}
@@ -382,18 +379,32 @@ func (c *Case) World(live resolver.Source) *World {
 	return w
 }
 
-// record is an SPF record with a result for an address.
-func record(result string, addr netip.Addr) string {
-	all := map[string]string{"fail": "-all", "softfail": "~all", "neutral": "?all"}[result]
-	switch {
-	case all != "":
-		return "v=spf1 " + all
-	case result == "permerror":
-		return "v=spf1 nonsense -all"
-	case addr.Is6():
-		return "v=spf1 ip6:" + addr.String() + " -all"
+// SPFAnswer is what the DNS says of a domain for which SPF has a result: a
+// record, "" for none, or a failure as in [resolver.Recorded]. ok is false for what is
+// no result.
+func SPFAnswer(result string, addr netip.Addr) (record, failure string, ok bool) {
+	switch result {
+	case "fail":
+		return "v=spf1 -all", "", true
+	case "softfail":
+		return "v=spf1 ~all", "", true
+	case "neutral":
+		return "v=spf1 ?all", "", true
+	case "permerror":
+		return "v=spf1 nonsense -all", "", true
+	case "temperror":
+		return "", "servfail", true
+	case "none":
+		return "", "", true
+	case policy.SPFTooWide:
+		return "v=spf1 +all", "", true
+	case "pass":
+		if addr.Is6() {
+			return "v=spf1 ip6:" + addr.String() + " -all", "", true
+		}
+		return "v=spf1 ip4:" + addr.String() + " -all", "", true
 	}
-	return "v=spf1 ip4:" + addr.String() + " -all"
+	return "", "", false
 }
 
 func (c *Case) spfDomain() string {
@@ -481,12 +492,12 @@ func (l *listed) has(name, rrtype string) bool {
 	return ok && rrtype == "A" && (rest == l.zone || strings.HasSuffix(rest, "."+l.zone))
 }
 
-// reversed is an address in the names of DNS lists (RFC 5782 section 2.1 and
-// 2.4).
-func reversed(addr netip.Addr) string {
+// ListedName is the name under which a DNS list has an address (RFC 5782
+// sections 2.1 and 2.4).
+func ListedName(addr netip.Addr, zone string) string {
 	name := resolver.ReverseName(addr)
-	for _, suffix := range []string{".in-addr.arpa", ".ip6.arpa"} {
+	for _, suffix := range []string{"in-addr.arpa", "ip6.arpa"} {
 		name = strings.TrimSuffix(name, suffix)
 	}
-	return name
+	return name + zone
 }

@@ -43,15 +43,22 @@ func (w *World) Remember(a policy.Address, said string) {
 	w.recipients[addressKey(a)] = said
 }
 
+// suppose takes an answer about what nothing is recorded of.
+func (w *World) suppose(r resolver.Recorded) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if key := r.Type + " " + r.Name; w.records[key].Name == "" {
+		w.records[key] = r
+	}
+}
+
 // Suppose makes up what nobody has recorded so that nothing speaks against a
 // request: the names of the client and of HELO lead to its address, the
 // sender's domain has an MX. What was recorded stays.
 func (w *World) Suppose(req *policy.Request) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	set := func(name, rrtype, data string) {
-		if key := rrtype + " " + name; name != "" && w.records[key].Name == "" {
-			w.records[key] = resolver.Recorded{Name: name, Type: rrtype, Records: []string{data}, TTL: time.Hour}
+		if name != "" {
+			w.suppose(resolver.Recorded{Name: name, Type: rrtype, Records: []string{data}, TTL: time.Hour})
 		}
 	}
 	leads := func(name string) {

@@ -16,6 +16,7 @@ import (
 	"postern/app"
 	"postern/config"
 	"postern/internal/adminapi"
+	"postern/journal"
 	"postern/replay"
 	"postern/resolver"
 )
@@ -26,6 +27,9 @@ type replayOptions struct {
 	requests []string
 	logs     []string
 	live     bool
+	since    string
+	until    string
+	journal  string
 	samples  int
 	most     string
 }
@@ -37,12 +41,13 @@ func (c *cli) replayCommand() *cobra.Command {
 		Short: "decide past requests by another configuration, and show what would change",
 		Long: "Decides requests of the past by the configuration of --config and by the present one (--old), each with\n" +
 			"an empty state of its own and the clock of the requests, and prints the differences. Nothing is asked,\n" +
-			"written or sent. What DNS and next hops said is taken from where the requests are from, or supposed to be\n" +
+			"written or sent. Without --log or --requests they are those of the journal ([journal] keep = \"all\"). What DNS and next hops said is taken from where the requests are from, or supposed to be\n" +
 			"such that nothing speaks against them; --live-dns asks for what is not recorded.\n\n" +
 			"A mail log tells less than the daemon's own records: of accepted mail it has no HELO, which is\n" +
 			"supposed to be the client's name; of refused mail no login; of neither TLS or what content has led to.\n\n" +
 			"Exit status 0: no more has changed than --fail-over allows; 1: more has.",
-		Example: "  postern replay --config new.toml --log /var/log/mail.log.1 --log /var/log/mail.log\n" +
+		Example: "  postern replay --config new.toml --since 2d\n" +
+			"  postern replay --config new.toml --log /var/log/mail.log.1 --log /var/log/mail.log\n" +
 			"  postern replay --config new.toml --requests requests.txt --fail-over 0.1%",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -68,6 +73,9 @@ func (c *cli) replayCommand() *cobra.Command {
 	f.StringVar(&o.old, "old", config.DefaultPath, "the present configuration")
 	f.StringArrayVar(&o.requests, "requests", nil, "file of requests as Postfix sends them to a policy server, - for standard input")
 	f.StringArrayVar(&o.logs, "log", nil, "Postfix's log, also gzip'd, oldest first; - for standard input")
+	f.StringVar(&o.since, "since", "7d", "requests of the journal from this time on: 7d, 12h, or 2026-11-27T10:00")
+	f.StringVar(&o.until, "until", "", "and up to this time")
+	f.StringVar(&o.journal, "journal", "", "the journal's directory (default: that of --old)")
 	f.BoolVar(&o.live, "live-dns", false, "ask DNS, now, for what is not recorded")
 	f.IntVar(&o.samples, "samples", 5, "show this many requests of each change")
 	f.StringVar(&o.most, "fail-over", "", "fail when more requests change than this: 100, or 0.5%")
@@ -79,9 +87,6 @@ func (c *cli) replay(cmd *cobra.Command, o *replayOptions) (*replay.Report, erro
 		if _, err := replay.ParseThreshold(o.most); err != nil {
 			return nil, fmt.Errorf("--fail-over: %w", err)
 		}
-	}
-	if len(o.requests)+len(o.logs) == 0 {
-		return nil, errors.New("name where the requests are from: --log or --requests")
 	}
 	after, err := loadFor(cmd, c.config)
 	if err != nil {
@@ -110,9 +115,55 @@ func (c *cli) replay(cmd *cobra.Command, o *replayOptions) (*replay.Report, erro
 		defer deciders[i].Close()
 	}
 	run.Before, run.After = deciders[0], deciders[1]
-	items, err := readItems(cmd, o)
+	if len(o.requests)+len(o.logs) == 0 {
+		err = replayJournal(cmd, o, before, world, run)
+	} else {
+		err = replayFiles(cmd, o, world, run)
+	}
 	if err != nil {
 		return nil, err
+	}
+	report := run.Report()
+	report.Unrecorded = world.Unrecorded()
+	return report, errors.Join(deciders[0].Err(), deciders[1].Err())
+}
+
+// replayJournal decides what the daemon has recorded.
+func replayJournal(cmd *cobra.Command, o *replayOptions, old *config.Config, world *replay.World, run *replay.Run) error {
+	dir := o.journal
+	if dir == "" {
+		if dir = old.JournalDir(); dir == "" {
+			return errors.New("the present configuration keeps no journal; name where the requests are from: --journal, --log or --requests")
+		}
+	}
+	reader, err := journal.Open(dir)
+	if err != nil {
+		return fmt.Errorf("the journal: %w", err)
+	}
+	past := replay.Past{Reader: reader, World: world, Skipped: run.Skip}
+	now := time.Now()
+	if past.Since, err = journal.ParseTime(o.since, now); err != nil {
+		return fmt.Errorf("--since: %w", err)
+	}
+	if o.until != "" {
+		if past.Until, err = journal.ParseTime(o.until, now); err != nil {
+			return fmt.Errorf("--until: %w", err)
+		}
+	}
+	if old.Journal.Keep != journal.KeepAll {
+		fmt.Fprintln(cmd.ErrOrStderr(), `only what was refused is recorded; with [journal] keep = "all" all requests are`)
+	}
+	return past.Each(cmd.Context(), func(it *replay.Item) error {
+		run.Add(cmd.Context(), it)
+		return cmd.Context().Err()
+	})
+}
+
+// replayFiles decides what logs and files of requests tell.
+func replayFiles(cmd *cobra.Command, o *replayOptions, world *replay.World, run *replay.Run) error {
+	items, err := readItems(cmd, o)
+	if err != nil {
+		return err
 	}
 	if !o.live {
 		for i := range items { // before the first: whose answer comes first must not count
@@ -121,13 +172,11 @@ func (c *cli) replay(cmd *cobra.Command, o *replayOptions) (*replay.Report, erro
 	}
 	for i := range items {
 		if err := cmd.Context().Err(); err != nil {
-			return nil, err
+			return err
 		}
 		run.Add(cmd.Context(), &items[i])
 	}
-	report := run.Report()
-	report.Unrecorded = world.Unrecorded()
-	return report, errors.Join(deciders[0].Err(), deciders[1].Err())
+	return nil
 }
 
 // readItems reads the requests of all files.

@@ -105,7 +105,7 @@ var allowed = map[string]rule{
 	"policyd":  {module: "dialog internal/conf internal/door internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"dialog":   {module: "policy"},
 	"expect":   {module: "internal/conf internal/mailaddr policy resolver"},
-	"replay":   {module: "internal/mailaddr internal/maillog policy policyd resolver"},
+	"replay":   {module: "expect internal/mailaddr internal/maillog journal policy policyd resolver"},
 	"milter": {
 		module:  "dialog internal/conf internal/door internal/listen internal/mailaddr internal/quickack policy",
 		outside: "github.com/d--j/go-milter " + metrics + " " + zap,
