@@ -162,12 +162,13 @@ func (h *hasher) conceal(r *Record) *Record {
 	c := r.clone()
 	c.Sender, c.Recipient, c.Login = h.address(r.Sender), h.address(r.Recipient), h.address(r.Login)
 	c.SASLSender, c.Helo, c.ETRNDomain = h.address(r.SASLSender), text(r.Helo), text(r.ETRNDomain)
+	c.Name, c.ReverseName = text(r.Name), text(r.ReverseName)
 	c.OnTop = headers(r.OnTop)
 	if t := c.TLS; t != nil {
-		t.CertSubject = text(t.CertSubject)
+		t.CertSubject, t.CertIssuer, t.SNI = text(t.CertSubject), text(t.CertIssuer), text(t.SNI)
 	}
 	f := &c.Facts
-	f.Auth.Results = text(f.Auth.Results)
+	f.Auth.Results, f.Auth.Summary = text(f.Auth.Results), text(f.Auth.Summary)
 	for i := range f.Listings {
 		f.Listings[i].What = text(f.Listings[i].What)
 	}

@@ -50,7 +50,8 @@ type writer struct {
 
 	// Below is for the goroutine only.
 	block   block
-	pending []byte // packed blocks that could not be written yet
+	pending []byte // a packed block that could not be written yet
+	holds   int    // entries in it
 	first   time.Time
 	written uint64 // number of the last decision taken from the ring
 	enc     *zstd.Encoder
@@ -267,9 +268,8 @@ func (w *writer) write(now bool) {
 	if !w.tried.IsZero() && time.Since(w.tried) < w.retry {
 		return
 	}
-	entries := 0
 	if len(w.pending) == 0 {
-		entries = w.block.entries
+		w.holds = w.block.entries
 		w.pending = w.block.pack(w.pending[:0], w.enc)
 		w.block.reset()
 	}
@@ -281,7 +281,7 @@ func (w *writer) write(now bool) {
 	}
 	w.tried, w.pending = time.Time{}, w.pending[:0]
 	w.mu.Lock()
-	w.state.Written += uint64(entries)
+	w.state.Written += uint64(w.holds)
 	w.state.Flushed = time.Now()
 	w.mu.Unlock()
 	if w.block.entries > 0 {
