@@ -204,6 +204,7 @@ const adminMode = 0o660
 // state; it takes no longer than ctx. What it could not do in that time it logs.
 func (a *App) Stop(ctx context.Context) {
 	a.stopDoors(ctx)
+	a.journal.Hush()
 	if a.admin != nil {
 		if err := errors.Join(a.admin.Stop(ctx), <-a.adminDone); err != nil {
 			a.log.Warn("admin door", zap.Error(err))

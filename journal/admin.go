@@ -2,7 +2,6 @@ package journal
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -41,6 +40,14 @@ func (j *Journal) Calls() adminapi.Calls {
 			_, err = j.Search(r.Context(), f, yield)
 			return err
 		}),
+		"GET /v1/journal/shadow": adminapi.Answer(func(r *http.Request) (any, error) {
+			f, err := filterOf(r)
+			if err != nil {
+				return nil, err
+			}
+			return Shadow(r.Context(), j, *f)
+		}),
+		"GET /v1/journal/tail":   http.HandlerFunc(j.serveTail),
 		"GET /v1/journal/status": adminapi.Answer(func(*http.Request) (any, error) { return j.Status(), nil }),
 	}
 }
@@ -48,9 +55,6 @@ func (j *Journal) Calls() adminapi.Calls {
 func notFound(ref string) error {
 	return adminapi.NotFound(fmt.Errorf("no decision %s in the journal: it is older than what is kept, or of another host; look for its ref in the log", adminapi.Printable(ref)))
 }
-
-// ErrNotFound is returned for a reference that is not in the files.
-var ErrNotFound = errors.New("not in the journal")
 
 // Admin makes the calls of this package at a running daemon.
 type Admin struct{ *adminapi.Client }
@@ -72,6 +76,13 @@ func (a Admin) Recent(ctx context.Context, n int) (out []*Record, err error) {
 // newest first, until it returns false.
 func (a Admin) Search(ctx context.Context, f *Filter, yield func(*Record) bool) error {
 	return adminapi.Each(ctx, a.Client, "/v1/journal/search?"+f.Values().Encode(), yield)
+}
+
+// Shadow reports what checks in shadow mode would have done: see [Shadow].
+func (a Admin) Shadow(ctx context.Context, f *Filter) (*ShadowReport, error) {
+	r := new(ShadowReport)
+	err := a.Call(ctx, http.MethodGet, "/v1/journal/shadow?"+f.Values().Encode(), nil, r)
+	return r, err
 }
 
 // Status tells how the journal is.

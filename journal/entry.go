@@ -226,10 +226,14 @@ func (k *keys) eachHash(f func(uint64)) {
 	}
 }
 
+// maxDomain is the most octets of a domain that is looked at, more than any in
+// the DNS has as a stranger may write it. What is longer is nobody's.
+const maxDomain = 1024
+
 // domainOf returns the domain of an address in the form that is compared.
 func domainOf(raw []byte) string {
 	at := bytes.LastIndexByte(raw, '@')
-	if at < 0 {
+	if at < 0 || len(raw)-at > maxDomain {
 		return ""
 	}
 	return mailaddr.Domain(string(raw[at+1:]))

@@ -31,6 +31,8 @@ type Journal struct {
 	known []atomic.Uint64 // their references, by place in the ring
 	ring  []slot
 
+	tails tails
+
 	answers     chan Answer
 	lostAnswers atomic.Uint64
 }
@@ -57,7 +59,7 @@ type Options struct {
 
 // New returns a journal. cfg has been validated. Nothing is opened before Start.
 func New(cfg Config, o Options) *Journal {
-	j := &Journal{cfg: cfg, refs: o.References, log: o.Log.Named("journal")}
+	j := &Journal{cfg: cfg, refs: o.References, log: o.Log.Named("journal"), tails: tails{end: make(chan struct{})}}
 	if cfg.Keep != KeepOff {
 		j.ring, j.known = make([]slot, cfg.Memory), make([]atomic.Uint64, cfg.Memory)
 	}
@@ -101,13 +103,23 @@ func (j *Journal) keeps(d *policy.Decision) bool {
 
 // Record implements pipeline.Journal. It keeps a copy.
 func (j *Journal) Record(req *policy.Request, d *policy.Decision) {
-	if !j.keeps(d) {
+	keep, heard := j.keeps(d), j.tails.n.Load() > 0
+	if !keep && !heard {
 		return
 	}
 	ref, err := reference.Parse(d.Reference)
-	if err != nil {
+	if err != nil && keep {
 		ref = j.refs.Next(req.Time)
 	}
+	if heard {
+		j.tails.tell(req, d, ref)
+	}
+	if keep {
+		j.keep(req, d, ref)
+	}
+}
+
+func (j *Journal) keep(req *policy.Request, d *policy.Decision, ref reference.Ref) {
 	number := j.next.Add(1)
 	at := (number - 1) % uint64(len(j.ring))
 	s := &j.ring[at]

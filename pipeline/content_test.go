@@ -241,7 +241,7 @@ func TestShadowedInspectors(t *testing.T) {
 	}
 	for _, s := range []*sight{{chain: ChainConfig{Mode: policy.Shadow}}, {mode: policy.Shadow}} {
 		s.eyes = eyes(&eye{name: "a", judged: judged})
-		if d, edits := s.look(t); d.Verdict.Action != policy.Continue || d.WouldCheck != "a" || edits != nil || d.Reference != "" {
+		if d, edits := s.look(t); d.Verdict.Action != policy.Continue || d.WouldCheck != "a" || edits != nil || d.Reference == "" {
 			t.Errorf("all in shadow mode: %+v, %v", d, edits)
 		}
 	}

@@ -228,8 +228,8 @@ func (r *evaluation) describe(f fields) {
 	r.describeExempt(f)
 	if d.Verdict.Action.Refuses() {
 		f.Text("reply", d.Verdict.Reply.String())
-		f.Text("ref", d.Reference)
 	}
+	some("ref", d.Reference)
 	if r.edits > 0 {
 		f.Int("edits", r.edits)
 	}

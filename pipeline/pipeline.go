@@ -479,7 +479,8 @@ func (p *Pipeline) hints(r *evaluation) bool {
 }
 
 // settle turns what waited into the verdict, guards the reply, applies the
-// chain's shadow mode and gives a refusal its reference.
+// chain's shadow mode and gives a refusal its reference, also one that shadow
+// mode kept from counting.
 func (p *Pipeline) settle(r *evaluation) {
 	d := r.d
 	if d.Check == "" {
@@ -502,6 +503,8 @@ func (p *Pipeline) settle(r *evaluation) {
 	}
 	if d.Verdict.Action.Refuses() {
 		d.Headers = d.Headers[:0]
+	}
+	if d.Verdict.Action.Refuses() || d.WouldCheck != "" {
 		d.Reference = p.refs.Next(r.req.Time).String()
 	}
 }

@@ -125,7 +125,7 @@ type Step struct {
 type Decision struct {
 	Verdict   Verdict  `json:"verdict"`
 	Check     string   `json:"check,omitempty"`     // whose verdict it is, empty when nobody objected
-	Reference string   `json:"reference,omitempty"` // set when the client is refused
+	Reference string   `json:"reference,omitempty"` // set when the client is refused, or would be without shadow mode
 	Chain     string   `json:"chain"`
 	Headers   []Header `json:"headers,omitempty"` // from all checks, for an accepted message
 	Degraded  bool     `json:"degraded"`          // something could not be asked

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -189,8 +190,15 @@ func writeLine(w io.Writer, r *journal.Record) {
 	if d.WouldCheck != "" {
 		text += "; in shadow: " + d.WouldCheck + " would say " + actionText(d.Would)
 	}
-	fmt.Fprintf(w, "%s  %s  %s  %s -> %s  %s\n", r.Time.Local().Format("2006-01-02 15:04:05"), d.Reference,
-		r.Client, adminapi.Printable(orNull(r.Sender)), adminapi.Printable(r.Recipient), text)
+	who := adminapi.Printable(orNull(r.Sender)) + " -> " + adminapi.Printable(r.Recipient)
+	if r.Recipient == "" {
+		who = "at " + r.Stage.String()
+		if r.Stage >= policy.StageMail {
+			who = adminapi.Printable(orNull(r.Sender)) + " " + who
+		}
+	}
+	fmt.Fprintf(w, "%s  %s  %s  %s  %s\n", r.Time.Local().Format("2006-01-02 15:04:05"), cmp.Or(d.Reference, "-"),
+		r.Client, who, text)
 }
 
 func orNull(sender string) string {

@@ -70,7 +70,7 @@ func (c *cli) root() *cobra.Command {
 	f.BoolVar(&c.json, "json", false, "write JSON")
 	root.AddCommand(
 		c.serveCommand(), c.checkCommand(), c.replayCommand(), c.configCommand(), c.reloadCommand(), c.statusCommand(),
-		c.explainCommand(), c.journalCommand(), c.askCommand(), c.greylistCommand(), c.clientCommand(), c.rblCommand(), c.spfCommand(), c.authCommand(), c.dmarcCommand(), c.limitCommand(), c.knownCommand(), c.accessCommand(), c.verifyCommand(),
+		c.explainCommand(), c.journalCommand(), c.tailCommand(), c.shadowCommand(), c.askCommand(), c.greylistCommand(), c.clientCommand(), c.rblCommand(), c.spfCommand(), c.authCommand(), c.dmarcCommand(), c.limitCommand(), c.knownCommand(), c.accessCommand(), c.verifyCommand(),
 		c.headersCommand(), c.dkimCommand(), c.providerCommand(), c.lookupCommand(), c.storeCommand(), c.versionCommand(),
 	)
 	return root
