@@ -106,7 +106,7 @@ func (b *builder) checks() {
 		grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
 		return greylist.New(grey, greylist.Options{
 			Hostname: cfg.Hostname, Store: b.store, Admin: b.store, Networks: store.SpaceOf(b.store, "greylist-network"),
-			Names: g.names, Relist: g.relist(), Voucher: g.known, Log: b.log, Metrics: b.reg, Previous: prev,
+			Names: g.names, Relist: g.relist(), SPF: g.learnedSPF(), Voucher: g.known, Log: b.log, Metrics: b.reg, Previous: prev,
 		})
 	})
 }
@@ -134,6 +134,15 @@ func (b *builder) knownOptions() known.Options {
 		o.Watched = b.dialogs.Watched
 	}
 	return o
+}
+
+// learnedSPF asks SPF about past mail, where requests have its result; nil where
+// they do not.
+func (g *generation) learnedSPF() func(context.Context, *policy.Request) policy.SPF {
+	if !g.cfg.InSomeChain("spf") {
+		return nil
+	}
+	return g.envelopeSPF
 }
 
 // envelopeSPF asks what no chain has asked: SPF for the envelope of a message.

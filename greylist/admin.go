@@ -56,11 +56,31 @@ func (c *Check) Calls() adminapi.Calls {
 			c.log.Info("greylist entries forgotten on request", zap.Int("entries", n), zap.Any("filter", f))
 			return Forgotten{n}, nil
 		}),
+		"POST /v1/greylist/learn": adminapi.Answer(func(r *http.Request) (any, error) {
+			var in lesson
+			if err := adminapi.Decode(r, maxPastBytes, &in); err != nil {
+				return nil, err
+			}
+			if len(in.Past) > MaxPast {
+				return nil, fmt.Errorf("%d in one call, at most %d", len(in.Past), MaxPast)
+			}
+			out, err := c.Learn(r.Context(), in.Session, in.Past, time.Now())
+			if errors.Is(err, errLearned) {
+				return nil, err
+			}
+			return out, adminapi.Unavailable(err)
+		}),
 		"GET /v1/greylist/stats": adminapi.Answer(func(r *http.Request) (any, error) {
 			n, err := c.admin.CountGreylist(r.Context(), time.Now())
 			return n, adminapi.Unavailable(err)
 		}),
 	}
+}
+
+// lesson is what a call of learn takes.
+type lesson struct {
+	Session string `json:"session"`
+	Past    []Past `json:"past"`
 }
 
 func filterOf(r *http.Request) (f Filter, err error) {
@@ -107,6 +127,13 @@ func (c Admin) Forget(ctx context.Context, f Filter, all bool) (int, error) {
 	var out Forgotten
 	err := c.Call(ctx, http.MethodDelete, "/v1/greylist?"+v.Encode(), nil, &out)
 	return out.Entries, err
+}
+
+// Learn hands over mail of the past, at most [MaxPast] at once; see
+// [Check.Learn].
+func (c Admin) Learn(ctx context.Context, session string, past []Past) (out Learned, err error) {
+	err = c.Call(ctx, http.MethodPost, "/v1/greylist/learn", lesson{session, past}, &out)
+	return out, err
 }
 
 // Stats counts the entries.

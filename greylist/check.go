@@ -41,6 +41,8 @@ type Check struct {
 	admin    AdminStore
 	voucher  Voucher // nil: none
 	log      *zap.Logger
+	spf      func(context.Context, *policy.Request) policy.SPF
+	lessons  lessons
 }
 
 var _ policy.Hinter = (*Check)(nil)
@@ -54,7 +56,10 @@ type Options struct {
 	Voucher  Voucher  // nil: nobody vouches for first contacts
 	Networks Networks // nil: which networks have credit is forgotten at the end
 	// Relist asks the DNS lists anew; nil: they are not.
-	Relist  Relist
+	Relist Relist
+	// SPF is asked about past mail that is learned; nil: requests have no result
+	// either.
+	SPF     func(context.Context, *policy.Request) policy.SPF
 	Log     *zap.Logger
 	Metrics prometheus.Registerer
 	// Previous is the check that this one replaces after a reload, or nil: hit
@@ -80,6 +85,7 @@ func New(cfg Config, o Options) (*Check, error) {
 		return nil, err
 	}
 	c := &Check{
+		spf: o.SPF,
 		cfg: cfg, reply: reply, hostname: o.Hostname, store: o.Store, lists: lists,
 		rule: Rule{
 			Delay: cfg.Delay.D(), Window: cfg.Window.D(), Keep: cfg.Keep.D(), MaxDelay: cfg.MaxDelay.D(),

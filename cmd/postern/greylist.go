@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	"postern/greylist"
 	"postern/internal/adminapi"
+	"postern/replay"
 )
 
 func (c *cli) greylistCommand() *cobra.Command {
@@ -117,7 +119,7 @@ func (c *cli) greylistCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.AddCommand(ls, show, forget, stats, c.expectCommand())
+	cmd.AddCommand(ls, show, forget, stats, c.expectCommand(), c.greylistLearnCommand())
 	return cmd
 }
 
@@ -126,4 +128,106 @@ func senderColumn(e greylist.Entry) string {
 		return "-"
 	}
 	return adminapi.Printable(orNull(e.Sender))
+}
+
+// greylistLearned is what `postern greylist learn` reports.
+type greylistLearned struct {
+	Lines   int `json:"lines"`
+	Unread  int `json:"unread"`
+	Dropped int `json:"dropped"`
+	// Refused are requests that were not accepted then, Own those of users.
+	Refused int `json:"refused"`
+	Own     int `json:"own"`
+	greylist.Learned
+}
+
+func (c *cli) greylistLearnCommand() *cobra.Command {
+	var logs []string
+	cmd := &cobra.Command{
+		Use: "learn --log FILE... [FILE...]", Short: "learn from Postfix's log who has written before, so that they are not delayed",
+		Long: "Reads mail logs, gzip'd ones too, - for standard input; the oldest first. Mail that was accepted from\n" +
+			"clients without a login passes greylisting as if it had been there: its correspondents are known, and\n" +
+			"sides earn their credit. What postern knows already stays as it is.",
+		Example: "  postern greylist learn --log /var/log/mail.log.2.gz /var/log/mail.log.1 /var/log/mail.log",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			files := append(logs, args...)
+			if len(files) == 0 {
+				return errors.New("say which log: --log FILE, or - for standard input")
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			out, err := learnPast(cmd, greylist.Admin{Client: cl}, files)
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), out, func(w io.Writer) { writeGreylistLearned(w, &out) })
+		},
+	}
+	cmd.Flags().StringArrayVar(&logs, "log", nil, "a log; more may follow as arguments")
+	return cmd
+}
+
+// learnPast reads the files and hands over what they tell.
+func learnPast(cmd *cobra.Command, api greylist.Admin, files []string) (out greylistLearned, err error) {
+	log := replay.Log{Now: time.Now()}
+	for _, name := range files {
+		if err := readLog(cmd, name, log.Read); err != nil {
+			return out, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	out.Lines, out.Unread = log.Lines()
+	out.Dropped = log.Dropped
+	session := rand.Text()
+	var batch []greylist.Past
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		learned, err := api.Learn(cmd.Context(), session, batch)
+		out.Add(learned)
+		batch = batch[:0]
+		return err
+	}
+	for _, it := range log.Items() {
+		r := it.Request
+		switch {
+		case it.Then.What != "accepted":
+			out.Refused++
+			continue
+		case r.SASL.Username != "":
+			out.Own++
+			continue
+		}
+		batch = append(batch, greylist.Past{Time: r.Time, Client: r.Client.Addr, Name: r.Client.Name, Sender: r.Sender.Raw, Recipient: r.Recipient.Raw})
+		if len(batch) == greylist.MaxPast {
+			if err := flush(); err != nil {
+				return out, err
+			}
+		}
+	}
+	return out, flush()
+}
+
+func writeGreylistLearned(w io.Writer, l *greylistLearned) {
+	fmt.Fprintf(w, "%d lines of log, mail to %d recipients learned\n", l.Lines, l.Taken)
+	for _, row := range []struct {
+		n    int
+		text string
+	}{
+		{l.Refused, "not learned: refused then"},
+		{l.Own, "not learned: of users who had logged in"},
+		{l.Known, "not learned: known already"},
+		{l.Exempt, "not learned: exempt from greylisting, or without a sender"},
+		{l.TooOld, "not learned: longer ago than greylist.keep"},
+		{l.Unknown, "not learned: the client cannot be recognised"},
+		{l.Dropped, "not read: more than is remembered of one log"},
+		{l.Unread, "lines of no form that is known"},
+	} {
+		if row.n > 0 {
+			fmt.Fprintf(w, "%8d  %s\n", row.n, row.text)
+		}
+	}
 }
