@@ -88,11 +88,12 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a.metrics = newMetrics(a.registry, o.Version)
 	refs := reference.NewSource(cfg.Journal.NodeOf(cfg.Hostname))
-	a.journal = journal.New(cfg.Journal, journal.Options{Dir: cfg.JournalDir(), References: refs, Log: o.Log, Metrics: a.registry})
 	st, err := openStore(cfg, o.Log, a.registry)
 	if err != nil {
 		return nil, err
 	}
+	shelf, _ := st.(journal.Shelf) // Redis is one
+	a.journal = journal.New(cfg.Journal, journal.Options{Dir: cfg.JournalDir(), Shelf: shelf, References: refs, Log: o.Log, Metrics: a.registry})
 	a.parts = parts{
 		log: o.Log, reg: a.registry, store: st, journal: a.journal, refs: refs, metrics: pipeline.NewMetrics(a.registry), permits: pipeline.NewPermits(),
 		tables: lookup.NewTableMetrics(a.registry), dialogs: dialog.New(maxDialogs),

@@ -240,6 +240,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	c.Admin.Validate("admin", fs)
 	c.Store.Validate("store", fs)
 	c.Journal.Validate("journal", fs)
+	c.Journal.ValidateShare("journal", c.Store.Kind == store.Redis, fs)
 	c.DNS.Validate("dns", fs)
 	c.Names.Validate("names", fs)
 	secrets := map[string]string{"admin.token_file": c.Admin.TokenFile, "store.redis.password_file": c.Store.Redis.PasswordFile}

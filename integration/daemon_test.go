@@ -114,6 +114,9 @@ func (d *daemon) configure(config string) {
 	if !strings.Contains(config, "[store]") {
 		config += fmt.Sprintf("\n[store]\npath = \"%s/state.db\"\n", d.dir)
 	}
+	if !strings.Contains(config, "[journal]") {
+		config += fmt.Sprintf("\n[journal]\npath = \"%s/journal\"\n", d.dir)
+	}
 	if !strings.Contains(config, "[client") {
 		config += "\n[client]\nmode = \"off\"\n" // no DNS knows the senders of these tests
 	}

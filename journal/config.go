@@ -29,6 +29,10 @@ type Config struct {
 	// Node is this host's number in references, 0 to 255, which must not be that
 	// of another gateway. -1: made from hostname. Default -1.
 	Node int `toml:"node"`
+	// Share puts traces of refusals into the Redis of store.kind = "redis", too, so
+	// that `postern explain REF` finds those of other gateways: at most 20000 for
+	// each, for max_age. Default false.
+	Share bool `toml:"share"`
 	// Memory is how many decisions are kept in memory until they are written, and
 	// for the newest references; some 3 kB each. Default 8192.
 	Memory int `toml:"memory"`
@@ -55,6 +59,13 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	}
 	if c.Memory < 16 || c.Memory > 1_000_000 {
 		fs.Keyf(prefix+".memory", "%d is out of range: 16 to 1000000", c.Memory)
+	}
+}
+
+// ValidateShare reports share without a Redis.
+func (c *Config) ValidateShare(prefix string, redis bool, fs *conf.Faults) {
+	if c.Share && !redis {
+		fs.Keyf(prefix+".share", "needs store.kind = \"redis\": there is nothing to share by")
 	}
 }
 

@@ -444,7 +444,7 @@ func FuzzEntry(f *testing.F) {
 	var r Record
 	r.fill(req, d)
 	k := keysOf(&r, 5)
-	b, err := appendEntry(nil, &k, &r)
+	b, _, err := appendEntry(nil, &k, &r)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -69,8 +69,9 @@ var (
 	errBroken  = errors.New("journal: an entry cannot be read")
 )
 
-// appendEntry appends an entry: its length, its keys, and the whole as JSON.
-func appendEntry(b []byte, k *keys, v any) ([]byte, error) {
+// appendEntry appends an entry: its length, its keys, and the whole as JSON,
+// which begins at text.
+func appendEntry(b []byte, k *keys, v any) (out []byte, text int, err error) {
 	start := len(b)
 	b = append(b, 0, 0, 0, 0, byte(k.kind))
 	b = binary.AppendVarint(b, k.time)
@@ -85,16 +86,16 @@ func appendEntry(b []byte, k *keys, v any) ([]byte, error) {
 			b = append(b, *t...)
 		}
 	}
-	var err error
+	text = len(b)
 	if b, err = appendJSON(b, v); err != nil {
-		return b[:start], err
+		return b[:start], 0, err
 	}
 	size := len(b) - start - 4
 	if size > maxEntry {
-		return b[:start], errTooLong
+		return b[:start], 0, errTooLong
 	}
 	binary.LittleEndian.PutUint32(b[start:], uint32(size))
-	return b, nil
+	return b, text, nil
 }
 
 // appendJSON appends v as JSON.

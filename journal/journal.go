@@ -9,6 +9,7 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ type Journal struct {
 	ring  []slot
 
 	tails tails
+	share *sharer // nil: with nobody
 
 	answers     chan Answer
 	lostAnswers atomic.Uint64
@@ -51,6 +53,8 @@ type slot struct {
 type Options struct {
 	// Dir is where the files are, "" for none: see [Config.Dir].
 	Dir string
+	// Shelf is what traces are shared by; nil for nothing.
+	Shelf Shelf
 	// References makes those of decisions that have none.
 	References *reference.Source
 	Log        *zap.Logger
@@ -65,6 +69,9 @@ func New(cfg Config, o Options) *Journal {
 	}
 	if o.Dir != "" && cfg.Keep != KeepOff {
 		j.write = newWriter(j, o.Dir)
+		if o.Shelf != nil && cfg.Share {
+			j.share = newSharer(o.Shelf, cfg.MaxAge.D())
+		}
 		if cfg.Keep == KeepAll {
 			j.answers = make(chan Answer, maxAnswers)
 		}
@@ -81,12 +88,18 @@ func (j *Journal) Start() {
 	if j.write != nil {
 		j.write.start()
 	}
+	if j.share != nil {
+		j.share.start()
+	}
 }
 
 // Stop writes what is left and ends the writing. Nothing is recorded after it.
 func (j *Journal) Stop(ctx context.Context) {
 	if j.write != nil {
 		j.write.stop(ctx)
+	}
+	if j.share != nil {
+		j.share.stop(ctx)
 	}
 }
 
@@ -218,6 +231,13 @@ func (j *Journal) Find(ctx context.Context, text string) (*Record, error) {
 	found, err := r.Find(ctx, ref)
 	if len(found) > 0 {
 		return found[0], nil
+	}
+	if j.share != nil {
+		rec, failed := j.share.find(ctx, ref)
+		if rec != nil {
+			return rec, nil
+		}
+		err = errors.Join(err, failed)
 	}
 	return nil, err
 }

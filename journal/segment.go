@@ -95,15 +95,16 @@ func (b *block) reset() {
 	b.header = header{oldest: math.MaxInt64, newest: math.MinInt64}
 }
 
-// add appends an entry.
-func (b *block) add(k *keys, v any) (err error) {
-	if b.raw, err = appendEntry(b.raw, k, v); err != nil {
-		return err
+// add appends an entry, and returns its JSON.
+func (b *block) add(k *keys, v any) (text []byte, err error) {
+	at := 0
+	if b.raw, at, err = appendEntry(b.raw, k, v); err != nil {
+		return nil, err
 	}
 	b.entries++
 	b.oldest, b.newest = min(b.oldest, k.time), max(b.newest, k.time)
 	k.eachHash(func(h uint64) { b.hashes[h] = struct{}{} })
-	return nil
+	return b.raw[at:], nil
 }
 
 // pack appends the block in the form of the file.

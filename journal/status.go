@@ -28,8 +28,12 @@ type Status struct {
 	Written uint64    `json:"written"` // entries since the start
 	Dropped uint64    `json:"dropped"` // entries since the start that were not written
 	Flushed time.Time `json:"flushed,omitzero"`
-	Fault   string    `json:"fault,omitempty"` // why nothing can be written now
-	FaultAt time.Time `json:"fault_at,omitzero"`
+	// Shared is set when traces of refusals are shared with other gateways;
+	// Unshared are those since the start that could not be.
+	Shared   bool      `json:"shared,omitempty"`
+	Unshared uint64    `json:"unshared,omitempty"`
+	Fault    string    `json:"fault,omitempty"` // why nothing can be written now
+	FaultAt  time.Time `json:"fault_at,omitzero"`
 	// Offline is set when no daemon was asked.
 	Offline bool `json:"offline,omitempty"`
 }
@@ -46,6 +50,9 @@ func (j *Journal) Status() Status {
 	w.mu.Unlock()
 	s.Dir, s.Keep, s.Addresses, s.MaxBytes, s.MaxAge = w.dir, j.cfg.Keep, j.cfg.Addresses, int64(j.cfg.MaxSize), j.cfg.MaxAge.String()
 	s.Dropped += j.lostAnswers.Load()
+	if j.share != nil {
+		s.Shared, s.Unshared = true, j.share.lost.Load()
+	}
 	s.Oldest, s.Newest = span(w.dir)
 	return s
 }
@@ -110,6 +117,9 @@ func (s Status) WriteStatus(w io.Writer, now time.Time) {
 	if s.Addresses == Hashed {
 		fmt.Fprint(w, ", addresses hashed")
 	}
+	if s.Shared {
+		fmt.Fprint(w, ", shared by Redis")
+	}
 	fmt.Fprintf(w, ": %s of %s in %d files", people(s.Bytes), people(s.MaxBytes), s.Segments)
 	if !s.Oldest.IsZero() {
 		fmt.Fprintf(w, ", the oldest of %s ago", adminapi.Ago(now, s.Oldest))
@@ -120,6 +130,9 @@ func (s Status) WriteStatus(w io.Writer, now time.Time) {
 	}
 	if s.Dropped > 0 {
 		fmt.Fprintf(w, "          %d lost since the start, that could not be written in time\n", s.Dropped)
+	}
+	if s.Unshared > 0 {
+		fmt.Fprintf(w, "          %d not shared since the start: Redis did not take them in time\n", s.Unshared)
 	}
 }
 
@@ -163,6 +176,12 @@ func (j *Journal) register(reg prometheus.Registerer) {
 		counter("written_total", "Entries written to the journal's files.", of(func(s *Status) float64 { return float64(s.Written) })),
 		counter("lost_total", "Entries that were not written to the journal's files: they came faster than that could be done.",
 			of(func(s *Status) float64 { return float64(s.Dropped + j.lostAnswers.Load()) })),
+		counter("unshared_total", "Traces that could not be shared by Redis in time.", func() float64 {
+			if j.share == nil {
+				return 0
+			}
+			return float64(j.share.lost.Load())
+		}),
 		gauge("bytes", "Size of the journal's files.", of(func(s *Status) float64 { return float64(s.Bytes) })),
 		gauge("writable", "1, or 0 while the journal's files cannot be written.", of(func(s *Status) float64 {
 			if s.Fault != "" {

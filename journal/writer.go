@@ -231,16 +231,23 @@ func (w *writer) add(s *slot) {
 		rec = h.conceal(rec)
 	}
 	k := keysOf(rec, s.ref)
-	w.put(&k, rec)
+	if text := w.put(&k, rec); text != nil && w.j.share != nil && k.action.Refuses() {
+		w.j.share.put(s.ref, text)
+	}
 }
 
-func (w *writer) put(k *keys, v any) {
+// put puts an entry into the block, and returns its JSON, which is valid until
+// the next; nil when it is lost.
+func (w *writer) put(k *keys, v any) []byte {
 	if w.block.entries == 0 {
 		w.first = time.Now()
 	}
-	if err := w.block.add(k, v); err != nil {
+	text, err := w.block.add(k, v)
+	if err != nil {
 		w.lost(1)
+		return nil
 	}
+	return text
 }
 
 func (w *writer) lost(n uint64) {

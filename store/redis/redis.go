@@ -77,6 +77,7 @@ type Store struct {
 	mu     sync.Mutex // guards status
 	status store.Status
 
+	trims    trims
 	old      atomic.Bool // there may be keys of an earlier version
 	counts   counts
 	counting context.Context // ends with the store
