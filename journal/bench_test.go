@@ -69,10 +69,10 @@ func BenchmarkWrite(b *testing.B) {
 		}
 		j.Record(req, d)
 		if i%100 == 0 {
-			j.write.drain()
+			j.write.drain(1 << 30)
 		}
 	}
-	j.write.drain()
+	j.write.drain(1 << 30)
 	j.write.write(true)
 	b.ReportMetric(float64(j.write.state.Bytes)/float64(i), "disk-B/op")
 	j.write.close()
@@ -93,10 +93,10 @@ func BenchmarkSearch(b *testing.B) {
 		}
 		j.Record(req, d)
 		if i%1000 == 0 {
-			j.write.drain()
+			j.write.drain(1 << 30)
 		}
 	}
-	j.write.drain()
+	j.write.drain(1 << 30)
 	j.write.write(true)
 	size := j.write.state.Bytes
 	j.write.close()

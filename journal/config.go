@@ -23,6 +23,10 @@ type Config struct {
 	// MaxSize is the most that all files take together: the oldest make room.
 	// Default "512MB".
 	MaxSize conf.Size `toml:"max_size"`
+	// MaxRate is the most decisions that are written in a second, when more come
+	// for longer than a moment: a flood shall neither take the processors nor push
+	// out what was kept before. The others are counted and lost. Default 2000.
+	MaxRate int `toml:"max_rate"`
 	// Addresses says how envelope addresses stand in the files: "plain", or
 	// "hashed", a keyed hash for the local part. Default "plain".
 	Addresses Addresses `toml:"addresses"`
@@ -34,13 +38,13 @@ type Config struct {
 	// each, for max_age. Default false.
 	Share bool `toml:"share"`
 	// Memory is how many decisions are kept in memory until they are written, and
-	// for the newest references; some 3 kB each. Default 8192.
+	// for the newest references; some 3 kB each. Default 4096.
 	Memory int `toml:"memory"`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{MaxAge: conf.Duration(30 * 24 * time.Hour), MaxSize: 512 << 20, Node: -1, Memory: 8192}
+	return Config{MaxAge: conf.Duration(30 * 24 * time.Hour), MaxSize: 512 << 20, MaxRate: 2000, Node: -1, Memory: 4096}
 }
 
 // minSize is the least max_size: a few segments must fit in.
@@ -53,6 +57,9 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 	}
 	if c.MaxSize < minSize || c.MaxSize > 1<<42 {
 		fs.Keyf(prefix+".max_size", "%v is out of range: %v to 4TB", c.MaxSize, conf.Size(minSize))
+	}
+	if c.MaxRate < 1 || c.MaxRate > 1_000_000 {
+		fs.Keyf(prefix+".max_rate", "%d is out of range: 1 to 1000000", c.MaxRate)
 	}
 	if c.Node < -1 || c.Node > 255 {
 		fs.Keyf(prefix+".node", "%d is out of range: 0 to 255, or -1", c.Node)

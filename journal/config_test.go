@@ -18,6 +18,7 @@ func TestConfig(t *testing.T) {
 		{func(c *Config) { c.Share = true }, "journal.share: needs store.kind"},
 		{func(c *Config) { c.MaxAge = conf.Duration(time.Minute) }, "journal.max_age: 1m is out of range"},
 		{func(c *Config) { c.MaxSize = 1 << 20 }, "journal.max_size: 1MB is out of range: 4MB to 4TB"},
+		{func(c *Config) { c.MaxRate = 0 }, "journal.max_rate: 0 is out of range"},
 		{func(c *Config) { c.Node = 256 }, "journal.node: 256 is out of range"},
 		{func(c *Config) { c.Node = -2 }, "journal.node: -2 is out of range"},
 		{func(c *Config) { c.Memory = 1 }, "journal.memory: 1 is out of range"},

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -216,7 +217,8 @@ func TestAge(t *testing.T) {
 	}{
 		{"none old", []time.Duration{2 * day, day}, 2},
 		{"some old", []time.Duration{40 * day, 31 * day, 29 * day, day}, 2},
-		{"all old", []time.Duration{40 * day, 31 * day}, 1}, // the last one is written on
+		{"all old", []time.Duration{40 * day, 31 * day}, 0},
+		{"the last one is written on", []time.Duration{40 * day, day}, 1},
 		{"one of the future among old ones", []time.Duration{40 * day, -3000 * day, 31 * day, day}, 1},
 		{"one of the future among young ones", []time.Duration{4 * day, -3000 * day, day}, 3},
 		{"old ones of the future", []time.Duration{-3000 * day, 31 * day, day}, 1},
@@ -291,6 +293,38 @@ func TestLosses(t *testing.T) {
 	if got := search(t, j, Filter{}); len(got) != 16 || got[0] != "S49@Example.ORG" {
 		t.Error(got)
 	}
+}
+
+// A flood is not written whole, and a search sees its newest all the same.
+func TestMaxRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.MaxRate, cfg.Memory = 100, 1000
+		j := New(cfg, Options{Dir: filepath.Join(t.TempDir(), "j"), References: refs, Log: zap.NewNop()})
+		j.Start()
+		const seconds = 20
+		for i := range seconds * 20 {
+			for range 50 { // a thousand a second
+				record(j, time.Now(), i%100)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		s := j.Status()
+		if s.Written < (seconds-2)*100 || s.Written > (seconds+2)*100 || s.Dropped < seconds*800 {
+			t.Errorf("%+v", s)
+		}
+		last := record(j, time.Now(), 1)
+		if got := search(t, j, Filter{Reference: last}); len(got) != 1 {
+			t.Error(got)
+		}
+		time.Sleep(time.Minute)
+		record(j, time.Now(), 2)
+		time.Sleep(2 * time.Second)
+		if again := j.Status(); again.Written-s.Written > 1100 || again.Written-s.Written < 900 {
+			t.Errorf("%+v, then %+v", s, again)
+		}
+		j.Stop(t.Context())
+	})
 }
 
 // contents returns all that the files of a directory say, unpacked.
@@ -397,7 +431,7 @@ func FuzzSegment(f *testing.F) {
 	for i := range 3 {
 		req, d := refused(time.Unix(int64(i), 0), i)
 		j.Record(req, d)
-		j.write.drain()
+		j.write.drain(1 << 30)
 		j.write.write(true)
 	}
 	j.write.close()

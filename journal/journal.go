@@ -32,6 +32,8 @@ type Journal struct {
 	known []atomic.Uint64 // their references, by place in the ring
 	ring  []slot
 
+	searching chan struct{} // holds one for each search
+
 	tails tails
 	share *sharer // nil: with nobody
 
@@ -63,7 +65,7 @@ type Options struct {
 
 // New returns a journal. cfg has been validated. Nothing is opened before Start.
 func New(cfg Config, o Options) *Journal {
-	j := &Journal{cfg: cfg, refs: o.References, log: o.Log.Named("journal"), tails: tails{end: make(chan struct{})}}
+	j := &Journal{cfg: cfg, refs: o.References, log: o.Log.Named("journal"), tails: tails{end: make(chan struct{})}, searching: make(chan struct{}, maxSearches)}
 	if cfg.Keep != KeepOff {
 		j.ring, j.known = make([]slot, cfg.Memory), make([]atomic.Uint64, cfg.Memory)
 	}
@@ -267,13 +269,26 @@ func (j *Journal) Search(ctx context.Context, f *Filter, yield func(*Record) boo
 	if j.write == nil {
 		return j.searchMemory(f, yield)
 	}
+	select {
+	case j.searching <- struct{}{}: // decisions need the processors more
+		defer func() { <-j.searching }()
+	case <-ctx.Done():
+		return Seen{}, ctx.Err()
+	}
 	j.write.flush(ctx)
 	r, err := Open(j.write.dir)
 	if err != nil {
 		return Seen{}, err
 	}
-	return r.Search(ctx, f, yield)
+	seen, err := r.Search(ctx, f, yield)
+	if seen.Broken > 0 {
+		j.log.Warn("places in the journal's files could not be read", zap.Int("places", seen.Broken), zap.String("dir", j.write.dir))
+	}
+	return seen, err
 }
+
+// maxSearches is how many search the files at one time.
+const maxSearches = 2
 
 // searchMemory is Search where nothing is written.
 func (j *Journal) searchMemory(f *Filter, yield func(*Record) bool) (seen Seen, err error) {

@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"slices"
@@ -18,6 +19,7 @@ import (
 type Reader struct {
 	dir    string
 	hasher *hasher // nil: addresses are plain
+	noKey  error   // why the key of hashed addresses cannot be read
 }
 
 // Open returns a reader of a directory's files. It fails when the directory
@@ -29,7 +31,7 @@ func Open(dir string) (*Reader, error) {
 	r := &Reader{dir: dir}
 	h, err := readKey(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+		r.noKey = err
 	}
 	r.hasher = h
 	return r, nil
@@ -91,6 +93,9 @@ func (r *Reader) Search(ctx context.Context, f *Filter, yield func(*Record) bool
 	m, err := f.matcher(r.hasher)
 	if err != nil {
 		return Seen{}, err
+	}
+	if m.address != nil && r.noKey != nil {
+		return Seen{}, fmt.Errorf("an address cannot be searched for: %w", r.noKey)
 	}
 	w := walk{from: nanos(f.Since, math.MinInt64), to: nanos(f.Until, math.MaxInt64), newestFirst: true, may: m.may, keep: m.matches}
 	n := 0

@@ -53,7 +53,9 @@ type writer struct {
 	pending []byte // a packed block that could not be written yet
 	holds   int    // entries in it
 	first   time.Time
-	written uint64 // number of the last decision taken from the ring
+	written uint64  // number of the last decision taken from the ring
+	tokens  float64 // entries that may be taken now
+	filled  time.Time
 	enc     *zstd.Encoder
 	lock    *os.File
 	file    *os.File
@@ -80,6 +82,7 @@ func newWriter(j *Journal, dir string) *writer {
 
 func (w *writer) start() {
 	w.clock.set(time.Now())
+	w.tokens, w.filled = float64(w.j.cfg.MaxRate), time.Now()
 	w.open()
 	w.done.Go(w.run)
 }
@@ -136,7 +139,7 @@ func (w *writer) run() {
 		if w.lock == nil && time.Since(w.tried) >= w.retry {
 			w.open()
 		}
-		some := w.drain()
+		some := w.drain(w.allowance(time.Now()))
 		w.write(false)
 		w.tell()
 		wait := lookEvery
@@ -151,15 +154,15 @@ func (w *writer) run() {
 		case <-tick.C:
 		case <-w.wake:
 		case done := <-w.flushes:
-			w.drain()
+			w.drain(len(w.j.ring))
 			w.write(true)
 			close(done)
 		case <-w.quit:
 			w.tried = time.Time{} // once more
-			w.drain()
-			w.write(true)
-			w.drain()
-			w.write(true)
+			for range 2 {         // a block that could not be written was in the way
+				w.drain(len(w.j.ring))
+				w.write(true)
+			}
 			w.tell()
 			w.close()
 			return
@@ -169,10 +172,18 @@ func (w *writer) run() {
 	}
 }
 
-// drain takes what has come from the ring. While nothing can be written it
-// stays there, and the oldest is overwritten.
-func (w *writer) drain() (some bool) {
-	for w.room() {
+// allowance returns how many entries may be taken now, by max_rate.
+func (w *writer) allowance(now time.Time) int {
+	rate := float64(w.j.cfg.MaxRate)
+	w.tokens = min(w.tokens+now.Sub(w.filled).Seconds()*rate, rate)
+	w.filled = now
+	return int(max(w.tokens, 0))
+}
+
+// drain takes what has come from the ring, at most so much. While nothing can
+// be written it stays there, and the oldest is overwritten.
+func (w *writer) drain(most int) (some bool) {
+	for most > 0 && w.room() {
 		newest := w.j.next.Load()
 		if w.written == newest {
 			break
@@ -195,13 +206,17 @@ func (w *writer) drain() (some bool) {
 			w.lost(1) // overwritten
 		}
 		w.written++
+		most--
+		w.tokens--
 		some = true
 	}
-	for w.room() {
+	for most > 0 && w.room() {
 		select {
 		case a := <-w.j.answers:
 			k := keys{kind: kindAnswer, time: a.Time.UnixNano()}
 			w.put(&k, &a)
+			most--
+			w.tokens--
 			some = true
 			continue
 		default:
@@ -262,7 +277,7 @@ func (w *writer) tell() {
 	if w.unTold == 0 || since(w.told) < tellEvery && !w.told.IsZero() {
 		return
 	}
-	w.j.log.Warn("decisions were not written to the journal: they came faster than it could be written", zap.Uint64("lost", w.unTold))
+	w.j.log.Warn("decisions were not written to the journal: they came faster than it is written", zap.Uint64("lost", w.unTold))
 	w.unTold, w.told = 0, time.Now()
 }
 
@@ -369,7 +384,8 @@ func (w *writer) resume(s *segment) {
 		return // a new one is begun
 	}
 	var last place
-	got, err := blocks(s, f, s.size, func(p place) { last = p })
+	oldest := time.Now().UnixNano()
+	got, err := blocks(s, f, s.size, func(p place) { last, oldest = p, min(oldest, p.oldest) })
 	if err == nil && last.size > 0 && got.end == last.at+int64(last.size) {
 		data := make([]byte, last.size)
 		if _, err = f.ReadAt(data, last.at); err == nil && crc32.Checksum(data, castagnoli) != last.sum {
@@ -391,7 +407,13 @@ func (w *writer) resume(s *segment) {
 		_ = f.Close() // it is left as it is
 		return
 	}
-	w.file, w.begun = f, time.Now()
+	w.file, w.begun = f, timeOf(oldest)
+}
+
+// aged reports whether the current segment has taken entries for long enough:
+// what is kept goes by whole segments.
+func (w *writer) aged(now time.Time) bool {
+	return w.file != nil && now.Sub(w.begun) > w.j.cfg.MaxAge.D()/segmentShare
 }
 
 // append writes a packed block at the end of the last segment.
@@ -399,7 +421,7 @@ func (w *writer) append(b []byte) error {
 	if err := w.prepare(); err != nil {
 		return err
 	}
-	if w.file != nil && (w.current.size+int64(len(b)) > w.segment || time.Since(w.begun) > w.j.cfg.MaxAge.D()/segmentShare) {
+	if w.file != nil && (w.current.size+int64(len(b)) > w.segment || w.aged(time.Now())) {
 		w.seal()
 	}
 	if err := w.makeRoom(int64(len(b) + len(segmentMagic))); err != nil {
@@ -547,6 +569,9 @@ func (w *writer) expire(now time.Time) {
 		return
 	}
 	w.clock.looked = now
+	if w.aged(now) {
+		w.seal()
+	}
 	all, err := segments(w.dir)
 	if err != nil {
 		return // it is told when it is written
