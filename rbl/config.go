@@ -435,3 +435,14 @@ func readKey(path string) (secret, error) {
 	}
 	return secret(key), nil
 }
+
+// ZoneNames are the zones of all lists, of a configuration that was validated.
+func (c *Config) ZoneNames() []string {
+	var out []string
+	for _, text := range c.Lists {
+		if e, err := ParseEntry(text); err == nil {
+			out = append(out, e.Zone)
+		}
+	}
+	return out
+}

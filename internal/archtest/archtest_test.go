@@ -105,6 +105,7 @@ var allowed = map[string]rule{
 	"policyd":  {module: "dialog internal/conf internal/door internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"dialog":   {module: "policy"},
 	"expect":   {module: "internal/conf internal/mailaddr policy resolver"},
+	"postfix":  {},
 	"replay":   {module: "expect internal/mailaddr internal/maillog journal policy policyd resolver"},
 	"milter": {
 		module:  "dialog internal/conf internal/door internal/listen internal/mailaddr internal/quickack policy",
@@ -128,7 +129,7 @@ var allowed = map[string]rule{
 	},
 	"cmd/postern": {
 		module: "access admin app auth client config dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
-			"internal/reference internal/when journal known limit list lookup policy provider rbl replay resolver spf store store/bolt verify",
+			"internal/reference internal/when journal known limit list lookup pipeline policy postfix provider rbl replay resolver spf store store/bolt verify",
 		outside: metrics + " " + "github.com/coreos/go-systemd/v22/daemon github.com/spf13/cobra " + zap,
 	},
 
