@@ -1,10 +1,14 @@
 package integration
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"postern/internal/smtptest"
 )
 
 // Postfix is set up by `postern postfix setup`, asks then, and is as before
@@ -173,4 +177,47 @@ func slurp(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// `postern send` says what becomes of a message.
+func TestSend(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, "[store]\nkind = \"memory\"\n") // for its configuration only
+	hop := smtptest.Start(t)                          // which knows nobody
+	p := startPostfix(t, false, "relay_domains = slow.example, no.example, away.example", "transport_maps = inline:{ slow.example=smtp:[127.0.0.1]:1, no.example=smtp:"+hop.NextHop()+", away.example=retry:later }", "mynetworks = 127.0.0.0/8",
+		"smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination", "smtpd_recipient_restrictions = check_recipient_access inline:{ refused@example.com=REJECT }")
+	letter := filepath.Join(d.dir, "letter.eml")
+	if err := os.WriteFile(letter, []byte("Subject: of a file\n\n.\na line\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args   []string
+		status int
+		want   []string
+	}{
+		{[]string{"--to", "box@example.com", "--subject", "hello", "--body", "it's me"}, 0, []string{"queued     as ", "sent       virtual: to=<box@example.com>", "=> delivered"}},
+		{[]string{"--to", "box@example.com", "--file", letter}, 0, []string{"=> delivered"}},
+		{[]string{"--to", "box@example.com", "--to", "x@slow.example"}, 75, []string{"deferred   smtp: to=<x@slow.example>", "=> deferred"}},
+		{[]string{"--to", "x@no.example"}, 69, []string{"bounced    smtp: to=<x@no.example>", "=> bounced"}},
+		{[]string{"--to", "x@away.example"}, 75, []string{"refused    x@away.example: 450 4.1.1", "every recipient is refused"}},
+		{[]string{"--to", "refused@example.com"}, 69, []string{"refused    refused@example.com: 554 5.7.1", "every recipient is refused"}},
+		{[]string{"--to", "refused@example.com", "--to", "box@example.com"}, 69, []string{"refused    refused@example.com", "sent       virtual", "=> bounced"}},
+		{[]string{"--to", "a@b\n"}, 1, []string{"holds what no address or subject has"}},
+		{[]string{"--to", "box@example.com", "--server", "127.0.0.1:1"}, 1, []string{"connection refused"}},
+		{[]string{"--to", "box@example.com", "--log", "/nothing"}, 1, []string{"/nothing: no such file"}},
+	} {
+		args := []string{"send", "--from", "me@example.org", "--config-dir", p.config, "--timeout", "30s"}
+		if !strings.Contains(strings.Join(tt.args, " "), "--server") {
+			args = append(args, "--server", p.addr())
+		}
+		out, err := d.try(append(args, tt.args...)...)
+		status := 0
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			status = e.ExitCode()
+		}
+		if status != tt.status {
+			t.Errorf("%q: status %d\n%s", tt.args, status, out)
+		}
+		expect(t, strings.Join(tt.args, " "), out, tt.want...)
+	}
 }

@@ -23,12 +23,15 @@ var version = "development"
 func main() { os.Exit(Main()) }
 
 // Main runs the command line and returns the exit status: 0, or 1 when the
-// command failed or found a fault.
+// command failed or found a fault, or what the command says of itself.
 func Main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	c := &cli{}
 	if err := c.root().ExecuteContext(ctx); err != nil {
+		if status, ok := errors.AsType[exitStatus](err); ok {
+			return int(status)
+		}
 		if !errors.Is(err, errSaid) {
 			fmt.Fprintln(os.Stderr, "postern:", err)
 		}
@@ -39,6 +42,13 @@ func Main() int {
 
 // errSaid ends a command that has already told the user what is wrong.
 var errSaid = errors.New("failed")
+
+// exitStatus ends a command that has told the user what came of it, with a
+// status that is neither 0 nor 1.
+type exitStatus int
+
+// Error implements error.
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 // cli holds the flags that all commands share.
 type cli struct {
@@ -69,7 +79,7 @@ func (c *cli) root() *cobra.Command {
 	f.StringVar(&c.socket, "socket", "", "address of the running daemon (default: admin.listen of the configuration)")
 	f.BoolVar(&c.json, "json", false, "write JSON")
 	root.AddCommand(
-		c.serveCommand(), c.checkCommand(), c.replayCommand(), c.postfixCommand(), c.configCommand(), c.reloadCommand(), c.statusCommand(),
+		c.serveCommand(), c.checkCommand(), c.replayCommand(), c.postfixCommand(), c.sendCommand(), c.configCommand(), c.reloadCommand(), c.statusCommand(),
 		c.explainCommand(), c.journalCommand(), c.tailCommand(), c.shadowCommand(), c.askCommand(), c.greylistCommand(), c.clientCommand(), c.rblCommand(), c.spfCommand(), c.authCommand(), c.dmarcCommand(), c.limitCommand(), c.knownCommand(), c.accessCommand(), c.verifyCommand(),
 		c.headersCommand(), c.dkimCommand(), c.providerCommand(), c.lookupCommand(), c.storeCommand(), c.versionCommand(),
 	)

@@ -105,7 +105,7 @@ var allowed = map[string]rule{
 	"policyd":  {module: "dialog internal/conf internal/door internal/listen internal/mailaddr policy", outside: metrics + " " + zap},
 	"dialog":   {module: "policy"},
 	"expect":   {module: "internal/conf internal/mailaddr policy resolver"},
-	"postfix":  {},
+	"postfix":  {module: "internal/maillog policy"},
 	"replay":   {module: "expect internal/mailaddr internal/maillog journal policy policyd resolver"},
 	"milter": {
 		module:  "dialog internal/conf internal/door internal/listen internal/mailaddr internal/quickack policy",
