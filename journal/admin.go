@@ -20,7 +20,7 @@ func (j *Journal) Calls() adminapi.Calls {
 			if n == 0 {
 				n = 50
 			}
-			return j.Recent(n), nil
+			return j.Recent(r.Context(), n)
 		}),
 		"GET /v1/decisions/{ref}": adminapi.Answer(func(r *http.Request) (any, error) {
 			rec, err := j.Find(r.Context(), r.PathValue("ref"))

@@ -78,7 +78,7 @@ func New(cfg Config, o Options) *Journal {
 			j.answers = make(chan Answer, maxAnswers)
 		}
 	}
-	if o.Metrics != nil {
+	if o.Metrics != nil && j.write != nil {
 		j.register(o.Metrics)
 	}
 	return j
@@ -244,8 +244,25 @@ func (j *Journal) Find(ctx context.Context, text string) (*Record, error) {
 	return nil, err
 }
 
-// Recent returns at most n refused decisions, newest first: those in memory.
-func (j *Journal) Recent(n int) []*Record {
+// Recent returns at most n refused decisions, newest first: from memory, or from
+// the files when there are not so many, as after a restart.
+func (j *Journal) Recent(ctx context.Context, n int) ([]*Record, error) {
+	out := j.recent(n)
+	if len(out) == n || j.write == nil {
+		return out, nil
+	}
+	var found []*Record
+	_, err := j.Search(ctx, &Filter{Verdict: "refused", Limit: n}, func(r *Record) bool {
+		found = append(found, r)
+		return true
+	})
+	if len(found) < len(out) { // nothing can be written
+		return out, nil
+	}
+	return found, err
+}
+
+func (j *Journal) recent(n int) []*Record {
 	newest := j.next.Load()
 	out := make([]*Record, 0, max(0, min(n, len(j.ring))))
 	for i := range min(newest, uint64(len(j.ring))) {

@@ -87,6 +87,15 @@ func search(t *testing.T, j *Journal, f Filter) (out []string) {
 	return out
 }
 
+func recent(t *testing.T, j *Journal, n int) []*Record {
+	t.Helper()
+	out, err := j.Recent(t.Context(), n)
+	if err != nil {
+		t.Error(err)
+	}
+	return out
+}
+
 func TestNewestDecisionsAreInMemory(t *testing.T) {
 	cfg := config()
 	cfg.Memory = 3
@@ -101,19 +110,19 @@ func TestNewestDecisionsAreInMemory(t *testing.T) {
 		}
 	}
 	var got []string
-	for _, r := range j.Recent(10) {
+	for _, r := range recent(t, j, 10) {
 		got = append(got, r.Decision.Reference)
 	}
 	if want := []string{all[4], all[3], all[2]}; !reflect.DeepEqual(got, want) {
 		t.Errorf("Recent = %v, want %v", got, want)
 	}
-	if got := j.Recent(1); len(got) != 1 || got[0].Decision.Reference != all[4] {
+	if got := recent(t, j, 1); len(got) != 1 || got[0].Decision.Reference != all[4] {
 		t.Errorf("Recent(1) = %v", got)
 	}
 	if got := search(t, j, Filter{Address: "s3@example.org"}); fmt.Sprint(got) != "[S3@Example.ORG]" {
 		t.Error(got)
 	}
-	if got := inMemory(cfg).Recent(5); len(got) != 0 {
+	if got := recent(t, inMemory(cfg), 5); len(got) != 0 {
 		t.Errorf("Recent of an empty journal = %v", got)
 	}
 }
@@ -181,7 +190,7 @@ func TestConcurrentUse(t *testing.T) {
 			for i := range 200 {
 				ref := record(j, time.Now(), g)
 				if i%20 == 0 {
-					j.Recent(4)
+					recent(t, j, 4)
 					find(t, j, ref)
 					search(t, j, Filter{Limit: 3})
 				}
@@ -212,6 +221,9 @@ func TestAfterARestart(t *testing.T) {
 		t.Errorf("found %+v", r)
 	}
 	last := record(j, now.Add(time.Minute), 99)
+	if got := recent(t, j, 2); len(got) != 2 || got[0].Decision.Reference != last || got[1].Decision.Reference != all[39] {
+		t.Errorf("the newest: %v", got)
+	}
 	for _, tt := range []struct {
 		name string
 		f    Filter
