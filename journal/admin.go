@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -32,12 +33,12 @@ func (j *Journal) Calls() adminapi.Calls {
 			}
 			return rec, nil
 		}),
-		"GET /v1/journal/search": adminapi.Lines(j.log, func(r *http.Request, yield func(*Record) bool) error {
+		"GET /v1/journal/search": adminapi.Lines(j.log, func(r *http.Request, yield func(json.RawMessage) bool) error {
 			f, err := filterOf(r)
 			if err != nil {
 				return err
 			}
-			_, err = j.Search(r.Context(), f, yield)
+			_, err = j.SearchJSON(r.Context(), f, yield)
 			return err
 		}),
 		"GET /v1/journal/shadow": adminapi.Answer(func(r *http.Request) (any, error) {
@@ -72,9 +73,9 @@ func (a Admin) Recent(ctx context.Context, n int) (out []*Record, err error) {
 	return out, err
 }
 
-// Search calls yield with the decisions that the filter lets through, the
-// newest first, until it returns false.
-func (a Admin) Search(ctx context.Context, f *Filter, yield func(*Record) bool) error {
+// SearchJSON calls yield with the JSON of the decisions that the filter lets
+// through, the newest first, until it returns false. Each is a [Record].
+func (a Admin) SearchJSON(ctx context.Context, f *Filter, yield func(json.RawMessage) bool) error {
 	return adminapi.Each(ctx, a.Client, "/v1/journal/search?"+f.Values().Encode(), yield)
 }
 

@@ -155,9 +155,12 @@ func (e *entry) cut(b []byte) (rest []byte, err error) {
 }
 
 // record reads the whole of a decision.
-func (e *entry) record() (*Record, error) {
+func (e *entry) record() (*Record, error) { return ReadRecord(e.json) }
+
+// ReadRecord reads the JSON of a record.
+func ReadRecord(text []byte) (*Record, error) {
 	r := new(Record)
-	if err := json.Unmarshal(e.json, r); err != nil {
+	if err := json.Unmarshal(text, r); err != nil {
 		return nil, fmt.Errorf("%w: %w", errBroken, err)
 	}
 	if r.Decision == nil {

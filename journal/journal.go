@@ -9,6 +9,7 @@ package journal
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -283,6 +284,11 @@ func (j *Journal) recent(n int) []*Record {
 // Search calls f with the decisions on disk that the filter lets through, the
 // newest first, until it returns false. What has come is written before.
 func (j *Journal) Search(ctx context.Context, f *Filter, yield func(*Record) bool) (Seen, error) {
+	return searchRecords(ctx, j, f, yield)
+}
+
+// SearchJSON is Search for the JSON of records, which is valid until f returns.
+func (j *Journal) SearchJSON(ctx context.Context, f *Filter, yield func(json.RawMessage) bool) (Seen, error) {
 	if j.write == nil {
 		return j.searchMemory(f, yield)
 	}
@@ -297,7 +303,7 @@ func (j *Journal) Search(ctx context.Context, f *Filter, yield func(*Record) boo
 	if err != nil {
 		return Seen{}, err
 	}
-	seen, err := r.Search(ctx, f, yield)
+	seen, err := r.SearchJSON(ctx, f, yield)
 	if seen.Broken > 0 {
 		j.log.Warn("places in the journal's files could not be read", zap.Int("places", seen.Broken), zap.String("dir", j.write.dir))
 	}
@@ -307,8 +313,8 @@ func (j *Journal) Search(ctx context.Context, f *Filter, yield func(*Record) boo
 // maxSearches is how many search the files at one time.
 const maxSearches = 2
 
-// searchMemory is Search where nothing is written.
-func (j *Journal) searchMemory(f *Filter, yield func(*Record) bool) (seen Seen, err error) {
+// searchMemory is SearchJSON where nothing is written.
+func (j *Journal) searchMemory(f *Filter, yield func(json.RawMessage) bool) (seen Seen, err error) {
 	m, err := f.matcher(nil)
 	if err != nil {
 		return seen, err
@@ -333,7 +339,11 @@ func (j *Journal) searchMemory(f *Filter, yield func(*Record) bool) (seen Seen, 
 		if k.time < nanos(f.Since, k.time) || k.time > nanos(f.Until, k.time) || !m.wants(&k) {
 			continue
 		}
-		if n++; !yield(r) || n == f.Limit {
+		text, err := appendJSON(nil, r)
+		if err != nil {
+			return seen, err
+		}
+		if n++; !yield(text) || n == f.Limit {
 			break
 		}
 	}

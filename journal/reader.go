@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -49,8 +50,9 @@ type Seen struct {
 	Segments int `json:"segments"`
 	Blocks   int `json:"blocks"`  // unpacked, of all
 	Entries  int `json:"entries"` // looked at
-	// Broken counts places in the files that could not be read. The end of the
-	// last file is none, where a daemon may be writing.
+	// Broken counts places in the files, and entries, that could not be read, a
+	// later version's among them. The end of the last file is none, where a daemon
+	// may be writing.
 	Broken int `json:"broken,omitempty"`
 }
 
@@ -59,7 +61,8 @@ type Seen struct {
 // What is written meanwhile may be missing.
 func (r *Reader) Scan(ctx context.Context, from, to time.Time, f func(Entry) error) (Seen, error) {
 	w := walk{from: nanos(from, math.MinInt64), to: nanos(to, math.MaxInt64), keep: func(*entry) bool { return true }}
-	return r.walk(ctx, &w, func(e *entry) error {
+	unread := 0
+	seen, err := r.walk(ctx, &w, func(e *entry) error {
 		out := Entry{Time: timeOf(e.time)}
 		var err error
 		switch e.kind {
@@ -71,10 +74,13 @@ func (r *Reader) Scan(ctx context.Context, from, to time.Time, f func(Entry) err
 			return nil
 		}
 		if err != nil {
-			return err
+			unread++
+			return nil
 		}
 		return f(out)
 	})
+	seen.Broken += unread
+	return seen, err
 }
 
 func nanos(t time.Time, none int64) int64 {
@@ -90,6 +96,11 @@ var errEnough = errors.New("enough")
 // Search calls f with the decisions that the filter lets through, the newest
 // first, until f returns false or the filter's limit is reached.
 func (r *Reader) Search(ctx context.Context, f *Filter, yield func(*Record) bool) (Seen, error) {
+	return searchRecords(ctx, r, f, yield)
+}
+
+// SearchJSON is Search for the JSON of records, which is valid until f returns.
+func (r *Reader) SearchJSON(ctx context.Context, f *Filter, yield func(json.RawMessage) bool) (Seen, error) {
 	m, err := f.matcher(r.hasher)
 	if err != nil {
 		return Seen{}, err
@@ -100,11 +111,7 @@ func (r *Reader) Search(ctx context.Context, f *Filter, yield func(*Record) bool
 	w := walk{from: nanos(f.Since, math.MinInt64), to: nanos(f.Until, math.MaxInt64), newestFirst: true, may: m.may, keep: m.matches}
 	n := 0
 	seen, err := r.walk(ctx, &w, func(e *entry) error {
-		rec, err := e.record()
-		if err != nil {
-			return err
-		}
-		if n++; !yield(rec) || n == f.Limit {
+		if n++; !yield(e.json) || n == f.Limit {
 			return errEnough
 		}
 		return nil
@@ -112,6 +119,26 @@ func (r *Reader) Search(ctx context.Context, f *Filter, yield func(*Record) bool
 	if errors.Is(err, errEnough) {
 		err = nil
 	}
+	return seen, err
+}
+
+// searcher is a Journal or a Reader.
+type searcher interface {
+	SearchJSON(ctx context.Context, f *Filter, yield func(json.RawMessage) bool) (Seen, error)
+}
+
+// searchRecords reads what a search finds.
+func searchRecords(ctx context.Context, in searcher, f *Filter, yield func(*Record) bool) (Seen, error) {
+	unread := 0
+	seen, err := in.SearchJSON(ctx, f, func(text json.RawMessage) bool {
+		r, err := ReadRecord(text)
+		if err != nil {
+			unread++
+			return true
+		}
+		return yield(r)
+	})
+	seen.Broken += unread
 	return seen, err
 }
 

@@ -16,8 +16,8 @@ import (
 type Record struct {
 	Time      time.Time    `json:"time"`
 	Door      string       `json:"door"`
-	Stage     policy.Stage `json:"stage"`
-	Client    string       `json:"client"` // "unknown" when Postfix does not know it
+	Stage     policy.Stage `json:"stage,omitzero"` // none when Postfix names one that is not known
+	Client    string       `json:"client"`         // "unknown" when Postfix does not know it
 	Name      string       `json:"client_name,omitempty"`
 	Helo      string       `json:"helo,omitempty"`
 	Sender    string       `json:"sender"`

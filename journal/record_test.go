@@ -69,7 +69,15 @@ func TestRequestComesBack(t *testing.T) {
 	}
 	empty := policy.Request{Time: time.Unix(1e9, 0)}
 	r.fill(&empty, &policy.Decision{})
-	if got := r.Request(); !reflect.DeepEqual(got, &empty) {
+	if text, err = json.Marshal(&r); err != nil {
+		t.Fatal(err)
+	}
+	back = Record{}
+	if err := json.Unmarshal(text, &back); err != nil {
+		t.Fatal(err)
+	}
+	back.Time = back.Time.Local()
+	if got := back.Request(); !reflect.DeepEqual(got, &empty) {
 		t.Errorf("an empty request came back as %+v", got)
 	}
 }

@@ -180,11 +180,6 @@ func (t *shadowTally) finish() *ShadowReport {
 	return &t.report
 }
 
-// searcher is a Journal or a Reader.
-type searcher interface {
-	Search(ctx context.Context, f *Filter, yield func(*Record) bool) (Seen, error)
-}
-
 // Shadow reports what checks in shadow mode would have done in the decisions
 // that the filter lets through. Check is the check that the report is about, ""
 // for all; Limit and Verdict are of no use.
@@ -194,7 +189,7 @@ func Shadow(ctx context.Context, in searcher, f Filter) (*ShadowReport, error) {
 		checks: map[string]*ShadowCheck{}, would: map[string]map[ShadowCount]int{}, alone: map[string][]ShadowSample{},
 	}
 	f.Check, f.Limit, f.Verdict = "", 0, "would"
-	_, err := in.Search(ctx, &f, func(r *Record) bool {
+	_, err := searchRecords(ctx, in, &f, func(r *Record) bool {
 		t.add(r)
 		return true
 	})

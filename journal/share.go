@@ -2,7 +2,6 @@ package journal
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"sync"
@@ -120,9 +119,5 @@ func (s *sharer) find(ctx context.Context, ref reference.Ref) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: shared trace of %s: %w", ref, err)
 	}
-	r := new(Record)
-	if err := json.Unmarshal(text, r); err != nil || r.Decision == nil {
-		return nil, fmt.Errorf("%w: shared trace of %s: %w", errBroken, ref, err)
-	}
-	return r, nil
+	return ReadRecord(text)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,18 +74,29 @@ func (c *cli) journalSearchCommand() *cobra.Command {
 			if err := complete(); err != nil {
 				return err
 			}
-			w := cmd.OutOrStdout()
-			enc := json.NewEncoder(w)
-			enc.SetEscapeHTML(false)
+			w := bufio.NewWriter(cmd.OutOrStdout())
 			n := 0
-			err := c.searchJournal(cmd, &f, func(r *journal.Record) bool {
+			unread := 0
+			var failed error
+			err := c.searchJournal(cmd, &f, func(text json.RawMessage) bool {
 				n++
 				if c.json {
-					return enc.Encode(r) == nil
+					_, _ = w.Write(text) // the writer keeps the error
+					failed = w.WriteByte('\n')
+					return failed == nil
+				}
+				r, err := journal.ReadRecord(text)
+				if err != nil {
+					unread++
+					return true
 				}
 				writeLine(w, r)
 				return true
 			})
+			err = errors.Join(err, failed, w.Flush())
+			if unread > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%d decisions cannot be read: another version has written them\n", unread)
+			}
 			if err == nil && n == 0 && !c.json {
 				fmt.Fprintln(cmd.ErrOrStderr(), "no such decision is kept")
 			}
@@ -186,12 +198,12 @@ func (c *cli) findDecision(cmd *cobra.Command, text string) (*journal.Record, er
 }
 
 // searchJournal searches with the daemon or, when none runs, in its files.
-func (c *cli) searchJournal(cmd *cobra.Command, f *journal.Filter, yield func(*journal.Record) bool) error {
+func (c *cli) searchJournal(cmd *cobra.Command, f *journal.Filter, yield func(json.RawMessage) bool) error {
 	cl, err := c.client()
 	if err != nil {
 		return err
 	}
-	err = journal.Admin{Client: cl}.Search(cmd.Context(), f, yield)
+	err = journal.Admin{Client: cl}.SearchJSON(cmd.Context(), f, yield)
 	if !errors.Is(err, adminapi.ErrNotRunning) || errors.Is(err, os.ErrPermission) {
 		return err
 	}
@@ -199,7 +211,7 @@ func (c *cli) searchJournal(cmd *cobra.Command, f *journal.Filter, yield func(*j
 	if err != nil {
 		return err
 	}
-	seen, err := r.Search(cmd.Context(), f, yield)
+	seen, err := r.SearchJSON(cmd.Context(), f, yield)
 	if seen.Broken > 0 {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d places in the files could not be read\n", seen.Broken)
 	}
