@@ -111,10 +111,11 @@ func (j *Journal) keeps(d *policy.Decision) bool {
 	switch j.cfg.Keep {
 	case KeepAll:
 		return true
+	case KeepRefused:
+		return d.Reference != "" || d.WouldCheck != ""
 	case KeepOff:
-		return false
 	}
-	return d.Reference != "" || d.WouldCheck != ""
+	return false
 }
 
 // Record implements pipeline.Journal. It keeps a copy.

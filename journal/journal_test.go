@@ -135,9 +135,13 @@ func TestWhatIsKept(t *testing.T) {
 		d    *policy.Decision
 		want bool
 	}{
-		{KeepRefused, &policy.Decision{}, false}, {KeepRefused, refusal, true}, {KeepRefused, would, true},
-		{KeepAll, &policy.Decision{}, true}, {KeepAll, refusal, true},
-		{KeepOff, refusal, false}, {KeepOff, would, false},
+		{KeepRefused, &policy.Decision{}, false},
+		{KeepRefused, refusal, true},
+		{KeepRefused, would, true},
+		{KeepAll, &policy.Decision{}, true},
+		{KeepAll, refusal, true},
+		{KeepOff, refusal, false},
+		{KeepOff, would, false},
 	} {
 		cfg := config()
 		cfg.Keep = tt.keep

@@ -15,9 +15,9 @@ import (
 func set(v reflect.Value, n *int) {
 	switch v.Kind() {
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if v.Field(i).CanSet() {
-				set(v.Field(i), n)
+		for _, field := range v.Fields() {
+			if field.CanSet() {
+				set(field, n)
 			}
 		}
 	case reflect.String:
@@ -36,6 +36,7 @@ func set(v reflect.Value, n *int) {
 		for i := range 2 {
 			set(v.Index(i), n)
 		}
+	default:
 	}
 }
 

@@ -34,6 +34,8 @@ type Status struct {
 	Unshared uint64    `json:"unshared,omitempty"`
 	Fault    string    `json:"fault,omitempty"` // why nothing can be written now
 	FaultAt  time.Time `json:"fault_at,omitzero"`
+	// Listeners is how many `postern tail` run.
+	Listeners int `json:"listeners,omitempty"`
 	// Offline is set when no daemon was asked.
 	Offline bool `json:"offline,omitempty"`
 }
@@ -41,8 +43,9 @@ type Status struct {
 // Status tells how the journal is. It reads the beginnings of the oldest files
 // and of the newest.
 func (j *Journal) Status() Status {
+	listeners := int(j.tails.n.Load())
 	if j.write == nil {
-		return Status{Keep: j.cfg.Keep}
+		return Status{Keep: j.cfg.Keep, Listeners: listeners}
 	}
 	w := j.write
 	w.mu.Lock()
@@ -50,6 +53,7 @@ func (j *Journal) Status() Status {
 	w.mu.Unlock()
 	s.Dir, s.Keep, s.Addresses, s.MaxBytes, s.MaxAge = w.dir, j.cfg.Keep, j.cfg.Addresses, int64(j.cfg.MaxSize), j.cfg.MaxAge.String()
 	s.Dropped += j.lostAnswers.Load()
+	s.Listeners = listeners
 	if j.share != nil {
 		s.Shared, s.Unshared = true, j.share.lost.Load()
 	}
@@ -105,6 +109,11 @@ var _ adminapi.Status = Status{}
 
 // WriteStatus implements adminapi.Status.
 func (s Status) WriteStatus(w io.Writer, now time.Time) {
+	defer func() {
+		if s.Listeners > 0 {
+			fmt.Fprintf(w, "          %d listen to decisions as they happen\n", s.Listeners)
+		}
+	}()
 	switch {
 	case s.Keep == KeepOff:
 		fmt.Fprintln(w, "journal   off")

@@ -35,7 +35,7 @@ func TestNumbersShowNoCount(t *testing.T) {
 			t.Errorf("%d of 1000 are %d after the one before", n, step)
 		}
 	}
-	if NewSource(7).Next(now) == NewSource(7).Next(now) {
+	if one, other := NewSource(7), NewSource(7); one.Next(now) == other.Next(now) {
 		t.Error("two processes begin alike")
 	}
 }
