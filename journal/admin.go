@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"time"
 
 	"postern/internal/adminapi"
 )
@@ -33,24 +34,33 @@ func (j *Journal) Calls() adminapi.Calls {
 			}
 			return rec, nil
 		}),
-		"GET /v1/journal/search": adminapi.Lines(j.log, func(r *http.Request, yield func(json.RawMessage) bool) error {
+		"GET /v1/journal/search": patient(adminapi.Lines(j.log, func(r *http.Request, yield func(json.RawMessage) bool) error {
 			f, err := filterOf(r)
 			if err != nil {
 				return err
 			}
 			_, err = j.SearchJSON(r.Context(), f, yield)
 			return err
-		}),
-		"GET /v1/journal/shadow": adminapi.Answer(func(r *http.Request) (any, error) {
+		})),
+		"GET /v1/journal/shadow": patient(adminapi.Answer(func(r *http.Request) (any, error) {
 			f, err := filterOf(r)
 			if err != nil {
 				return nil, err
 			}
 			return Shadow(r.Context(), j, *f)
-		}),
-		"GET /v1/journal/tail":   http.HandlerFunc(j.serveTail),
+		})),
+		"GET /v1/journal/tail":   patient(http.HandlerFunc(j.serveTail)),
 		"GET /v1/journal/status": adminapi.Answer(func(*http.Request) (any, error) { return j.Status(), nil }),
 	}
+}
+
+// patient serves what may take longer than a request may take to be read: the
+// server would take the end of that time for the end of the client.
+func patient(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // without, it ends early
+		h.ServeHTTP(w, r)
+	})
 }
 
 func notFound(ref string) error {

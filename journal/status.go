@@ -129,7 +129,11 @@ func (s Status) WriteStatus(w io.Writer, now time.Time) {
 	if s.Shared {
 		fmt.Fprint(w, ", shared by Redis")
 	}
-	fmt.Fprintf(w, ": %s of %s in %d files", people(s.Bytes), people(s.MaxBytes), s.Segments)
+	files := "files"
+	if s.Segments == 1 {
+		files = "file"
+	}
+	fmt.Fprintf(w, ": %s of %s in %d %s", people(s.Bytes), people(s.MaxBytes), s.Segments, files)
 	if !s.Oldest.IsZero() {
 		fmt.Fprintf(w, ", the oldest of %s ago", adminapi.Ago(now, s.Oldest))
 	}

@@ -131,7 +131,6 @@ func (j *Journal) serveTail(w http.ResponseWriter, r *http.Request) {
 	}
 	defer leave()
 	c := http.NewResponseController(w)
-	_ = c.SetReadDeadline(time.Time{}) // the request has been read; this takes as long as it likes
 	w.Header().Set("Content-Type", "application/jsonl")
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

@@ -42,6 +42,7 @@ type writer struct {
 	hasher   atomic.Pointer[hasher] // nil unless addresses are hashed
 	retry    time.Duration
 	segment  int64 // size at which a segment is full
+	started  atomic.Bool
 	sleeping atomic.Bool
 	wake     chan struct{}
 	flushes  chan chan struct{}
@@ -84,6 +85,7 @@ func (w *writer) start() {
 	w.clock.set(time.Now())
 	w.tokens, w.filled = float64(w.j.cfg.MaxRate), time.Now()
 	w.open()
+	w.started.Store(true)
 	w.done.Go(w.run)
 }
 
@@ -118,6 +120,9 @@ func (w *writer) wakeUp() {
 
 // flush waits until what has come is written.
 func (w *writer) flush(ctx context.Context) {
+	if !w.started.Load() {
+		return
+	}
 	done := make(chan struct{})
 	select {
 	case w.flushes <- done:
