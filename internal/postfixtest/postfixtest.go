@@ -60,38 +60,9 @@ func Require(t *testing.T, tools ...string) {
 // name counts. {dir} in them is the queue directory. chroot puts smtpd into it.
 func Start(t *testing.T, chroot bool, settings ...string) *Instance {
 	t.Helper()
-	Require(t, "postfix", "postconf")
-	dir, err := os.MkdirTemp("/tmp", "pp") // short: sockets are in it
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // best effort
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	p := &Instance{t: t, Dir: dir}
-	p.Config = filepath.Join(p.Dir, "etc")
-	for _, d := range []string{"etc", "queue", "data", "mail"} {
-		if err := os.Mkdir(filepath.Join(p.Dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	own := func(user string, paths ...string) {
-		for _, path := range paths {
-			if out, err := exec.Command("chown", user, path).CombinedOutput(); err != nil {
-				t.Fatalf("chown: %v %s", err, out)
-			}
-		}
-	}
-	own("postfix", filepath.Join(p.Dir, "data"), filepath.Join(p.Dir, "mail"))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.Port = l.Addr().(*net.TCPAddr).Port
-	_ = l.Close() // Postfix takes it
-	uid, gid := ID(t, "-u"), ID(t, "-g")
-	main := fmt.Sprintf(`compatibility_level = 3.6
+	return StartFiles(t, func(p *Instance) (main, master string) {
+		uid, gid := ID(t, "-u"), ID(t, "-g")
+		main = fmt.Sprintf(`compatibility_level = 3.6
 queue_directory = %[1]s/queue
 data_directory = %[1]s/data
 maillog_file = %[1]s/mail.log
@@ -124,12 +95,12 @@ local_recipient_maps =
 smtpd_relay_restrictions = reject_unauth_destination
 default_process_limit = 20
 `, p.Dir, p.Port, uid, gid)
-	main = lastOfEach(main + strings.ReplaceAll(strings.Join(settings, "\n"), "{dir}", filepath.Join(p.Dir, "queue")) + "\n")
-	yn := "n"
-	if chroot {
-		yn = "y"
-	}
-	services := fmt.Sprintf(`127.0.0.1:%[1]d inet n - %[2]s - - smtpd
+		main = lastOfEach(main + strings.ReplaceAll(strings.Join(settings, "\n"), "{dir}", filepath.Join(p.Dir, "queue")) + "\n")
+		yn := "n"
+		if chroot {
+			yn = "y"
+		}
+		services := fmt.Sprintf(`127.0.0.1:%[1]d inet n - %[2]s - - smtpd
 [::1]:%[1]d inet n - %[2]s - - smtpd
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
@@ -153,6 +124,45 @@ relay unix - - n - - smtp
 flush unix n - n 1000? 0 flush
 postlog unix-dgram n - n - 1 postlogd
 `, p.Port, yn)
+		return main, services
+	})
+}
+
+// StartFiles starts an instance with the main.cf and master.cf that files
+// returns for it, to which it adds nothing.
+func StartFiles(t *testing.T, files func(p *Instance) (main, master string)) *Instance {
+	t.Helper()
+	Require(t, "postfix", "postconf")
+	dir, err := os.MkdirTemp("/tmp", "pp") // short: sockets are in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // best effort
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := &Instance{t: t, Dir: dir}
+	p.Config = filepath.Join(p.Dir, "etc")
+	for _, d := range []string{"etc", "queue", "data", "mail"} {
+		if err := os.Mkdir(filepath.Join(p.Dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := func(user string, paths ...string) {
+		for _, path := range paths {
+			if out, err := exec.Command("chown", user, path).CombinedOutput(); err != nil {
+				t.Fatalf("chown: %v %s", err, out)
+			}
+		}
+	}
+	own("postfix", filepath.Join(p.Dir, "data"), filepath.Join(p.Dir, "mail"))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Port = l.Addr().(*net.TCPAddr).Port
+	_ = l.Close() // Postfix takes it
+	main, services := files(p)
 	for name, text := range map[string]string{"main.cf": main, "master.cf": services} {
 		if err := WriteFile(filepath.Join(p.Config, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)

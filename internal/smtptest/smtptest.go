@@ -33,6 +33,7 @@ type Server struct {
 	all       bool
 	answers   map[string]string // by verb, "GREETING" and the like; before everything else
 	rcpt      func(address string) string
+	message   func(m Message)
 	features  []string
 	cert      *tls.Certificate
 	latency   time.Duration
@@ -124,6 +125,21 @@ func (s *Server) OnRcpt(f func(address string) string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rcpt = f
+}
+
+// Message is one that was handed over.
+type Message struct {
+	From string
+	To   []string
+	Text string // with CRLF, without the last dot
+}
+
+// OnMessage has the server take messages, and hand each to f before it answers.
+// Without it DATA is refused.
+func (s *Server) OnMessage(f func(m Message)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.message = f
 }
 
 // Features replaces what EHLO announces.
@@ -233,6 +249,7 @@ type session struct {
 	conn net.Conn
 	in   *bufio.Reader
 	mail bool
+	msg  Message
 }
 
 func (s *Server) serve(c net.Conn) {
@@ -256,6 +273,9 @@ func (s *Server) serve(c net.Conn) {
 		if !s.say(ss, verb, s.usual(ss, verb, args), first) || verb == "QUIT" {
 			return
 		}
+		if verb == "DATA" && !s.data(ss) {
+			return
+		}
 		if verb == "STARTTLS" && s.encrypts() {
 			t := tls.Server(ss.conn, &tls.Config{Certificates: []tls.Certificate{*s.cert}})
 			if t.Handshake() != nil {
@@ -264,6 +284,32 @@ func (s *Server) serve(c net.Conn) {
 			ss.conn, ss.in, ss.mail = t, bufio.NewReader(t), false
 		}
 	}
+}
+
+// data reads a message, if any is taken, and reports whether the session goes
+// on.
+func (s *Server) data(ss *session) bool {
+	s.mu.Lock()
+	take := s.message
+	s.mu.Unlock()
+	if take == nil || len(ss.msg.To) == 0 {
+		return true
+	}
+	var b strings.Builder
+	for {
+		line, err := ss.in.ReadString('\n')
+		if err != nil {
+			return false
+		}
+		if line == ".\r\n" {
+			break
+		}
+		b.WriteString(strings.TrimPrefix(line, "."))
+	}
+	ss.msg.Text = b.String()
+	take(ss.msg)
+	ss.msg, ss.mail = Message{}, false
+	return s.say(ss, "END", "250 2.0.0 Ok: taken", true)
 }
 
 func (s *Server) encrypts() bool {
@@ -332,7 +378,7 @@ func (s *Server) usual(ss *session, verb, args string) string {
 		}
 		return "220 2.0.0 go ahead"
 	case "MAIL":
-		ss.mail = true
+		ss.mail, ss.msg = true, Message{From: path(args)}
 		if a, ok := s.answers["MAIL"]; ok && !strings.HasPrefix(a, "2") {
 			ss.mail = false
 		}
@@ -341,7 +387,7 @@ func (s *Server) usual(ss *session, verb, args string) string {
 		if !ss.mail {
 			return "503 5.5.1 need MAIL first"
 		}
-		address := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(args, "TO:<"), ">"))
+		address := strings.ToLower(path(args))
 		if f := s.rcpt; f != nil {
 			s.mu.Unlock() // it may wait for another session
 			r := f(address)
@@ -351,14 +397,30 @@ func (s *Server) usual(ss *session, verb, args string) string {
 			}
 		}
 		if s.all || s.mailboxes[address] {
+			ss.msg.To = append(ss.msg.To, address)
 			return "250 2.1.5 Ok"
 		}
 		return "550 5.1.1 <" + address + ">: Recipient address rejected: User unknown in local recipient table"
+	case "DATA":
+		if s.message == nil {
+			return "502 5.5.1 not here"
+		}
+		if len(ss.msg.To) == 0 {
+			return "554 5.5.1 no valid recipients"
+		}
+		return "354 go ahead"
 	case "RSET":
-		ss.mail = false
+		ss.mail, ss.msg = false, Message{}
 		return "250 2.0.0 Ok"
 	case "QUIT":
 		return "221 2.0.0 Bye"
 	}
 	return "502 5.5.2 what?"
+}
+
+// path is the address in "FROM:<address> PARAMETERS".
+func path(args string) string {
+	_, rest, _ := strings.Cut(args, "<")
+	address, _, _ := strings.Cut(rest, ">")
+	return address
 }
