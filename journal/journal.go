@@ -228,11 +228,12 @@ func (j *Journal) Find(ctx context.Context, text string) (*Record, error) {
 	if j.write == nil {
 		return nil, nil
 	}
+	j.write.flush(ctx) // it may be between the two
+	var found []*Record
 	r, err := Open(j.write.dir)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		found, err = r.Find(ctx, ref)
 	}
-	found, err := r.Find(ctx, ref)
 	if len(found) > 0 {
 		return found[0], nil
 	}
