@@ -109,6 +109,14 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	done
 	@[ -n '$(DESTDIR)' ] || echo 'Next: docs/install.md, or systemd-sysusers; systemd-tmpfiles --create postern.conf; systemctl daemon-reload'
 
+.PHONY: package
+package: build ## build/postern_*.deb and build/postern-*.rpm
+	scripts/package.sh
+
+.PHONY: test-package
+test-package: ## the .deb in a clean root made by debootstrap: installed, used, upgraded, purged (root, minutes)
+	scripts/test-package.sh
+
 .PHONY: uninstall
 uninstall: ## take away what install has put there; /etc/postern and the state stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/postern $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.service $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.socket \

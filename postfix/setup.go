@@ -164,6 +164,19 @@ func (s *Setup) SMTPD() []*Service {
 	return out
 }
 
+// Recipient is the postmaster of a domain that mail is taken for, of this host
+// where no list names one.
+func (s *Setup) Recipient() string {
+	for _, list := range []string{"mydestination", "virtual_mailbox_domains", "virtual_alias_domains", "relay_domains"} {
+		for _, d := range words(s.Value(nil, list)) {
+			if d = strings.TrimPrefix(d, "."); strings.Contains(d, ".") && !strings.ContainsAny(d, ":/") && !strings.HasPrefix(d, "localhost") {
+				return "postmaster@" + d
+			}
+		}
+	}
+	return "postmaster@" + s.Value(nil, "myhostname")
+}
+
 // Queue is the queue directory, the root of chrooted services.
 func (s *Setup) Queue() string { return s.Value(nil, "queue_directory") }
 

@@ -248,7 +248,7 @@ func (c *cli) postfixSetupCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show the differences")
 	cmd.Flags().StringVar(&server, "server", "127.0.0.1:25", "the smtpd that is tried")
-	cmd.Flags().StringVar(&recipient, "recipient", "", "the recipient that is tried (default: postmaster of this host)")
+	cmd.Flags().StringVar(&recipient, "recipient", "", "the recipient that is tried (default: postmaster of the first domain that mail is taken for)")
 	return cmd
 }
 
@@ -267,7 +267,7 @@ func (c *cli) prove(cmd *cobra.Command, setup *postfix.Setup, server, recipient 
 		return nil
 	}
 	if recipient == "" {
-		recipient = "postmaster@" + setup.Value(nil, "myhostname")
+		recipient = setup.Recipient()
 	}
 	session, asked, err := c.tryUntilAsked(cmd, server, recipient)
 	if err != nil {

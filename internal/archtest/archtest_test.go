@@ -130,7 +130,7 @@ var allowed = map[string]rule{
 	"cmd/postern": {
 		module: "access admin app auth client config dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"internal/reference internal/when journal known limit list lookup pipeline policy postfix provider rbl replay resolver spf store store/bolt verify",
-		outside: metrics + " github.com/coreos/go-systemd/v22/daemon github.com/prometheus/client_model/go github.com/prometheus/common/expfmt github.com/prometheus/common/model github.com/spf13/cobra golang.org/x/term " + zap,
+		outside: metrics + " github.com/coreos/go-systemd/v22/daemon github.com/cpuguy83/go-md2man/v2/md2man github.com/prometheus/client_model/go github.com/prometheus/common/expfmt github.com/prometheus/common/model github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term " + zap,
 	},
 
 	// Peers for tests; nothing that is shipped imports them.
