@@ -7,6 +7,7 @@ DESTDIR =
 PREFIX  = /usr/local
 SYSCONFDIR = /etc
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT := $(shell git log -1 --format='%H %cI' 2>/dev/null || echo unknown)
 # How often make flake runs the tests.
 N = 20
 # How long each fuzz test runs.
@@ -23,7 +24,7 @@ help: ## this list
 .PHONY: build
 build: ## bin/postern, one static binary
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/postern ./cmd/postern
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X "main.commit=$(COMMIT)"' -o bin/postern ./cmd/postern
 
 .PHONY: run
 run: build ## the daemon in the foreground, with configs/dev.toml and its state in build/dev
@@ -108,6 +109,10 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 		[ ! -e $$f ] || [ -e $$to ] || install -m 644 $$f $$to || exit 1; \
 	done
 	@[ -n '$(DESTDIR)' ] || echo 'Next: docs/install.md, or systemd-sysusers; systemd-tmpfiles --create postern.conf; systemctl daemon-reload'
+
+.PHONY: reproducible
+reproducible: ## the binary, built in two directories: both sums, which must be one
+	scripts/reproducible.sh
 
 .PHONY: package
 package: build ## build/postern_*.deb and build/postern-*.rpm

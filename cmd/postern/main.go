@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -17,8 +19,20 @@ import (
 	"postern/internal/adminapi"
 )
 
-// version is set at build time with -ldflags "-X main.version=...".
-var version = "development"
+// version and commit, its name and date, are set at build time with -ldflags
+// "-X main.version=...".
+var (
+	version = "development"
+	commit  string
+)
+
+// built is what `postern version` says.
+type built struct {
+	Version   string `json:"version"`
+	Commit    string `json:"commit,omitempty"`
+	Committed string `json:"committed,omitempty"`
+	Go        string `json:"go"`
+}
 
 func main() { os.Exit(Main()) }
 
@@ -118,8 +132,14 @@ func (c *cli) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.show(cmd.OutOrStdout(), map[string]string{"version": version}, func(w io.Writer) {
-				fmt.Fprintln(w, "postern", version)
+			v := built{Version: version, Go: runtime.Version()}
+			v.Commit, v.Committed, _ = strings.Cut(commit, " ")
+			return c.show(cmd.OutOrStdout(), v, func(w io.Writer) {
+				fmt.Fprintln(w, "postern", v.Version)
+				if v.Commit != "" {
+					fmt.Fprintln(w, "commit", v.Commit, v.Committed)
+				}
+				fmt.Fprintln(w, "built by", v.Go)
 			})
 		},
 	}
