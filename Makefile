@@ -75,6 +75,14 @@ bench: ## benchmarks of the packages, then the whole daemon beside a floor (minu
 sim: ## a simulated month of mail: what greylisting delays and lets pass, beside postgrey, sqlgrey and rspamd
 	$(GO) run ./bench/sim -sweep
 
+# Where the table of make chaos goes.
+CHAOS = build/chaos.md
+
+.PHONY: chaos
+chaos: deps ## what clients see while Redis, DNS, disks and the daemon itself break: a table in build/chaos.md (minutes)
+	@mkdir -p $(dir $(CHAOS))
+	$(GO) test -run '^TestFaults$$' -v -count 1 -parallel 2 -timeout $(TIMEOUT) ./chaos -long -table $(abspath $(CHAOS))
+
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (30s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh

@@ -152,6 +152,7 @@ var allowed = map[string]rule{
 	// Tests only.
 	"bench":             {testing: true, outside: "github.com/d--j/go-milter"}, // the milter that does nothing
 	"bench/sim":         {testing: true, module: "greylist internal/conf names policy store/mem", outside: metrics + " " + zap},
+	"chaos":             {testing: true},
 	"configs":           {testing: true},
 	"integration":       {testing: true},
 	"internal/archtest": {testing: true},

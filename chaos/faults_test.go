@@ -1,0 +1,143 @@
+package chaos
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"postern/internal/dnstest"
+	"postern/internal/proctest"
+)
+
+// faults are all of them, in the order of the table.
+var faults = []fault{
+	{
+		name: "Redis killed", what: theStore, redis: true, postfix: true,
+		begin: func(w *world) { w.redis.kill() },
+		end:   func(w *world) { w.redis.start(); w.redis.ready() },
+	},
+	{
+		name: "Redis hung (SIGSTOP)", what: theStore, redis: true, postfix: true,
+		begin: func(w *world) { proctest.Freeze(w.t, w.redis.pid()) },
+		end:   func(w *world) { proctest.Thaw(w.t, w.redis.pid()) },
+	},
+	{
+		name: "Redis slow (300 ms)", what: theStore, redis: true, proxied: true,
+		begin: func(w *world) { w.proxy.delay.Store(int64(300 * time.Millisecond)) },
+		end:   func(w *world) { w.proxy.delay.Store(0) },
+	},
+	{
+		name: "Redis a little slow (60 ms)", what: theStore, redis: true, proxied: true,
+		begin: func(w *world) { w.proxy.delay.Store(int64(60 * time.Millisecond)) },
+		end:   func(w *world) { w.proxy.delay.Store(0) },
+	},
+	{
+		name: "connections to Redis cut again and again", what: theStore, redis: true, proxied: true,
+		during: func(w *world) { time.Sleep(50 * time.Millisecond); w.proxy.cutAll() },
+	},
+	{
+		name: "Redis answers garbage", what: theStore, redis: true, proxied: true,
+		begin: func(w *world) { w.proxy.swap.Store("\x00\xff<html>\r\n*-7\r\n$99999999999\r\n") },
+		end:   func(w *world) { w.proxy.swap.Store(""); w.proxy.cutAll() },
+	},
+	{
+		name: "Redis loading", what: theStore, redis: true,
+		begin: func(w *world) {
+			w.redis.do("DEBUG", "POPULATE", fmt.Sprint(int(lasts()/time.Millisecond)))
+			w.redis.do("BGREWRITEAOF")
+			eventually(w.t, "the file is rewritten", func() bool {
+				info := w.redis.do("INFO", "persistence")
+				return strings.Contains(info, "aof_rewrite_in_progress:0") && strings.Contains(info, "aof_rewrite_scheduled:0")
+			})
+			w.redis.kill()
+			w.redis.start("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+			w.redis.says("-LOADING")
+		},
+		end: func(w *world) { w.redis.ready() },
+	},
+	{
+		name: "Redis read-only (replica)", what: theStore, redis: true, postfix: true,
+		begin: func(w *world) { w.redis.do("REPLICAOF", "127.0.0.1", "1"); w.redis.says("-READONLY") },
+		end:   func(w *world) { w.redis.do("REPLICAOF", "NO", "ONE") },
+	},
+	{
+		name: "Redis out of memory", what: theStore, redis: true, postfix: true,
+		begin: func(w *world) { w.redis.do("CONFIG", "SET", "maxmemory", "1"); w.redis.says("-OOM") },
+		end:   func(w *world) { w.redis.do("CONFIG", "SET", "maxmemory", "0") },
+	},
+	{
+		name: "Redis unable to save (MISCONF)", what: theStore, redis: true,
+		begin: func(w *world) {
+			w.redis.do("CONFIG", "SET", "save", "3600 1")
+			w.redis.forget()
+			w.redis.do("BGSAVE")
+			w.redis.says("-MISCONF")
+		},
+		end: func(w *world) {
+			w.redis.do("CONFIG", "SET", "dir", w.redis.dir)
+			w.redis.do("CONFIG", "SET", "save", "")
+		},
+	},
+	{
+		name: "Redis busy in a script", what: theStore, redis: true,
+		begin: func(w *world) {
+			if _, err := io.WriteString(w.redis.dial(), command("EVAL", "while true do end", "0")); err != nil {
+				w.t.Error(err)
+			}
+			w.redis.says("-BUSY")
+		},
+		end: func(w *world) { w.redis.do("SCRIPT", "KILL"); w.redis.ready() },
+	},
+	{
+		// Between two commands they may be gone again.
+		name: "Redis emptied of its scripts, 100 times a second", what: theStore, redis: true, postfix: true,
+		during: func(w *world) { w.redis.do("SCRIPT", "FLUSH"); time.Sleep(10 * time.Millisecond) },
+	},
+	{
+		name: "Redis forbids scripts (NOPERM)", what: theStore, redis: true,
+		begin: func(w *world) { w.redis.do("ACL", "SETUSER", "default", "-evalsha", "-eval", "-script") },
+		end:   func(w *world) { w.redis.do("ACL", "SETUSER", "default", "+@all") },
+	},
+	{
+		name: "Redis takes no more connections", what: theStore, redis: true,
+		begin: func(w *world) {
+			w.control = w.redis.dial()
+			w.redis.over(w.control, "CONFIG", "SET", "maxclients", "1")
+			w.redis.over(w.control, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+		},
+		end: func(w *world) { w.redis.over(w.control, "CONFIG", "SET", "maxclients", "1000"); w.redis.ready() },
+	},
+	{
+		name: "DNS servers dead", what: theDNS, postfix: true,
+		begin: func(w *world) { w.dns.Stop() },
+		end:   func(w *world) { w.dns.Restart() },
+	},
+	{
+		name: "DNS answers nothing", what: theDNS, postfix: true,
+		begin: func(w *world) { w.dns.BehaveUnder(".", dnstest.Drop) },
+		end:   func(w *world) { w.dns.BehaveWell(".") },
+	},
+	{
+		name: "DNS slow (400 ms)", what: theDNS,
+		begin: func(w *world) { w.dns.BehaveUnder(".", dnstest.Behavior{Delay: 400 * time.Millisecond}) },
+		end:   func(w *world) { w.dns.BehaveWell(".") },
+	},
+	{
+		name: "DNS fails (SERVFAIL)", what: theDNS,
+		begin: func(w *world) { w.dns.BehaveUnder(".", dnstest.ServFail) },
+		end:   func(w *world) { w.dns.BehaveWell(".") },
+	},
+	{
+		name: "DNS lies (another question)", what: theDNS,
+		begin: func(w *world) { w.dns.BehaveUnder(".", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieQuestion}}) },
+		end:   func(w *world) { w.dns.BehaveWell(".") },
+	},
+	{
+		name: "DNS lies first (wrong id, garbage)", postfix: true,
+		begin: func(w *world) {
+			w.dns.BehaveUnder(".", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieID, dnstest.LieGarbage}, Truth: true})
+		},
+		end: func(w *world) { w.dns.BehaveWell(".") },
+	},
+}
