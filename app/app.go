@@ -75,6 +75,7 @@ type App struct {
 	roomWatch *roomWatch
 	admin     *admin.Server
 	adminDone chan error
+	console   *consoleDoor // nil: there is none
 
 	reload  sync.Mutex // one reload at a time
 	current atomic.Pointer[generation]
@@ -153,6 +154,9 @@ func (a *App) Start() (err error) {
 	if err := a.startAdmin(g.cfg); err != nil {
 		return err
 	}
+	if err := a.startConsole(g.cfg); err != nil {
+		return err
+	}
 	// The milter's sessions begin before the first policy question of a client.
 	if err := a.configureLookup(g, a.o.Inherited); err != nil {
 		return err
@@ -206,6 +210,7 @@ const adminMode = 0o660
 func (a *App) Stop(ctx context.Context) {
 	a.stopDoors(ctx)
 	a.journal.Hush()
+	a.console.stop(ctx, a.log)
 	if a.admin != nil {
 		if err := errors.Join(a.admin.Stop(ctx), <-a.adminDone); err != nil {
 			a.log.Warn("admin door", zap.Error(err))
@@ -348,6 +353,9 @@ func restarts(old, cfg *config.Config) []string {
 	}
 	if old.Admin != cfg.Admin {
 		out = append(out, "admin")
+	}
+	if !reflect.DeepEqual(old.Console, cfg.Console) {
+		out = append(out, "console")
 	}
 	if old.Journal != cfg.Journal || old.JournalDir() != cfg.JournalDir() {
 		out = append(out, "journal")

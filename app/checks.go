@@ -14,6 +14,7 @@ import (
 	"postern/headercheck"
 	"postern/internal/adminapi"
 	"postern/internal/conf"
+	"postern/internal/page"
 	"postern/known"
 	"postern/limit"
 	"postern/pipeline"
@@ -230,6 +231,7 @@ type unit struct {
 	step   conf.Step // in chains; of no use to what is no [policy.Check]
 	status func() adminapi.Status
 	calls  adminapi.Calls
+	pages  []page.Page // of the console
 }
 
 // check is what the daemon needs of every check, S being what it says of its
@@ -259,9 +261,13 @@ func add[C check[S], S adminapi.Status](b *builder, step conf.Step, build func(p
 		b.err = err
 		return c
 	}
-	b.g.units = append(b.g.units, unit{
+	u := unit{
 		name: made.Name(), check: made, step: step, status: func() adminapi.Status { return made.Status() }, calls: made.Calls(),
-	})
+	}
+	if shown, ok := any(made).(interface{ Pages() []page.Page }); ok {
+		u.pages = shown.Pages()
+	}
+	b.g.units = append(b.g.units, u)
 	return made
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"postern/admin"
+	"postern/console"
 	"postern/expect"
 	"postern/internal/conf"
 	"postern/internal/listen"
@@ -60,6 +61,7 @@ type Config struct {
 	Milter  milter.Config                   `toml:"milter"`
 	Lookup  lookup.Config                   `toml:"lookup"`
 	Admin   admin.Config                    `toml:"admin"`
+	Console console.Config                  `toml:"console"`
 	Store   store.Config                    `toml:"store"`
 	Journal journal.Config                  `toml:"journal"`
 	DNS     resolver.Config                 `toml:"dns"`
@@ -80,7 +82,7 @@ func Default() *Config {
 	}
 	return &Config{
 		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
-		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(),
+		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(), Console: console.DefaultConfig(),
 		Store: store.DefaultConfig(), Journal: journal.DefaultConfig(), DNS: resolver.DefaultConfig(), Names: names.DefaultConfig(), Chains: pipeline.DefaultChains(),
 		Checks: defaultChecks(),
 	}
@@ -238,6 +240,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 		warnings = append(warnings, w.Error())
 	}
 	c.Admin.Validate("admin", fs)
+	c.Console.Validate("console", fs)
 	c.Store.Validate("store", fs)
 	c.Journal.Validate("journal", fs)
 	c.Journal.ValidateShare("journal", c.Store.Kind == store.Redis, fs)

@@ -61,7 +61,7 @@ const intro = `# Configuration
 	"single values and lists of earlier ones; tables merge. An empty file works: every key has a default.\n\n" +
 	"Unknown keys, values of the wrong kind, lists that cannot be read and combinations that make no sense are faults. `postern check` reports\n" +
 	"all of them with file, line and column; `postern config dump` shows the effective values. `systemctl reload postern`, `postern reload` or SIGHUP\n" +
-	"bring a changed file into force; one with faults changes nothing. `store`, `journal`, `admin`, `log.output` and `log.format` take a restart, and `postern status`\n" +
+	"bring a changed file into force; one with faults changes nothing. `store`, `journal`, `admin`, `console`, `log.output` and `log.format` take a restart, and `postern status`\n" +
 	"says when one is waited for.\n\n" +
 	"Durations are numbers with units, `\"250ms\"`, `\"90s\"`, `\"1h30m\"`, `\"36d\"`, `\"2w\"`. Secrets are never in the file itself but in files that it names; a name\n" +
 	"without a directory is looked for among systemd's credentials. Texts for clients may begin with a code and an enhanced code of the right\n" +
@@ -89,6 +89,7 @@ func writeManual(t *testing.T) []byte {
 		{"lookup", "The lookup door, open where there is a table or a list to serve: [lookup](lookup.md).", reflect.ValueOf(c.Lookup)},
 		{"tables.NAME", "A table that the lookup door serves under NAME.", reflect.ValueOf(lookup.DefaultTable())},
 		{"admin", "The administrator's door: metrics, health, and the commands of `postern`.", reflect.ValueOf(c.Admin)},
+		{"console", "The console, in a browser; the manual: [console](console.md).", reflect.ValueOf(c.Console)},
 		{"store", "", reflect.ValueOf(c.Store)},
 		{"store.redis", "For `store.kind = \"redis\"`.", reflect.ValueOf(c.Store.Redis)},
 		{"journal", "Traces of decisions: [journal](journal.md).", reflect.ValueOf(c.Journal)},
@@ -236,7 +237,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"auth", "client", "dkim", "dmarcreport", "expect", "headercheck", "journal", "known", "limit", "lookup", "milter", "provider", "spf",
+		"auth", "client", "console", "dkim", "dmarcreport", "expect", "headercheck", "journal", "known", "limit", "lookup", "milter", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {

@@ -39,6 +39,7 @@ var allowed = map[string]rule{
 	// Values, sockets, logs: below everything that uses them.
 	"internal/conf":       {module: "policy"},
 	"internal/adminapi":   {outside: zap},
+	"internal/page":       {module: "internal/adminapi policy"},
 	"internal/dkimverify": {module: "internal/dkimsig internal/mailaddr"},
 	"internal/sendmail":   {},
 	"internal/aggregate":  {outside: "golang.org/x/text/encoding/htmlindex golang.org/x/text/encoding/unicode golang.org/x/text/runes golang.org/x/text/transform"},
@@ -115,20 +116,21 @@ var allowed = map[string]rule{
 		module:  "internal/adminapi internal/conf internal/door internal/filestamp internal/listen internal/mailaddr internal/netstring policy table",
 		outside: metrics + " " + zap,
 	},
-	"journal": {module: "internal/adminapi internal/conf internal/mailaddr internal/reference policy", outside: "github.com/klauspost/compress/zstd " + metrics + " " + zap},
-	"admin":   {module: "internal/adminapi internal/conf internal/listen policy", outside: metrics + " " + zap},
+	"journal": {module: "internal/adminapi internal/conf internal/mailaddr internal/page internal/reference policy", outside: "github.com/klauspost/compress/zstd " + metrics + " " + zap},
+	"admin":   {module: "internal/adminapi internal/conf internal/listen internal/page policy", outside: metrics + " " + zap},
+	"console": {module: "internal/adminapi internal/conf internal/filestamp internal/listen internal/page", outside: "golang.org/x/crypto/argon2 golang.org/x/net/netutil " + metrics + " " + zap},
 	"config": {
-		module: "access admin auth client dkim dmarcreport expect greylist headercheck internal/conf internal/listen internal/logging journal known limit lookup milter names pipeline policy " +
+		module: "access admin auth client console dkim dmarcreport expect greylist headercheck internal/conf internal/listen internal/logging journal known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
-		module: "access admin auth client config dialog dkim dmarcreport expect greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr internal/reference journal known limit lookup " +
+		module: "access admin auth client config console dialog dkim dmarcreport expect greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr internal/page internal/reference journal known limit lookup " +
 			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app auth client config dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app auth client config console dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"internal/reference internal/when journal known limit list lookup pipeline policy postfix provider rbl replay resolver spf store store/bolt verify",
 		outside: metrics + " github.com/coreos/go-systemd/v22/daemon github.com/cpuguy83/go-md2man/v2/md2man github.com/prometheus/client_model/go github.com/prometheus/common/expfmt github.com/prometheus/common/model github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term " + zap,
 	},
