@@ -75,6 +75,7 @@ var rows struct {
 func run(t *testing.T, order int, f *fault) {
 	w := newWorld(t, f)
 	known := w.acquaint()
+	w.known = known
 	stop := w.traffic(known, f.what)
 	defer stop()
 	// Nothing happens in a moment, as it does in life.
@@ -120,8 +121,10 @@ func run(t *testing.T, order int, f *fault) {
 
 // TestFaults breaks one thing after the other.
 func TestFaults(t *testing.T) {
-	if _, err := binary(); err != nil {
-		t.Fatal(err)
+	for _, b := range []func() (string, error){binary, newBinary} {
+		if _, err := b(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for i := range faults {
 		f := &faults[i]

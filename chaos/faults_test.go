@@ -3,7 +3,9 @@ package chaos
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"postern/internal/dnstest"
@@ -139,5 +141,119 @@ var faults = []fault{
 			w.dns.BehaveUnder(".", dnstest.Behavior{Lies: []dnstest.Lie{dnstest.LieID, dnstest.LieGarbage}, Truth: true})
 		},
 		end: func(w *world) { w.dns.BehaveWell(".") },
+	},
+	{
+		name: "disk full", postfix: true,
+		mount: func(w *world, dir string) { w.mount(dir, "-t", "tmpfs", "-o", "size=4m", "tmpfs") },
+		begin: func(w *world) { w.fill(true) },
+		end:   func(w *world) { w.fill(false) },
+		after: remembers,
+	},
+	{
+		name: "disk hangs (fsfreeze)", postfix: true,
+		mount: (*world).ownDisk,
+		begin: func(w *world) { w.freeze(true) },
+		end:   func(w *world) { w.freeze(false) },
+		after: remembers,
+	},
+	{
+		name:  "disk slow (a second for each write)",
+		mount: (*world).ownDisk,
+		during: func(w *world) {
+			w.freeze(true)
+			time.Sleep(time.Second)
+			w.freeze(false)
+			time.Sleep(20 * time.Millisecond)
+		},
+		after: remembers,
+	},
+	{
+		// As ext4 does by itself when the disk fails (errors=remount-ro). Until
+		// somebody has repaired it nothing is kept.
+		name: "disk fails and turns read-only", sockets: true,
+		mount: (*world).ownDisk,
+		begin: func(w *world) {
+			w.cut()
+			w.command("mount", "-o", "remount,abort", w.state())
+		},
+		end: func(w *world) {
+			w.cut()
+			w.d.stop()
+			w.command("umount", w.state())
+			w.fsck()
+			w.command("mount", "-o", "loop", filepath.Join(w.dir, "disk"), w.state())
+			w.d.start()
+		},
+	},
+	{
+		name: "file descriptors exhausted", what: theDNS, files: 60,
+		begin: func(w *world) { w.crowd(200) },
+		end:   func(w *world) { w.uncrowd() },
+	},
+	{
+		name: "memory limit (GOMEMLIMIT) under a flood of triplets", env: []string{"GOMEMLIMIT=40MiB"},
+		during: func(w *world) { w.flood(50 * time.Millisecond) },
+	},
+	{
+		name: "configuration reloaded ten times a second", postfix: true,
+		during: func(w *world) {
+			n := serial.Add(1)
+			w.d.configure(strings.Replace(w.d.text, "inline:203.0.113.0/24", fmt.Sprintf("inline:203.0.113.0/24 10.1.%d.%d", n>>8&255, n&255), 1))
+			if n%2 == 0 {
+				proctest.Signal(w.t, w.d.pid(), syscall.SIGHUP)
+			} else if _, err := w.d.call("POST", "/v1/reload"); err != nil {
+				w.t.Error(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		},
+	},
+	{
+		name: "reloads of a faulty configuration", postfix: true,
+		during: func(w *world) {
+			w.d.configure(w.d.text + "\nno_such_key = 1\n")
+			if _, err := w.d.call("POST", "/v1/reload"); err == nil {
+				w.t.Error("a faulty configuration is taken")
+			}
+			time.Sleep(100 * time.Millisecond)
+		},
+		end: func(w *world) { w.d.configure(w.d.text) },
+	},
+	{
+		name: "daemon stopped and started (SIGTERM)", sockets: true, postfix: true,
+		during: func(w *world) {
+			w.d.stop()
+			w.d.start()
+			time.Sleep(300 * time.Millisecond)
+		},
+	},
+	{
+		name: "daemon killed (SIGKILL)", sockets: true, postfix: true,
+		during: func(w *world) {
+			w.cut()
+			w.d.kill()
+			time.Sleep(500 * time.Millisecond) // RestartSec of the unit
+			w.d.start()
+			time.Sleep(4 * time.Second) // Postfix asks twice; a daemon that ends again meanwhile is no use
+		},
+	},
+	{
+		name: "daemon hung (SIGSTOP)", sockets: true,
+		begin: func(w *world) { proctest.Freeze(w.t, w.d.pid()) },
+		end:   func(w *world) { proctest.Thaw(w.t, w.d.pid()) },
+	},
+	{
+		name: "daemon upgraded in place, and back", sockets: true, postfix: true,
+		begin: func(w *world) {
+			path, err := newBinary()
+			if err != nil {
+				w.t.Error(err)
+				return
+			}
+			w.upgrade(path)
+		},
+		end: func(w *world) {
+			path, _ := binary() // it is there
+			w.upgrade(path)
+		},
 	},
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 	"postern/internal/dnstest"
 	"postern/internal/postfixtest"
 	"postern/internal/proctest"
+	"postern/internal/systemdtest"
 )
 
 // patience is how long is waited for what should come soon. Nothing is timed by
@@ -73,6 +75,8 @@ type world struct {
 	redis   *redisServer // nil: the store is embedded
 	proxy   *proxy       // between it and the daemon; nil: none
 	control net.Conn     // to it, opened by the fault; nil: none
+	idle    []net.Conn   // to the daemon
+	known   []*contact
 	d       *daemon
 	postfix *postfixtest.Instance // nil: none
 
@@ -115,7 +119,7 @@ func newWorld(t *testing.T, f *fault) *world {
 		}
 		store = fmt.Sprintf("kind = \"redis\"\n[store.redis]\naddrs = [%q]\nbreaker_pause = \"200ms\"", addr)
 	}
-	w.d = &daemon{t: t, dir: dir, config: filepath.Join(dir, "postern.toml"), limit: f.files, env: f.env}
+	w.d = &daemon{t: t, dir: dir, config: filepath.Join(dir, "postern.toml"), limit: f.files, env: slices.Clone(f.env)}
 	w.d.path, err = binary()
 	if err != nil {
 		t.Fatal(err)
@@ -155,6 +159,8 @@ delay = "%[3]v"
 	w.d.configure(w.d.text)
 	if f.sockets {
 		w.d.hold("policy.sock")
+		w.d.systemd = systemdtest.Start(t, filepath.Join(dir, "notify"))
+		w.d.env = append(w.d.env, w.d.systemd.Env()...)
 	}
 	w.d.start()
 	t.Cleanup(w.d.kill)
@@ -202,8 +208,9 @@ type daemon struct {
 	dir          string
 	path         string // of the binary
 	config, text string
-	held         []*os.File // sockets that outlive it, as systemd holds them
-	limit        int        // of open files; 0: none
+	held         []*os.File           // sockets that outlive it, as systemd holds them
+	systemd      *systemdtest.Manager // nil: none
+	limit        int                  // of open files; 0: none
 	env          []string
 
 	mu   sync.Mutex
@@ -259,8 +266,15 @@ func (d *daemon) start() {
 	}
 	defer log.Close() //nolint:errcheck // the daemon has it
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(append(os.Environ(), d.env...), fmt.Sprintf("LISTEN_FDS=%d", len(d.held)), "LISTEN_FDNAMES="+strings.TrimSuffix(strings.Repeat("policy:", len(d.held)), ":"))
-	cmd.ExtraFiles = d.held
+	files, names := slices.Clone(d.held), strings.Repeat("policy:", len(d.held))
+	if d.systemd != nil {
+		for _, f := range d.systemd.Copies() {
+			files, names = append(files, f), names+f.Name()+":"
+			defer f.Close() //nolint:errcheck // the daemon has it
+		}
+	}
+	cmd.Env = append(append(os.Environ(), d.env...), fmt.Sprintf("LISTEN_FDS=%d", len(files)), "LISTEN_FDNAMES="+strings.TrimSuffix(names, ":"))
+	cmd.ExtraFiles = files
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
@@ -339,16 +353,22 @@ func (d *daemon) call(method, path string) ([]byte, error) {
 	return b, err
 }
 
+// storeStatus is what the daemon says of its store.
+type storeStatus struct {
+	Healthy bool
+	Breaker string
+	Pending int
+	Flushed time.Time
+}
+
+func (d *daemon) store() (storeStatus, bool) {
+	b, err := d.call("GET", "/v1/status")
+	var st struct{ Store storeStatus }
+	return st.Store, err == nil && json.Unmarshal(b, &st) == nil
+}
+
 // healthy reports whether the daemon finds its store so.
 func (d *daemon) healthy() bool {
-	b, err := d.call("GET", "/v1/status")
-	if err != nil {
-		return false
-	}
-	var st map[string]json.RawMessage
-	var part struct {
-		Healthy bool
-		Breaker string
-	}
-	return json.Unmarshal(b, &st) == nil && json.Unmarshal(st["store"], &part) == nil && part.Healthy && part.Breaker != "open"
+	st, ok := d.store()
+	return ok && st.Healthy && st.Breaker != "open"
 }

@@ -1,19 +1,18 @@
 package integration
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/textproto"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
+
+	"postern/internal/systemdtest"
 )
 
 // hold opens sockets as systemd does for a service, and hands them to the
@@ -181,112 +180,13 @@ func (s text) expect(say string, code int) error {
 	return nil
 }
 
-// systemd is as much of it as a restart needs: it keeps files that the daemon
-// gives it (sd_notify(3): FDSTORE, FDSTOREREMOVE, BARRIER).
-type systemd struct {
-	socket string
-	mu     sync.Mutex
-	kept   []*os.File // each named as it was given
-	errs   []error
-}
-
 // underSystemd has the daemon's files kept over its restarts.
-func (d *daemon) underSystemd() *systemd {
+func (d *daemon) underSystemd() *systemdtest.Manager {
 	d.t.Helper()
-	s := &systemd{socket: filepath.Join(d.dir, "notify")}
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.socket, Net: "unixgram"})
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	d.t.Cleanup(func() { _ = l.Close() }) // the end
-	go s.serve(l)
-	d.env = append(d.env, "NOTIFY_SOCKET="+s.socket, "FDSTORE=1000")
-	d.kept = s.copies
+	s := systemdtest.Start(d.t, filepath.Join(d.dir, "notify"))
+	d.env = append(d.env, s.Env()...)
+	d.kept = s.Copies
 	return s
-}
-
-// copies returns copies of the files for a process that starts.
-func (s *systemd) copies() []*os.File {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []*os.File
-	for _, f := range s.kept {
-		fd, err := syscall.Dup(int(f.Fd()))
-		if err != nil {
-			s.errs = append(s.errs, err)
-			continue
-		}
-		syscall.CloseOnExec(fd)
-		out = append(out, os.NewFile(uintptr(fd), f.Name()))
-	}
-	return out
-}
-
-// holds returns how many files are kept under a name, or under any if it is
-// empty.
-func (s *systemd) holds(name string) (n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, f := range s.kept {
-		if name == "" || f.Name() == name {
-			n++
-		}
-	}
-	return n
-}
-
-func (s *systemd) serve(l *net.UnixConn) {
-	text, oob := make([]byte, 4096), make([]byte, 4096)
-	for {
-		n, m, _, _, err := l.ReadMsgUnix(text, oob)
-		if err != nil {
-			return
-		}
-		var files []*os.File
-		messages, err := syscall.ParseSocketControlMessage(oob[:m])
-		for _, message := range messages {
-			fds, bad := syscall.ParseUnixRights(&message)
-			err = errors.Join(err, bad)
-			for _, fd := range fds {
-				syscall.CloseOnExec(fd)
-				files = append(files, os.NewFile(uintptr(fd), field(string(text[:n]), "FDNAME")))
-			}
-		}
-		s.take(string(text[:n]), files, err)
-	}
-}
-
-func (s *systemd) take(state string, files []*os.File, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
-		s.errs = append(s.errs, err)
-	}
-	switch {
-	case field(state, "FDSTORE") == "1":
-		s.kept = append(s.kept, files...)
-	case field(state, "FDSTOREREMOVE") == "1":
-		s.kept = slices.DeleteFunc(s.kept, func(f *os.File) bool {
-			gone := f.Name() == field(state, "FDNAME")
-			if gone {
-				_ = f.Close() // the daemon has a copy
-			}
-			return gone
-		})
-	default: // READY and the like; a barrier's file is closed
-		for _, f := range files {
-			_ = f.Close() // so it is told
-		}
-	}
-}
-
-func field(state, name string) string {
-	for line := range strings.Lines(state) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), name+"="); ok {
-			return v
-		}
-	}
-	return ""
 }
 
 // SMTP sessions that stay open over a restart keep their milter: between
@@ -337,14 +237,14 @@ checks = ["access"]
 			atData.cmd(354, "DATA")
 			for range 3 {
 				d.stop()
-				if n := s.holds("milter-sessions"); n != 5 {
+				if n := s.Holds("milter-sessions"); n != 5 {
 					t.Errorf("%d files are kept, want those of four sessions and one", n)
 				}
-				if n := s.holds("policy-connections"); n == 0 {
+				if n := s.Holds("policy-connections"); n == 0 {
 					t.Error("no connection of the policy door is kept")
 				}
 				d.start()
-				d.eventually("nothing is kept any more", func() bool { return s.holds("") == 0 })
+				d.eventually("nothing is kept any more", func() bool { return s.Holds("") == 0 })
 				ok(greeted)
 				ok(used)
 			}
@@ -365,8 +265,8 @@ checks = ["access"]
 					t.Fatalf("a message that the rules have not seen:\n%s", m)
 				}
 			}
-			if len(s.errs) > 0 {
-				t.Error(s.errs)
+			if err := s.Err(); err != nil {
+				t.Error(err)
 			}
 		})
 	}

@@ -140,6 +140,7 @@ var allowed = map[string]rule{
 	"internal/dnstest":     {testing: true, outside: dns},
 	"internal/policytest":  {testing: true},
 	"internal/proctest":    {testing: true},
+	"internal/systemdtest": {testing: true},
 	"internal/redistest":   {testing: true, module: "internal/proctest"},
 	"internal/smtptest":    {testing: true, module: "internal/certtest"},
 	"internal/certtest":    {testing: true},
