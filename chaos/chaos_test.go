@@ -43,6 +43,7 @@ type fault struct {
 	proxied bool                       // behind a proxy
 	postfix bool                       // some of the traffic is a real Postfix's
 	sockets bool                       // systemd holds the daemon's
+	clock   bool                       // the daemon's can be stepped
 	files   int                        // limit of open files
 	env     []string                   // of the daemon
 	config  string                     // further lines, of [greylist] and after

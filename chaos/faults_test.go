@@ -25,13 +25,13 @@ var faults = []fault{
 		end:   func(w *world) { proctest.Thaw(w.t, w.redis.pid()) },
 	},
 	{
-		name: "Redis slow (300 ms)", what: theStore, redis: true, proxied: true,
-		begin: func(w *world) { w.proxy.delay.Store(int64(300 * time.Millisecond)) },
+		name: "Redis slow (three times store.redis.timeout)", what: theStore, redis: true, proxied: true,
+		begin: func(w *world) { w.proxy.delay.Store(int64(3 * redisTimeout())) },
 		end:   func(w *world) { w.proxy.delay.Store(0) },
 	},
 	{
-		name: "Redis a little slow (60 ms)", what: theStore, redis: true, proxied: true,
-		begin: func(w *world) { w.proxy.delay.Store(int64(60 * time.Millisecond)) },
+		name: "Redis slow (half of store.redis.timeout)", what: theStore, redis: true, proxied: true,
+		begin: func(w *world) { w.proxy.delay.Store(int64(redisTimeout() / 2)) },
 		end:   func(w *world) { w.proxy.delay.Store(0) },
 	},
 	{
@@ -255,5 +255,25 @@ var faults = []fault{
 			path, _ := binary() // it is there
 			w.upgrade(path)
 		},
+	},
+	{
+		name: "clock stepped an hour ahead", clock: true, slow: true, postfix: true,
+		begin: func(w *world) { w.step(time.Hour) },
+	},
+	{
+		// Who waits begins to wait anew, and no longer than the delay.
+		name: "clock stepped an hour back", clock: true, slow: true, postfix: true,
+		begin: func(w *world) { w.step(-time.Hour); w.cut() },
+	},
+	{
+		name: "clock stepped ahead and back again and again", clock: true, slow: true,
+		during: func(w *world) {
+			w.step(time.Minute)
+			time.Sleep(200 * time.Millisecond)
+			w.step(-time.Minute)
+			w.cut()
+			time.Sleep(200 * time.Millisecond)
+		},
+		end: func(w *world) { w.step(0); w.cut() },
 	},
 }

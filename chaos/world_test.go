@@ -31,6 +31,15 @@ const patience = 2 * time.Minute
 // delay is the greylist's.
 const delay = time.Second
 
+// redisTimeout is how long the daemon waits for an answer of Redis: the default,
+// or what no machine needs that only has much to do.
+func redisTimeout() time.Duration {
+	if *long {
+		return 100 * time.Millisecond
+	}
+	return time.Second
+}
+
 // binary is the daemon, built once for all tests.
 var binary = sync.OnceValues(func() (string, error) { return build("postern") })
 
@@ -117,10 +126,16 @@ func newWorld(t *testing.T, f *fault) *world {
 			w.proxy = startProxy(t, addr)
 			addr = w.proxy.addr()
 		}
-		store = fmt.Sprintf("kind = \"redis\"\n[store.redis]\naddrs = [%q]\nbreaker_pause = \"200ms\"", addr)
+		store = fmt.Sprintf("kind = \"redis\"\n[store.redis]\naddrs = [%q]\ntimeout = \"%v\"\nbreaker_pause = \"200ms\"", addr, redisTimeout())
 	}
 	w.d = &daemon{t: t, dir: dir, config: filepath.Join(dir, "postern.toml"), limit: f.files, env: slices.Clone(f.env)}
-	w.d.path, err = binary()
+	which := binary
+	if f.clock {
+		which = steppable
+		wind(t, w.clock())
+		w.d.env = append(w.d.env, "CHAOS_CLOCK="+w.clock())
+	}
+	w.d.path, err = which()
 	if err != nil {
 		t.Fatal(err)
 	}
