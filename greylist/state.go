@@ -347,6 +347,8 @@ type Entry struct {
 	Last      time.Time `json:"last,omitzero"`
 	Attempts  int       `json:"attempts,omitempty"`
 	Passes    int       `json:"passes,omitempty"`
+	Counted   time.Time `json:"counted,omitzero"` // credit: when a pass was last counted
+	Since     time.Time `json:"since,omitzero"`   // waiting: since when the correspondence waits without a pass
 }
 
 // Kinds of entries.
@@ -393,4 +395,7 @@ type AdminStore interface {
 	ForgetGreylist(ctx context.Context, f Filter) (int, error)
 	// CountGreylist counts live entries. It may read the whole store.
 	CountGreylist(ctx context.Context, now time.Time) (Counts, error)
+	// MergeGreylist adds what entries of another store tell, in such a way that
+	// nobody is known less afterwards. Of r it uses Window and Keep.
+	MergeGreylist(ctx context.Context, entries []Entry, r *Rule, now time.Time) (Merged, error)
 }

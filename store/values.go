@@ -17,8 +17,9 @@ type Values interface {
 	// value, an empty next removes it. After expires the value may be dropped.
 	SwapValue(ctx context.Context, space, key, old, next string, expires time.Time) (swapped bool, err error)
 	// EachValue calls yield for the values of a space until it returns false,
-	// in the order of the store. A value can come twice while it changes.
-	EachValue(ctx context.Context, space string, yield func(key, value string) bool) error
+	// in the order of the store, with the time after which it may be dropped. A
+	// value can come twice while it changes.
+	EachValue(ctx context.Context, space string, yield func(key, value string, expires time.Time) bool) error
 	// CountValues tells about how many values a space has. It does no I/O.
 	CountValues(space string) int
 }
@@ -46,9 +47,9 @@ func (s Space) Swap(ctx context.Context, key, old, next string, expires time.Tim
 	return s.values.SwapValue(ctx, s.name, key, old, next, expires)
 }
 
-// Each is EachValue.
+// Each is EachValue, without the times.
 func (s Space) Each(ctx context.Context, yield func(key, value string) bool) error {
-	return s.values.EachValue(ctx, s.name, yield)
+	return s.values.EachValue(ctx, s.name, func(key, value string, _ time.Time) bool { return yield(key, value) })
 }
 
 // Count is CountValues.

@@ -551,6 +551,21 @@ func (s *Store) CountGreylist(ctx context.Context, now time.Time) (greylist.Coun
 	return n, err
 }
 
+// MergeGreylist implements greylist.AdminStore.
+func (s *Store) MergeGreylist(ctx context.Context, entries []greylist.Entry, r *greylist.Rule, now time.Time) (out greylist.Merged, err error) {
+	for i := range entries {
+		if err := ctx.Err(); err != nil {
+			return out, err
+		}
+		one, err := s.engine.Merge(&entries[i], r, now)
+		if err != nil {
+			return out, err
+		}
+		out.Add(one)
+	}
+	return out, nil
+}
+
 // Status implements store.Store.
 func (s *Store) Status() store.Status {
 	s.mu.Lock()

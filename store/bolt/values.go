@@ -192,7 +192,7 @@ func (s *Store) TakeMeters(ctx context.Context, now time.Time, takes []meter.Tak
 
 // EachValue implements store.Values. It writes first, so that the file knows
 // all keys, and holds no transaction while it yields.
-func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string) bool) error {
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string, expires time.Time) bool) error {
 	if err := s.flushValues(); err != nil {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
@@ -207,11 +207,11 @@ func (s *Store) EachValue(ctx context.Context, space string, yield func(key, val
 			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 		}
 		for _, key := range keys {
-			value, err := s.values.LoadValue(ctx, space, key)
+			value, expires, err := s.values.LoadExpiring(space, key)
 			if err != nil {
 				return err
 			}
-			if value != "" && !yield(key, value) {
+			if value != "" && !yield(key, value, expires) {
 				return nil
 			}
 		}

@@ -103,7 +103,7 @@ func TestValuesUnderLoad(t *testing.T) {
 			}
 			_ = s.flushValues()
 			s.sweepValues(time.Now())
-			if err := s.EachValue(ctx, "verify", func(string, string) bool { return true }); err != nil {
+			if err := s.EachValue(ctx, "verify", func(string, string, time.Time) bool { return true }); err != nil {
 				t.Error(err)
 			}
 		}

@@ -47,7 +47,7 @@ func New(maxEntries, maxWaiting int) *Store {
 }
 
 // EachValue implements store.Values.
-func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string) bool) error {
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string, expires time.Time) bool) error {
 	return s.Each(ctx, space, yield)
 }
 
@@ -96,6 +96,21 @@ func (s *Store) CountGreylist(ctx context.Context, now time.Time) (greylist.Coun
 		return true
 	})
 	return n, err
+}
+
+// MergeGreylist implements greylist.AdminStore.
+func (s *Store) MergeGreylist(ctx context.Context, entries []greylist.Entry, r *greylist.Rule, now time.Time) (out greylist.Merged, err error) {
+	for i := range entries {
+		if err := ctx.Err(); err != nil {
+			return out, err
+		}
+		one, err := s.engine.Merge(&entries[i], r, now)
+		if err != nil {
+			return out, err
+		}
+		out.Add(one)
+	}
+	return out, nil
 }
 
 // Status implements store.Store.

@@ -276,12 +276,17 @@ func (e *Engine) putCredit(sh *shard, s *scratch, c *greylist.Contact, cr *greyl
 	}
 }
 
+// full reports whether no new record is taken.
+func (e *Engine) full() bool {
+	return e.Entries() >= e.maxEntries || e.backing != nil && e.Pending() >= e.maxDirty
+}
+
 // put stores a changed record, or with gone that it is not there any more. The
 // shard is locked. A new record for which there is no room is left out.
 func (e *Engine) put(sh *shard, sum digest, key []byte, rec Record, found, gone bool) {
 	c := sh.find(sum)
 	if !found && !gone {
-		if e.Entries() >= e.maxEntries || e.backing != nil && e.Pending() >= e.maxDirty {
+		if e.full() {
 			e.refused.Add(1)
 			return
 		}
@@ -427,5 +432,8 @@ func Entry(key string, rec Record, now time.Time) (greylist.Entry, bool) {
 		return en, rec.Y > 0
 	}
 	en.Passes = int(rec.X)
+	if rec.C != 0 {
+		en.Counted = time.UnixMilli(rec.C)
+	}
 	return en, true
 }

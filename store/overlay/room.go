@@ -224,7 +224,7 @@ func entriesOf(w *greylist.Waiting, sender, recipient string) []greylist.Entry {
 	add := func(s *greylist.Side) {
 		out = append(out, greylist.Entry{
 			Kind: greylist.KindWaiting, Match: s.Match, Sender: sender, Recipient: recipient,
-			First: time.UnixMilli(s.First), Last: time.UnixMilli(s.Last), Attempts: int(s.Attempts),
+			First: time.UnixMilli(s.First), Last: time.UnixMilli(s.Last), Attempts: int(s.Attempts), Since: time.UnixMilli(w.Since),
 		})
 	}
 	add(&w.Side)

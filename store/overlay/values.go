@@ -108,20 +108,34 @@ type valueName struct{ space, key string }
 
 // load returns the value that is valid now. The shard is locked.
 func (v *Values) load(sh *valueShard, name valueName) (string, error) {
+	value, _, err := v.loadExpiring(sh, name)
+	return value, err
+}
+
+func (v *Values) loadExpiring(sh *valueShard, name valueName) (value string, expires int64, err error) {
 	if sl, ok := sh.slots[name]; ok {
-		return sl.Value, nil
+		return sl.Value, sl.Expires, nil
 	}
 	if v.backing == nil {
-		return "", nil
+		return "", 0, nil
 	}
-	value, expires, err := v.backing.LoadValue(name.space, name.key)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	if value, expires, err = v.backing.LoadValue(name.space, name.key); err != nil {
+		return "", 0, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
 	// That there is none is worth remembering too.
 	sh.room()
 	sh.slots[name] = &valueSlot{ValueChange{name.space, name.key, value, expires}, clean}
-	return value, nil
+	return value, expires, nil
+}
+
+// LoadExpiring is LoadValue with the time after which the value may be dropped.
+func (v *Values) LoadExpiring(space, key string) (string, time.Time, error) {
+	name := valueName{space, store.ValueKey(key)}
+	sh := v.shard(name)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	value, expires, err := v.loadExpiring(sh, name)
+	return value, time.UnixMilli(expires), err
 }
 
 // LoadValue implements store.Values.
@@ -345,7 +359,7 @@ func (v *Values) Failed(changes []ValueChange) {
 }
 
 // Each calls yield for a copy of each value in the maps, of one space.
-func (v *Values) Each(ctx context.Context, space string, yield func(key, value string) bool) error {
+func (v *Values) Each(ctx context.Context, space string, yield func(key, value string, expires time.Time) bool) error {
 	for i := range v.shards {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -360,7 +374,7 @@ func (v *Values) Each(ctx context.Context, space string, yield func(key, value s
 		}
 		sh.mu.Unlock()
 		for _, c := range batch {
-			if !yield(c.Key, c.Value) {
+			if !yield(c.Key, c.Value, time.UnixMilli(c.Expires)) {
 				return nil
 			}
 		}

@@ -297,6 +297,11 @@ func (s *Store) appendCorrespondence(b []byte, part uint64, kind byte, names ...
 	return store.AppendKey(b, kind, names...)
 }
 
+// creditKey appends the key of a credit.
+func (s *Store) creditKey(b []byte, credit string) []byte {
+	return store.AppendKey(appendTag(append(b, s.prefix...), 'k', partOf(credit)), store.CreditKey, credit)
+}
+
 func appendTag(b []byte, kind byte, part uint64) []byte {
 	b = append(b, '{', kind)
 	b = strconv.AppendUint(b, part, 10)
@@ -350,7 +355,7 @@ func (s *Store) touch(ctx context.Context, c *greylist.Contact) (out greylist.Ou
 	b = s.appendCorrespondence(b, part, waitingKey, c.Sender, c.Recipient)
 	w := len(b)
 	// A credit is of one side and many correspondences: its tag is its own.
-	b = store.AppendKey(appendTag(append(b, s.prefix...), 'k', partOf(c.Credit)), store.CreditKey, c.Credit)
+	b = s.creditKey(b, c.Credit)
 	k := len(b)
 	b = append(appendTag(append(b, s.prefix...), 'g', part), roomKey)
 	dry := 0
@@ -476,14 +481,22 @@ func (s *Store) entries(key string, value any) []greylist.Entry {
 		return waitingEntries(text, sender, recipient)
 	}
 	e, ok := store.SplitKey(rest)
-	if !ok || len(text) != 32 {
+	if !ok {
 		return nil
 	}
-	e.First, e.Last = time.UnixMilli(number(text)), time.UnixMilli(number(text[8:]))
-	e.Passes = int(number(text[24:]))
-	if e.Kind == greylist.KindTriplet {
-		e.Attempts = int(number(text[16:]))
+	if e.Kind == greylist.KindCredit {
+		cr, ok := parseCredit(text)
+		if !ok {
+			return nil
+		}
+		e.First, e.Last, e.Counted, e.Passes = time.UnixMilli(cr.First), time.UnixMilli(cr.Last), time.UnixMilli(cr.Counted), int(cr.Passes)
+		return []greylist.Entry{e}
 	}
+	t, ok := parseTriplet(text)
+	if !ok {
+		return nil
+	}
+	e.First, e.Last, e.Attempts, e.Passes = time.UnixMilli(t.First), time.UnixMilli(t.Last), int(t.Attempts), int(t.Passes)
 	return []greylist.Entry{e}
 }
 
@@ -500,22 +513,71 @@ func appendNumbers(b []byte, numbers ...int64) []byte {
 	return b
 }
 
-// waitingEntries reads who waits.
-func waitingEntries(text, sender, recipient string) (out []greylist.Entry) {
+// parseTriplet reads a triplet that has passed.
+func parseTriplet(text string) (t greylist.Triplet, ok bool) {
+	if len(text) != 32 {
+		return t, false
+	}
+	return greylist.Triplet{First: number(text), Last: number(text[8:]), Attempts: uint32(number(text[16:])), Passes: uint32(number(text[24:]))}, true
+}
+
+// parseCredit reads a credit.
+func parseCredit(text string) (cr greylist.Credit, ok bool) {
+	if len(text) != 32 {
+		return cr, false
+	}
+	return greylist.Credit{First: number(text), Last: number(text[8:]), Counted: number(text[16:]), Passes: uint32(number(text[24:]))}, true
+}
+
+// parseWaiting reads who waits in a correspondence.
+func parseWaiting(text string) (w greylist.Waiting) {
 	const side = 8 + 8 + 8 + 2
 	if len(text) < 16 {
-		return nil
+		return w
 	}
+	w.Since, w.Last = number(text), number(text[8:])
 	for text = text[16:]; len(text) >= side; {
 		n := int(binary.BigEndian.Uint16([]byte(text[24:])))
 		if len(text) < side+n {
-			return out
+			break
 		}
-		out = append(out, greylist.Entry{
-			Kind: greylist.KindWaiting, Match: text[side : side+n], Sender: sender, Recipient: recipient,
-			First: time.UnixMilli(number(text)), Last: time.UnixMilli(number(text[8:])), Attempts: int(number(text[16:])),
-		})
+		s := greylist.Side{Match: text[side : side+n], First: number(text), Last: number(text[8:]), Attempts: uint32(number(text[16:]))}
+		if w.Side.First == 0 {
+			w.Side = s
+		} else {
+			w.More = append(w.More, s)
+		}
 		text = text[side+n:]
+	}
+	return w
+}
+
+// appendWaiting writes who waits, as the script does.
+func appendWaiting(b []byte, w *greylist.Waiting) []byte {
+	b = appendNumbers(b, w.Since, w.Last)
+	side := func(s *greylist.Side) {
+		b = appendNumbers(b, s.First, s.Last, int64(s.Attempts))
+		b = binary.BigEndian.AppendUint16(b, uint16(len(s.Match)))
+		b = append(b, s.Match...)
+	}
+	side(&w.Side)
+	for i := range w.More {
+		side(&w.More[i])
+	}
+	return b
+}
+
+// waitingEntries is the administrator's view of who waits.
+func waitingEntries(text, sender, recipient string) (out []greylist.Entry) {
+	w := parseWaiting(text)
+	if w.Side.First == 0 {
+		return nil
+	}
+	for _, s := range append([]greylist.Side{w.Side}, w.More...) {
+		out = append(out, greylist.Entry{
+			Kind: greylist.KindWaiting, Match: s.Match, Sender: sender, Recipient: recipient,
+			First: time.UnixMilli(s.First), Last: time.UnixMilli(s.Last), Attempts: int(s.Attempts), Since: time.UnixMilli(w.Since),
+		})
 	}
 	return out
 }

@@ -86,7 +86,7 @@ func (s *Store) countValues(ctx context.Context, space string) (total int64, err
 }
 
 // EachValue implements store.Values.
-func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string) bool) error {
+func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string, expires time.Time) bool) error {
 	prefix := s.valueName(space, "")
 	var cursor uint64
 	for {
@@ -95,12 +95,13 @@ func (s *Store) EachValue(ctx context.Context, space string, yield func(key, val
 			return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
 		}
 		if len(keys) > 0 {
-			values, err := s.client.MGet(ctx, keys...).Result()
+			values, err := s.get(ctx, keys)
 			if err != nil {
-				return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
+				return err
 			}
 			for i, key := range keys {
-				if text, ok := values[i].(string); ok && !yield(strings.TrimPrefix(key, prefix), text) {
+				v := &values[i]
+				if v.value != "" && !yield(strings.TrimPrefix(key, prefix), v.value, time.Now().Add(v.left-slack)) {
 					return nil
 				}
 			}
@@ -109,6 +110,30 @@ func (s *Store) EachValue(ctx context.Context, space string, yield func(key, val
 			return nil
 		}
 	}
+}
+
+// stored is a value and how long its key lives on.
+type stored struct {
+	value string
+	left  time.Duration
+}
+
+// get reads keys with their times, in one round trip; those that are gone have
+// no value.
+func (s *Store) get(ctx context.Context, keys []string) ([]stored, error) {
+	pipe := s.client.Pipeline()
+	values, left := make([]*redis.StringCmd, len(keys)), make([]*redis.DurationCmd, len(keys))
+	for i, key := range keys {
+		values[i], left[i] = pipe.Get(ctx, key), pipe.PTTL(ctx, key)
+	}
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		return nil, fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
+	}
+	out := make([]stored, len(keys))
+	for i := range keys {
+		out[i] = stored{values[i].Val(), left[i].Val()}
+	}
+	return out, nil
 }
 
 // countEvery is how often the values of a space are counted on the server.

@@ -32,6 +32,7 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 		"Independent": independent,
 		"List":        list,
 		"Forget":      forget,
+		"Merge":       merge,
 		"OddNames":    oddNames,
 		"Expiry":      expiry,
 		"Values":      values,
@@ -48,6 +49,7 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 		})
 	}
 	t.Run("Flood", func(t *testing.T) { flood(t, open) })
+	t.Run("Moving", func(t *testing.T) { moving(t, open) })
 	t.Run("SameAsTheRule", func(t *testing.T) { sameAsTheRule(t, open) })
 }
 
@@ -274,15 +276,15 @@ func list(t *testing.T, s store.Store) {
 	}
 	for _, want := range []greylist.Entry{
 		{Kind: "triplet", Match: "org:example.org", Sender: "A@example.org", Recipient: "b@example.com", First: base, Last: base.Add(Rule.Delay), Attempts: 1, Passes: 1},
-		{Kind: "credit", Credit: "org:example.org", First: base.Add(Rule.Delay), Last: base.Add(Rule.Delay), Passes: 1},
-		{Kind: "waiting", Match: "net:192.0.2.0/24", Recipient: "c@example.com", First: base, Last: base, Attempts: 1},
+		{Kind: "credit", Credit: "org:example.org", First: base.Add(Rule.Delay), Last: base.Add(Rule.Delay), Passes: 1, Counted: base.Add(Rule.Delay)},
+		{Kind: "waiting", Match: "net:192.0.2.0/24", Recipient: "c@example.com", First: base, Last: base, Attempts: 1, Since: base},
 	} {
 		found := 0
 		if err := s.ListGreylist(context.Background(), greylist.Filter{Kind: want.Kind}, base.Add(Rule.Delay), func(e greylist.Entry) bool {
-			if found++; !e.First.Equal(want.First) || !e.Last.Equal(want.Last) {
+			if found++; !e.First.Equal(want.First) || !e.Last.Equal(want.Last) || !e.Counted.Equal(want.Counted) || !e.Since.Equal(want.Since) {
 				t.Errorf("entry %+v, want %+v", e, want)
 			}
-			if e.First, e.Last = want.First, want.Last; e != want {
+			if e.First, e.Last, e.Counted, e.Since = want.First, want.Last, want.Counted, want.Since; e != want {
 				t.Errorf("entry %+v, want %+v", e, want)
 			}
 			return true
@@ -500,7 +502,7 @@ func values(t *testing.T, s store.Store) {
 		swapped(t, s, "many", fmt.Sprintf("k%d", i), "", fmt.Sprint("v", i))
 	}
 	seen := map[string]string{}
-	err := s.EachValue(context.Background(), "many", func(key, v string) bool {
+	err := s.EachValue(context.Background(), "many", func(key, v string, _ time.Time) bool {
 		seen[key] = v
 		return true
 	})
@@ -508,7 +510,7 @@ func values(t *testing.T, s store.Store) {
 		t.Errorf("%d values, %v", len(seen), err)
 	}
 	n := 0
-	if err := s.EachValue(context.Background(), "many", func(string, string) bool { n++; return n < 3 }); err != nil || n != 3 {
+	if err := s.EachValue(context.Background(), "many", func(string, string, time.Time) bool { n++; return n < 3 }); err != nil || n != 3 {
 		t.Errorf("stopped after %d, %v", n, err)
 	}
 	if got := store.SpaceOf(s, "b").Count(); got != 1 {
