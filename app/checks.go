@@ -71,7 +71,7 @@ func (b *builder) checks() {
 	})
 	g.reports = add(b, conf.Step{}, func(prev *dmarcreport.Reporter) (*dmarcreport.Reporter, error) {
 		return dmarcreport.New(cfg.Reports, dmarcreport.Options{
-			Hostname: cfg.Hostname, Store: store.SpaceOf(b.store, "dmarc-report"), LookupTXT: authDNS{g.resolver}.LookupTXT, Log: b.log, Registry: b.reg,
+			Hostname: cfg.Hostname, Store: store.SpaceOf(b.store, store.ReportSpace), LookupTXT: authDNS{g.resolver}.LookupTXT, Log: b.log, Registry: b.reg,
 		}, prev)
 	})
 	g.auth = add(b, cfg.Auth.Step, func(prev *auth.Check) (*auth.Check, error) {
@@ -84,7 +84,7 @@ func (b *builder) checks() {
 		limits := cfg.Limit
 		limits.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
 		return limit.New(limits, limit.Options{
-			Store: b.store, Admin: store.SpaceOf(b.store, store.MeterSpace), Raises: store.SpaceOf(b.store, "limit-raise"), Leases: store.SpaceOf(b.store, "limit-notify"),
+			Store: b.store, Admin: store.SpaceOf(b.store, store.MeterSpace), Raises: store.SpaceOf(b.store, store.RaiseSpace), Leases: store.SpaceOf(b.store, store.NotifySpace),
 			Hostname: cfg.Hostname, Secret: cfg.Secret, Log: b.log, Registry: b.reg,
 		}, prev)
 	})
@@ -94,7 +94,7 @@ func (b *builder) checks() {
 			return nil, err
 		}
 		return verify.New(cfg.Verify, verify.Options{
-			Hostname: cfg.Hostname, Passwords: passwords, Recorded: b.recipients(), Store: store.SpaceOf(b.store, "verify"), DNS: g.resolver.Net(), Log: b.log, Metrics: b.reg,
+			Hostname: cfg.Hostname, Passwords: passwords, Recorded: b.recipients(), Store: store.SpaceOf(b.store, store.VerifySpace), DNS: g.resolver.Net(), Log: b.log, Metrics: b.reg,
 		}, prev)
 	})
 	g.known = add(b, cfg.Known.Step, func(prev *known.Check) (*known.Check, error) {
@@ -106,11 +106,14 @@ func (b *builder) checks() {
 		grey := cfg.Greylist
 		grey.OwnProbes = verify.ProbeSenders(&cfg.Verify, cfg.Hostname)
 		return greylist.New(grey, greylist.Options{
-			Hostname: cfg.Hostname, Store: b.store, Admin: b.store, Networks: store.SpaceOf(b.store, "greylist-network"),
+			Hostname: cfg.Hostname, Store: b.store, Admin: b.store, Networks: store.SpaceOf(b.store, store.NetworkSpace),
 			Names: g.names, Relist: g.relist(), SPF: g.learnedSPF(), Voucher: g.known, Log: b.log, Metrics: b.reg, Previous: prev,
 		})
 	})
 }
+
+// rule is greylisting's arithmetic that is in force.
+func (a *App) rule() greylist.Rule { return a.current.Load().greylist.Rule() }
 
 // relist asks DNS lists anew for the greylist, where their check may refuse.
 func (g *generation) relist() greylist.Relist {
@@ -124,8 +127,8 @@ func (b *builder) knownOptions() known.Options {
 	g := b.g
 	o := known.Options{
 		Stores: known.Stores{
-			Correspondents: store.SpaceOf(b.store, "known"), Domains: store.SpaceOf(b.store, "known-domain"),
-			Expected: store.SpaceOf(b.store, "expect"), Remote: b.cfg.Store.Kind == store.Redis,
+			Correspondents: store.SpaceOf(b.store, store.KnownSpace), Domains: store.SpaceOf(b.store, store.KnownDomainSpace),
+			Expected: store.SpaceOf(b.store, store.ExpectSpace), Remote: b.cfg.Store.Kind == store.Redis,
 		},
 		Delimiters: b.cfg.Greylist.Delimiters, Log: b.log, Metrics: b.reg,
 		// Who waits need not wait any longer.

@@ -7,6 +7,7 @@ import (
 
 	"postern/admin"
 	"postern/internal/adminapi"
+	"postern/store"
 )
 
 // status is what the parts say of themselves, in the order in which people read
@@ -30,7 +31,7 @@ func (a *App) status(g *generation) []admin.Part {
 // calls are what the parts offer the administrator. A call of a check goes to
 // the check that is in force then.
 func (a *App) calls() []adminapi.Calls {
-	all := []adminapi.Calls{a.lookup.Calls(), a.journal.Calls()}
+	all := []adminapi.Calls{a.lookup.Calls(), a.journal.Calls(), store.Calls(a.parts.store, a.rule, a.log)}
 	for i, u := range a.current.Load().units {
 		calls := make(adminapi.Calls, len(u.calls))
 		for pattern := range u.calls {

@@ -541,6 +541,9 @@ type Status struct {
 	Skipping []list.Status `json:"exceptions"`
 }
 
+// Rule returns the arithmetic in force, for who is delayed as long as the most.
+func (c *Check) Rule() Rule { return c.rule }
+
 // Status returns the present state.
 func (c *Check) Status() Status {
 	st := Status{Profile: c.cfg.Profile, Delay: c.cfg.Delay, When: c.cfg.When, Skipping: c.lists.Status()}

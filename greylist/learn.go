@@ -12,13 +12,18 @@ import (
 	"postern/policy"
 )
 
-// Past is mail that was accepted before, as a log tells of it.
+// Past is mail that was accepted before, as a log or another program tells of
+// it. Without a recipient it tells of a sending side: that it has passed.
 type Past struct {
 	Time      time.Time  `json:"time"`
 	Client    netip.Addr `json:"client"`
 	Name      string     `json:"client_name,omitempty"` // verified
 	Sender    string     `json:"sender"`
-	Recipient string     `json:"recipient"`
+	Recipient string     `json:"recipient,omitempty"`
+	// Passes and First are of a sending side: how often it has passed, and when
+	// it was first seen. Without a sender it is the domain of its own name.
+	Passes int       `json:"passes,omitempty"`
+	First  time.Time `json:"first,omitzero"`
 }
 
 // Learned counts what became of past mail.
@@ -104,6 +109,13 @@ func (c *Check) learn(ctx context.Context, session string, p *Past, now time.Tim
 		return nil
 	}
 	name := mailaddr.Domain(p.Name)
+	if p.Recipient == "" && p.Sender == "" {
+		if name == "" {
+			out.Unknown++
+			return nil
+		}
+		p.Sender = "postmaster@" + mailaddr.OrgDomain(name)
+	}
 	req := &policy.Request{
 		Time: at, Stage: policy.StageRcpt, Helo: p.Name, Client: policy.Client{Addr: p.Client.Unmap().WithZone(""), Name: name, ReverseName: name},
 		Sender: mailaddr.Parse(p.Sender), Recipient: mailaddr.Parse(p.Recipient),
@@ -119,6 +131,9 @@ func (c *Check) learn(ctx context.Context, session string, p *Past, now time.Tim
 	if !ok {
 		out.Unknown++
 		return nil
+	}
+	if p.Recipient == "" {
+		return c.learnSide(ctx, credit, p, at, now, out)
 	}
 	contact := Contact{
 		Match: match, Credit: credit, Sender: mailaddr.Correspondent(req.Sender, c.cfg.Delimiters), Recipient: recipient(req.Recipient),
@@ -152,4 +167,22 @@ func (c *Check) learn(ctx context.Context, session string, p *Past, now time.Tim
 	}
 	out.Taken++
 	return nil
+}
+
+// learnSide learns of a side that has passed, without a correspondence.
+func (c *Check) learnSide(ctx context.Context, credit string, p *Past, at, now time.Time, out *Learned) error {
+	if credit == "" || c.rule.KnownAfter == 0 || p.Passes <= 0 {
+		out.Unknown++
+		return nil
+	}
+	first := at
+	if !p.First.IsZero() && p.First.Before(at) {
+		first = p.First
+	}
+	e := Entry{Kind: KindCredit, Credit: credit, First: first, Last: at, Counted: at, Passes: min(p.Passes, c.rule.KnownAfter)}
+	m, err := c.admin.MergeGreylist(ctx, []Entry{e}, &c.rule, now)
+	out.Taken += m.Taken
+	out.Known += m.Known
+	out.TooOld += m.Old
+	return err
 }

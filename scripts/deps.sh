@@ -15,6 +15,8 @@ unbound unbound
 slapd slapd
 dig dnsutils
 postgrey postgrey
+db_dump db-util
+sqlite3 sqlite3
 systemd-analyze systemd
 gcc gcc
 dkimsign python3-dkim

@@ -17,7 +17,7 @@ type Fleet struct {
 
 // FleetOf returns the fleet's part of a store that several nodes share.
 func FleetOf(v Values) *Fleet {
-	return &Fleet{SpaceOf(v, "provider"), SpaceOf(v, "provider-lease")}
+	return &Fleet{SpaceOf(v, providerSpace), SpaceOf(v, leaseSpace)}
 }
 
 // keepDocument is how long a document is kept when nobody writes a newer one.

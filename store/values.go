@@ -24,10 +24,6 @@ type Values interface {
 	CountValues(space string) int
 }
 
-// MeterSpace is the space in which meters are kept, so that they can be listed
-// and removed as values.
-const MeterSpace = "limit"
-
 // Space is one space of Values, for a check that knows of no other.
 type Space struct {
 	values Values

@@ -111,6 +111,14 @@ func (c *Check) Calls() adminapi.Calls {
 			n, left, err := c.Learn(r.Context(), addresses)
 			return Done{n, left}, adminapi.Unavailable(err)
 		}),
+		"POST /v1/verify/import": adminapi.Answer(func(r *http.Request) (any, error) {
+			var in []Remembered
+			if err := adminapi.Decode(r, maxLearn, &in); err != nil {
+				return nil, err
+			}
+			out, err := c.Import(r.Context(), in)
+			return out, adminapi.Unavailable(err)
+		}),
 		"GET /v1/verify/next-hops": adminapi.Answer(func(*http.Request) (any, error) {
 			hops, dirs := c.NextHops()
 			return NextHops{hops, dirs}, nil
@@ -186,6 +194,12 @@ func (c Admin) Recheck(ctx context.Context, f Filter, all bool) (out Done, err e
 // Learn has addresses cached as known.
 func (c Admin) Learn(ctx context.Context, addresses []string) (out Done, err error) {
 	err = c.Call(ctx, http.MethodPost, "/v1/verify/learn", addresses, &out)
+	return out, err
+}
+
+// Import hands over what another program remembered.
+func (c Admin) Import(ctx context.Context, all []Remembered) (out Imported, err error) {
+	err = c.Call(ctx, http.MethodPost, "/v1/verify/import", all, &out)
 	return out, err
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"postern/internal/conf"
 	"postern/internal/mailaddr"
+	"postern/policy"
 	"postern/verify/callout"
 	"postern/verify/directory"
 )
@@ -336,6 +337,71 @@ func (c *Check) Learn(ctx context.Context, addresses []string) (learned, left in
 		learned++
 	}
 	return learned, left, nil
+}
+
+// Remembered is what another program remembered of an address.
+type Remembered struct {
+	Address string    `json:"address"`
+	Known   bool      `json:"known"`
+	At      time.Time `json:"at"`
+	Text    string    `json:"text,omitempty"` // the answer
+}
+
+// Imported counts what became of [Remembered].
+type Imported struct {
+	Taken int `json:"taken"`
+	Known int `json:"known"`    // what is remembered here is as new
+	Old   int `json:"too_old"`  // would be asked about again
+	Left  int `json:"left_out"` // of other domains, or no address
+}
+
+// Add adds counts.
+func (i *Imported) Add(j Imported) {
+	i.Taken += j.Taken
+	i.Known += j.Known
+	i.Old += j.Old
+	i.Left += j.Left
+}
+
+// Import remembers what another program has found out, where nothing is
+// remembered that is as new. Results that have expired by the times of their
+// route are left out.
+func (c *Check) Import(ctx context.Context, all []Remembered) (out Imported, err error) {
+	now := time.Now()
+	for i := range all {
+		m := &all[i]
+		a := mailaddr.Parse(m.Address)
+		r := c.routes.find(a.Domain)
+		if r == nil || a.Domain == "" || !sane(a) {
+			out.Left++
+			continue
+		}
+		found := Entry{Result: Unknown, At: m.At, Tried: m.At, Source: "imported", Detail: policy.Printable(m.Text)}
+		if m.Known {
+			found.Result = Known
+		}
+		if m.At.After(now) || !found.Live(now, &r.times) {
+			out.Old++
+			continue
+		}
+		q := &question{route: r, address: a, key: c.key(a)}
+		taken := false
+		if _, err := c.keep(ctx, q, func(old Entry) (Entry, bool) {
+			taken = !old.Live(now, &r.times) || old.At.Before(found.At) && old.Result != Known
+			if taken {
+				return found, true
+			}
+			return old, true
+		}); err != nil {
+			return out, err
+		}
+		if taken {
+			out.Taken++
+		} else {
+			out.Known++
+		}
+	}
+	return out, nil
 }
 
 // NextHops returns how the next hops are, and the directories.

@@ -5,14 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
+	"postern/config"
 	"postern/greylist"
 	"postern/internal/adminapi"
+	"postern/moving"
 	"postern/replay"
+	"postern/resolver"
 )
 
 func (c *cli) greylistCommand() *cobra.Command {
@@ -181,6 +187,8 @@ func learnPast(cmd *cobra.Command, api greylist.Admin, files []string) (out grey
 	out.Lines, out.Unread = log.Lines()
 	out.Dropped = log.Dropped
 	session := rand.Text()
+	p := startProgress(cmd, "requests of the past", len(log.Items()))
+	defer p.finish()
 	var batch []greylist.Past
 	flush := func() error {
 		if len(batch) == 0 {
@@ -192,6 +200,7 @@ func learnPast(cmd *cobra.Command, api greylist.Admin, files []string) (out grey
 		return err
 	}
 	for _, it := range log.Items() {
+		p.add(1)
 		r := it.Request
 		switch {
 		case it.Then.What != "accepted":
@@ -213,10 +222,7 @@ func learnPast(cmd *cobra.Command, api greylist.Admin, files []string) (out grey
 
 func writeGreylistLearned(w io.Writer, l *greylistLearned) {
 	fmt.Fprintf(w, "%d lines of log, mail to %d recipients learned\n", l.Lines, l.Taken)
-	for _, row := range []struct {
-		n    int
-		text string
-	}{
+	writeCounts(w, []counted{
 		{l.Refused, "not learned: refused then"},
 		{l.Own, "not learned: of users who had logged in"},
 		{l.Known, "not learned: known already"},
@@ -225,9 +231,164 @@ func writeGreylistLearned(w io.Writer, l *greylistLearned) {
 		{l.Unknown, "not learned: the client cannot be recognised"},
 		{l.Dropped, "not read: more than is remembered of one log"},
 		{l.Unread, "lines of no form that is known"},
-	} {
-		if row.n > 0 {
-			fmt.Fprintf(w, "%8d  %s\n", row.n, row.text)
+	})
+}
+
+// importedGreylist is what an import into greylisting reports.
+type importedGreylist struct {
+	Records int `json:"records"` // that had passed there
+	Waiting int `json:"waiting"`
+	Hidden  int `json:"hidden,omitempty"`
+	Unread  int `json:"unread,omitempty"`
+	Named   int `json:"named"` // clients with a verified name
+	greylist.Learned
+}
+
+// importGreylisted hands over what a greylisting program knew.
+func (c *cli) importGreylisted(cmd *cobra.Command, g *moving.Greylisted, dns bool) error {
+	out := importedGreylist{Records: len(g.Past), Waiting: g.Waiting, Hidden: g.Hidden, Unread: g.Unread}
+	cl, err := c.client()
+	if err != nil {
+		return err
+	}
+	if dns {
+		if out.Named, err = c.nameClients(cmd, g.Past); err != nil {
+			return err
 		}
 	}
+	p := startProgress(cmd, "records handed over", len(g.Past))
+	session := rand.Text()
+	for part := range slices.Chunk(g.Past, greylist.MaxPast) {
+		past := make([]greylist.Past, len(part))
+		for i := range part {
+			past[i] = greylist.Past(part[i])
+		}
+		var learned greylist.Learned
+		if learned, err = (greylist.Admin{Client: cl}).Learn(cmd.Context(), session, past); err != nil {
+			break
+		}
+		out.Add(learned)
+		p.add(len(part))
+	}
+	p.finish()
+	if err != nil {
+		return fmt.Errorf("after %d of %d records: %w", out.Taken+out.Known+out.Exempt+out.TooOld+out.Unknown, len(g.Past), err)
+	}
+	return c.show(cmd.OutOrStdout(), out, func(w io.Writer) {
+		fmt.Fprintf(w, "%d records of mail that had passed: %d taken\n", out.Records, out.Taken)
+		writeCounts(w, []counted{
+			{out.Known, "not taken: known already"},
+			{out.Exempt, "not taken: exempt from greylisting, or without a sender"},
+			{out.TooOld, "not taken: longer ago than greylist.keep"},
+			{out.Unknown, "not taken: nothing by which the client could be known here"},
+			{out.Waiting, "not taken: had not passed; they wait here anew"},
+			{out.Hidden, "not taken: hashed addresses"},
+			{out.Unread, "not read"},
+		})
+		if g.First != nil {
+			fmt.Fprintln(w, "          the first:", adminapi.Printable(g.First.Error()))
+		}
+	})
+}
+
+// nameClients looks for the names of clients in DNS, as configured in [dns].
+func (c *cli) nameClients(cmd *cobra.Command, passes []moving.Pass) (int, error) {
+	cfg := config.Peek(c.config)
+	res, err := resolver.New(cfg.DNS, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		return 0, err
+	}
+	defer res.Close()
+	p := startProgress(cmd, "clients' names looked up", 0)
+	defer p.finish()
+	named := moving.Names(cmd.Context(), res.Net(), passes, func() { p.add(1) })
+	return named, cmd.Context().Err()
+}
+
+func dnsFlag(cmd *cobra.Command, dns *bool) {
+	cmd.Flags().BoolVar(dns, "dns", true, "look the clients' names up, by which postern knows a sending side")
+}
+
+func (c *cli) importPostgreyCommand() *cobra.Command {
+	var clients string
+	var dns bool
+	delay := 300 * time.Second
+	cmd := &cobra.Command{
+		Use: "postgrey FILE", Short: "postgrey's triplets, and with --clients its auto-whitelist",
+		Long: "FILE is postgrey.db, which needs db_dump, or what `db_dump -p` has printed of it; - for standard input.\n" +
+			"Stop postgrey first, or copy the whole directory: Berkeley DB may still hold changes in its log.\n" +
+			"Whitelist files need no import: name them in exceptions of [greylist].",
+		Example: "  postern import postgrey --clients /var/lib/postgrey/postgrey_clients.db /var/lib/postgrey/postgrey.db",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var g *moving.Greylisted
+			read := func(clientsIn io.Reader) error {
+				return readDump(cmd, args[0], func(in io.Reader) (err error) {
+					g, err = moving.Postgrey(in, clientsIn, int64(delay/time.Second))
+					return err
+				})
+			}
+			err := error(nil)
+			if clients == "" {
+				err = read(nil)
+			} else {
+				err = readDump(cmd, clients, read)
+			}
+			if err != nil {
+				return err
+			}
+			return c.importGreylisted(cmd, g, dns)
+		},
+	}
+	cmd.Flags().StringVar(&clients, "clients", "", "postgrey_clients.db or its dump: clients that postgrey lets in at once")
+	cmd.Flags().DurationVar(&delay, "delay", delay, "postgrey's --delay: who came again within it has not passed")
+	dnsFlag(cmd, &dns)
+	return cmd
+}
+
+func (c *cli) importSqlgreyCommand() *cobra.Command {
+	var dns bool
+	cmd := &cobra.Command{
+		Use: "sqlgrey FILE", Short: "sqlgrey's auto-whitelists",
+		Long: "FILE is a dump in SQL (sqlite3 FILE .dump, mysqldump, pg_dump), an SQLite file, which needs sqlite3, or -\n" +
+			"for standard input. sqlgrey knows senders and domains by network, not by recipient: they become credit.",
+		Example: "  mysqldump sqlgrey | postern import sqlgrey -",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var g *moving.Greylisted
+			err := readDump(cmd, args[0], func(in io.Reader) (err error) {
+				g, err = moving.Sqlgrey(in, time.Local)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return c.importGreylisted(cmd, g, dns)
+		},
+	}
+	dnsFlag(cmd, &dns)
+	return cmd
+}
+
+func (c *cli) importMilterGreylistCommand() *cobra.Command {
+	var dns bool
+	cmd := &cobra.Command{
+		Use: "milter-greylist FILE", Short: "milter-greylist's auto-whitelisted tuples",
+		Long:    "FILE is milter-greylist's dump, greylist.db; - for standard input.",
+		Example: "  postern import milter-greylist /var/lib/milter-greylist/db/greylist.db",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var g *moving.Greylisted
+			err := readDump(cmd, args[0], func(in io.Reader) (err error) {
+				g, err = moving.MilterGreylist(in, time.Now())
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return c.importGreylisted(cmd, g, dns)
+		},
+	}
+	dnsFlag(cmd, &dns)
+	return cmd
 }

@@ -95,7 +95,7 @@ func (c *cli) root() *cobra.Command {
 	root.AddCommand(
 		c.serveCommand(), c.checkCommand(), c.replayCommand(), c.postfixCommand(), c.sendCommand(), c.manCommand(), c.configCommand(), c.reloadCommand(), c.statusCommand(), c.topCommand(),
 		c.explainCommand(), c.journalCommand(), c.tailCommand(), c.shadowCommand(), c.askCommand(), c.greylistCommand(), c.clientCommand(), c.rblCommand(), c.spfCommand(), c.authCommand(), c.dmarcCommand(), c.limitCommand(), c.knownCommand(), c.accessCommand(), c.verifyCommand(),
-		c.headersCommand(), c.dkimCommand(), c.providerCommand(), c.lookupCommand(), c.storeCommand(), c.consoleCommand(), c.versionCommand(),
+		c.headersCommand(), c.dkimCommand(), c.providerCommand(), c.lookupCommand(), c.storeCommand(), c.importCommand(), c.exportCommand(), c.consoleCommand(), c.versionCommand(),
 	)
 	return root
 }

@@ -153,7 +153,10 @@ func replayJournal(cmd *cobra.Command, o *replayOptions, old *config.Config, wor
 	if old.Journal.Keep != journal.KeepAll {
 		fmt.Fprintln(cmd.ErrOrStderr(), `only what was refused is recorded; with [journal] keep = "all" all requests are`)
 	}
+	p := startProgress(cmd, "requests decided", 0)
+	defer p.finish()
 	return past.Each(cmd.Context(), func(it *replay.Item) error {
+		p.add(1)
 		run.Add(cmd.Context(), it)
 		return cmd.Context().Err()
 	})
@@ -170,10 +173,13 @@ func replayFiles(cmd *cobra.Command, o *replayOptions, world *replay.World, run 
 			world.Suppose(items[i].Request)
 		}
 	}
+	p := startProgress(cmd, "requests decided", len(items))
+	defer p.finish()
 	for i := range items {
 		if err := cmd.Context().Err(); err != nil {
 			return err
 		}
+		p.add(1)
 		run.Add(cmd.Context(), &items[i])
 	}
 	return nil

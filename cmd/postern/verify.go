@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/internal/adminapi"
+	"postern/moving"
 	"postern/verify"
 )
 
@@ -359,4 +360,70 @@ func (c *cli) verifyLearn() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&fromLog, "log", false, "the lines are Postfix's log")
 	return cmd
+}
+
+// importedVerify is what `postern import verify` reports.
+type importedVerify struct {
+	Results int `json:"results"`
+	Open    int `json:"open"`
+	Unread  int `json:"unread,omitempty"`
+	verify.Imported
+}
+
+// verifyBatch is how many results are handed over at once.
+const verifyBatch = 2000
+
+func (c *cli) importVerifyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "verify FILE", Short: "Postfix's verify(8) cache: recipients",
+		Long: "FILE is what `postmap -s` prints of address_verify_map; - for standard input. Results count from when they\n" +
+			"were found, by the times of [verify]; addresses of domains without a route are left out.",
+		Example: "  postmap -s btree:/var/lib/postfix/verify_cache | postern import verify -",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var cache *moving.VerifyCache
+			err := readDump(cmd, args[0], func(in io.Reader) (err error) {
+				cache, err = moving.Verify(in)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			out := importedVerify{Results: len(cache.Results), Open: cache.Open, Unread: cache.Unread}
+			p := startProgress(cmd, "addresses handed over", len(cache.Results))
+			for part := range slices.Chunk(cache.Results, verifyBatch) {
+				results := make([]verify.Remembered, len(part))
+				for i := range part {
+					results[i] = verify.Remembered(part[i])
+				}
+				var one verify.Imported
+				if one, err = (verify.Admin{Client: cl}).Import(cmd.Context(), results); err != nil {
+					break
+				}
+				out.Add(one)
+				p.add(len(part))
+			}
+			p.finish()
+			if err != nil {
+				return err
+			}
+			return c.show(cmd.OutOrStdout(), out, func(w io.Writer) {
+				fmt.Fprintf(w, "%d addresses with a result: %d taken\n", out.Results, out.Taken)
+				writeCounts(w, []counted{
+					{out.Known, "not taken: what is remembered here is as good"},
+					{out.Old, "not taken: expired by the times of [verify]"},
+					{out.Left, "not taken: no route for their domain, or no address"},
+					{out.Open, "without a result that lasts"},
+					{out.Unread, "lines of no form that is known"},
+				})
+				if cache.First != nil {
+					fmt.Fprintln(w, "          the first:", adminapi.Printable(cache.First.Error()))
+				}
+			})
+		},
+	}
 }

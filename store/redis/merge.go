@@ -26,6 +26,7 @@ type merging struct {
 	key     string
 	triplet string // for one that waits: the key under which its triplet would be
 	entries []*greylist.Entry
+	added   int // of them, written already
 }
 
 // MergeGreylist implements greylist.AdminStore. Records are read, merged here
@@ -134,13 +135,15 @@ func (s *Store) mergeOnce(ctx context.Context, work []merging, r *greylist.Rule,
 				if err := s.newcomer(ctx, m.entries[0], r); err != nil {
 					return nil, err
 				}
-				again = append(again, *m)
+				again = append(again, merging{m.key, m.triplet, m.entries, 1})
 				continue
 			}
 		}
 		next, last, taken := merge(m, old, now)
+		taken = max(taken, m.added)
 		if next == old {
-			out.Known += len(m.entries)
+			out.Taken += taken
+			out.Known += len(m.entries) - taken
 			continue
 		}
 		keep := time.UnixMilli(last).Sub(now) + r.Keep + slack
