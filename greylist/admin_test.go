@@ -27,6 +27,10 @@ func (unwell) CountGreylist(context.Context, time.Time) (greylist.Counts, error)
 	return greylist.Counts{}, errBroken
 }
 
+func (unwell) MergeGreylist(context.Context, []greylist.Entry, *greylist.Rule, time.Time) (greylist.Merged, error) {
+	return greylist.Merged{}, errBroken
+}
+
 // asWanted is an AdminStore that keeps the filter.
 type asWanted struct {
 	unwell

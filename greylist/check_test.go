@@ -75,7 +75,7 @@ func config(t testing.TB, edit func(*greylist.Config)) greylist.Config {
 func (w *world) make(edit func(*greylist.Config), prev *greylist.Check) *greylist.Check {
 	w.t.Helper()
 	c, err := greylist.New(config(w.t, edit), greylist.Options{
-		Hostname: "mx.example.com", Store: w.store, Names: judge(w.t), Voucher: w.voucher, Log: zap.NewNop(), Metrics: w.reg, Previous: prev,
+		Hostname: "mx.example.com", Store: w.store, Admin: w.store, Names: judge(w.t), Voucher: w.voucher, Log: zap.NewNop(), Metrics: w.reg, Previous: prev,
 	})
 	if err != nil {
 		w.t.Fatal(err)

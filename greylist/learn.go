@@ -109,16 +109,17 @@ func (c *Check) learn(ctx context.Context, session string, p *Past, now time.Tim
 		return nil
 	}
 	name := mailaddr.Domain(p.Name)
-	if p.Recipient == "" && p.Sender == "" {
+	sender := p.Sender
+	if p.Recipient == "" && sender == "" {
 		if name == "" {
 			out.Unknown++
 			return nil
 		}
-		p.Sender = "postmaster@" + mailaddr.OrgDomain(name)
+		sender = "postmaster@" + mailaddr.OrgDomain(name)
 	}
 	req := &policy.Request{
 		Time: at, Stage: policy.StageRcpt, Helo: p.Name, Client: policy.Client{Addr: p.Client.Unmap().WithZone(""), Name: name, ReverseName: name},
-		Sender: mailaddr.Parse(p.Sender), Recipient: mailaddr.Parse(p.Recipient),
+		Sender: mailaddr.Parse(sender), Recipient: mailaddr.Parse(p.Recipient),
 	}
 	if why, _, _ := c.passOver(req, true); why != "" {
 		out.Exempt++

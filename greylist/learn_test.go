@@ -100,3 +100,40 @@ func TestLearnBySPF(t *testing.T) {
 	w.want("from another address", "greylist-known-triplet", req)
 	w.want("without SPF", "greylist-first-contact", w.request("203.0.113.77", "", "a@org.example", "bob@example.com"))
 }
+
+// A side that has passed elsewhere has credit here, as far as it had there.
+func TestLearnSides(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.check
+	now := w.now
+	client := func(s string) netip.Addr { return netip.MustParseAddr(s) }
+	past := []greylist.Past{
+		{Time: now.Add(-day), First: now.Add(-9 * day), Client: client("192.0.2.7"), Sender: "x@known.example", Passes: 1000},
+		{Time: now.Add(-day), First: now.Add(-9 * day), Client: client("198.51.100.7"), Name: "mx.own.example", Passes: 5},
+		{Time: now.Add(-day), First: now.Add(-9 * day), Client: client("203.0.113.7"), Passes: 5},
+		{Time: now.Add(-day), Client: client("203.0.113.8"), Sender: "x@few.example", Passes: 1},
+		{Time: now.Add(-999 * day), Client: client("203.0.113.8"), Sender: "x@old.example", Passes: 9},
+	}
+	out, err := c.Learn(t.Context(), "one", past, now)
+	if want := (greylist.Learned{Taken: 3, Unknown: 1, TooOld: 1}); err != nil || out != want {
+		t.Errorf("%+v, %v; want %+v", out, err, want)
+	}
+	if out, err = c.Learn(t.Context(), "two", past, now); err != nil || out.Taken != 0 || out.Known != 3 {
+		t.Errorf("again: %+v, %v", out, err)
+	}
+	for _, tt := range []struct {
+		addr, name, sender string
+		delayed            bool
+	}{
+		{"192.0.2.99", "", "new@known.example", false},
+		{"198.51.100.99", "out.own.example", "new@own.example", false},
+		{"198.51.100.99", "out.own.example", "new@other.example", true},
+		{"203.0.113.8", "", "new@few.example", true},
+		{"203.0.113.7", "", "new@any.example", true},
+	} {
+		v := w.ask(w.request(tt.addr, tt.name, tt.sender, "dora@example.com"))
+		if got := v.Action != policy.Continue; got != tt.delayed {
+			t.Errorf("%+v: %v", tt, v)
+		}
+	}
+}

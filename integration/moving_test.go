@@ -110,7 +110,7 @@ func TestFromVerifyCache(t *testing.T) {
 	t.Parallel()
 	in := inner(t, "ann@example.com")
 	before := startPostfix(t, false, "virtual_mailbox_domains =", "relay_domains = example.com", "relay_transport = relay:"+in.nextHop(), "disable_dns_lookups = yes",
-		"address_verify_map = btree:{dir}/verify_cache", "address_verify_poll_count = 50", "address_verify_poll_delay = 1s", "smtpd_recipient_restrictions = reject_unverified_recipient",
+		"address_verify_map = btree:$data_directory/verify_cache", "address_verify_poll_count = 50", "address_verify_poll_delay = 1s", "smtpd_recipient_restrictions = reject_unverified_recipient",
 		"unverified_recipient_reject_code = 550")
 	s := before.dial("192.0.2.7", "mail.example.org")
 	rcpt, _ := s.mail("x@example.org", "ann@example.com", "nobody@example.com")
@@ -118,9 +118,12 @@ func TestFromVerifyCache(t *testing.T) {
 	matches(t, "unknown", rcpt[1], `^550 5\.1\.1 `)
 	before.stop()
 	in.stop() // nobody can be asked any more
-	listed, err := exec.Command("postmap", "-s", "btree:"+filepath.Join(before.dir, "verify_cache")).Output()
+	var said strings.Builder
+	postmap := exec.Command("postmap", "-s", "btree:"+filepath.Join(before.dir, "data/verify_cache"))
+	postmap.Stderr = &said
+	listed, err := postmap.Output()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v: %s", err, said.String())
 	}
 	d := newDaemon(t, fmt.Sprintf(verifying, in.nextHop(), 550))
 	d.start()
