@@ -107,7 +107,7 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	install -D -m 644 systemd/postern.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
 	install -D -m 644 systemd/postern.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/postern.conf
 	install -m 644 LICENSE README.md CHANGELOG.md $(DESTDIR)$(PREFIX)/share/doc/postern
-	for f in configs/postern.toml configs/*.list configs/*.example configs/postfix/*/* configs/prometheus/* docs/*.md docs/checks/*.md; do \
+	for f in configs/postern.toml configs/*.list configs/*.example configs/postfix/*/* configs/prometheus/* configs/grafana/* docs/*.md docs/checks/*.md; do \
 		[ ! -e $$f ] || install -D -m 644 $$f $(DESTDIR)$(PREFIX)/share/doc/postern/$$f || exit 1; \
 	done
 	install -D -m 644 names/generic.list $(DESTDIR)$(PREFIX)/share/doc/postern/generic-names.list

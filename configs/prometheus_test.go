@@ -3,6 +3,7 @@ package configs_test
 import (
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -43,6 +44,28 @@ func TestAlertsNameMetrics(t *testing.T) {
 		}
 		if !found {
 			t.Errorf("there is no metric %s", name)
+		}
+	}
+}
+
+// Prometheus takes the rules, and each alert comes when it must and not before.
+func TestAlerts(t *testing.T) {
+	promtool := find(t, "promtool")
+	for _, args := range [][]string{{"check", "rules", "prometheus/postern.rules.yml"}, {"test", "rules", "prometheus/postern.test.yml"}} {
+		if out, err := exec.Command(promtool, args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %v: %v\n%s", args, err, out)
+		}
+	}
+	tests := read(t, "prometheus/postern.test.yml")
+	alerts := regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(read(t, "prometheus/postern.rules.yml"), -1)
+	if len(alerts) < 8 {
+		t.Fatalf("only %q", alerts)
+	}
+	for _, a := range alerts {
+		quiet, _ := regexp.MatchString(`\{eval_time: \w+, alertname: `+a[1]+`\}`, tests)
+		comes, _ := regexp.MatchString(`alertname: `+a[1]+`\n +exp_alerts:`, tests)
+		if !quiet || !comes {
+			t.Errorf("%s is tested quiet: %v, and coming: %v", a[1], quiet, comes)
 		}
 	}
 }

@@ -25,6 +25,7 @@ dkimproxy-sign libmail-dkim-perl
 opendkim opendkim
 opendkim-testmsg opendkim-tools
 xmllint libxml2-utils
+promtool prometheus
 '
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -88,7 +89,7 @@ done
 if [ -n "$ours" ] && [ -d /run/systemd/system ]; then
 	for package in $packages; do
 		case $package in
-		postfix | redis-server | unbound | slapd | postgrey | opendkim) $root systemctl disable --quiet "$package" 2>/dev/null ;;
+		postfix | redis-server | unbound | slapd | postgrey | opendkim | prometheus) $root systemctl disable --quiet "$package" 2>/dev/null ;;
 		esac
 	done
 fi
