@@ -231,6 +231,12 @@ const checkTime = 2 * time.Minute
 // Calls are what the check offers the administrator.
 func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
+		"GET /v1/dkim": adminapi.Answer(func(*http.Request) (any, error) {
+			if !c.on() {
+				return nil, nil
+			}
+			return c.domains("", time.Now()), nil
+		}),
 		"POST /v1/dkim/check": adminapi.Answer(func(r *http.Request) (any, error) {
 			var q Question
 			if err := adminapi.Decode(r, 4096, &q); err != nil {
@@ -269,6 +275,12 @@ func (c *Check) Asked(ctx context.Context, domain string) ([]Report, error) {
 
 // Admin makes the check's calls at a running daemon.
 type Admin struct{ *adminapi.Client }
+
+// Domains returns what is known of all keys. Nobody is asked.
+func (a Admin) Domains(ctx context.Context) (out []Report, err error) {
+	err = a.Call(ctx, http.MethodGet, "/v1/dkim", nil, &out)
+	return out, err
+}
 
 // Check has the daemon ask the DNS.
 func (a Admin) Check(ctx context.Context, q Question) (out []Report, err error) {

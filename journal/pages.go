@@ -86,9 +86,7 @@ func showDecisions(ctx context.Context, a *page.Ask) (*page.View, error) {
 			older[name] = values
 		}
 		older.Set("until", last.Add(-time.Nanosecond).Format(time.RFC3339Nano))
-		next := page.Facts{}
-		next.AddCell("", page.Cell{Text: "Older decisions", Href: "/p/decisions?" + older.Encode()})
-		v.Add(next)
+		v.Add(page.Links{{Text: "Older decisions", Href: "/p/decisions?" + older.Encode()}})
 	}
 	return v, err
 }
@@ -176,16 +174,15 @@ func showDecision(ctx context.Context, a *page.Ask) (*page.View, error) {
 	if facts := factsOf(&r.Facts); len(facts.Rows) > 0 {
 		v.Add(facts)
 	}
-	more := page.Facts{Title: "More"}
-	more.AddCell("Same client", page.Cell{Text: "its decisions", Href: page.Link("decisions", "client", r.Client)})
+	more := page.Links{{Text: "What would be decided now", Href: page.Link("what-if", "client", r.Client, "client_name", r.Name, "reverse_name", r.ReverseName,
+		"helo", r.Helo, "sender", r.Sender, "recipient", r.Recipient, "login", r.Login, "policy_context", r.Context)}}
+	more = append(more, page.Cell{Text: "Decisions of this client", Href: page.Link("decisions", "client", r.Client)})
 	if r.Sender != "" {
-		more.AddCell("Same sender", page.Cell{Text: "its decisions", Href: page.Link("decisions", "address", r.Sender)})
+		more = append(more, page.Cell{Text: "of this sender", Href: page.Link("decisions", "address", r.Sender)})
 	}
 	if r.Recipient != "" {
-		more.AddCell("Same recipient", page.Cell{Text: "its decisions", Href: page.Link("decisions", "address", r.Recipient)})
+		more = append(more, page.Cell{Text: "of this recipient", Href: page.Link("decisions", "address", r.Recipient)})
 	}
-	more.AddCell("Today", page.Cell{Text: "what would be decided now", Href: page.Link("what-if", "client", r.Client, "client_name", r.Name, "reverse_name", r.ReverseName,
-		"helo", r.Helo, "sender", r.Sender, "recipient", r.Recipient, "login", r.Login, "policy_context", r.Context)})
 	v.Add(more)
 	return v, nil
 }

@@ -44,6 +44,7 @@ type WasHeld struct {
 // Calls are what the check offers the administrator.
 func (c *Check) Calls() adminapi.Calls {
 	return adminapi.Calls{
+		"GET /v1/rbl": adminapi.Answer(func(*http.Request) (any, error) { return c.Status(), nil }),
 		"GET /v1/rbl/{addr}": adminapi.Answer(func(r *http.Request) (any, error) {
 			addr, err := adminapi.Addr(r, "addr")
 			if err != nil {
@@ -65,6 +66,12 @@ func (c *Check) Calls() adminapi.Calls {
 
 // Admin makes the check's calls at a running daemon.
 type Admin struct{ *adminapi.Client }
+
+// Lists returns how the lists are.
+func (c Admin) Lists(ctx context.Context) (out Statuses, err error) {
+	err = c.Call(ctx, http.MethodGet, "/v1/rbl", nil, &out)
+	return out, err
+}
 
 // Test asks every list about an address.
 func (c Admin) Test(ctx context.Context, addr netip.Addr) (out TestReport, err error) {

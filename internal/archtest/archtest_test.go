@@ -58,37 +58,37 @@ var allowed = map[string]rule{
 	"names": {module: "internal/conf internal/filestamp internal/mailaddr", outside: zap},
 
 	// The checks.
-	"access": {module: "internal/adminapi internal/conf list policy", outside: metrics + " " + zap},
-	"client": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
-	"rbl":    {module: "internal/adminapi internal/conf internal/mailaddr policy", outside: cache + " " + metrics + " " + zap},
+	"access": {module: "internal/adminapi internal/conf internal/page list policy", outside: metrics + " " + zap},
+	"client": {module: "internal/adminapi internal/conf internal/mailaddr internal/page list policy", outside: cache + " " + metrics + " " + zap},
+	"rbl":    {module: "internal/adminapi internal/conf internal/mailaddr internal/page policy", outside: cache + " " + metrics + " " + zap},
 	"spf": {
-		module:  "internal/adminapi internal/conf internal/fieldtext internal/mailaddr internal/spfrecord list policy",
+		module:  "internal/adminapi internal/conf internal/fieldtext internal/mailaddr internal/page internal/spfrecord list policy",
 		outside: "blitiri.com.ar/go/spf " + cache + " " + metrics + " " + zap,
 	},
-	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr list policy", outside: cache + " " + metrics + " " + zap},
+	"greylist": {module: "internal/adminapi internal/conf internal/mailaddr internal/page list policy", outside: cache + " " + metrics + " " + zap},
 
-	"dmarcreport": {module: "internal/adminapi internal/aggregate internal/conf internal/mailaddr internal/sendmail", outside: metrics + " " + zap},
+	"dmarcreport": {module: "internal/adminapi internal/aggregate internal/conf internal/mailaddr internal/page internal/sendmail", outside: metrics + " " + zap},
 
-	"auth": {module: "internal/adminapi internal/aggregate internal/conf internal/dkimsig internal/dkimverify internal/fieldtext internal/mailaddr list policy", outside: metrics + " " + zap},
+	"auth": {module: "internal/adminapi internal/aggregate internal/conf internal/dkimsig internal/dkimverify internal/fieldtext internal/mailaddr internal/page list policy", outside: metrics + " " + zap},
 
-	"dkim": {module: "internal/adminapi internal/conf internal/dkimsig internal/mailaddr policy", outside: metrics + " " + zap},
+	"dkim": {module: "internal/adminapi internal/conf internal/dkimsig internal/mailaddr internal/page policy", outside: metrics + " " + zap},
 
-	"limit": {module: "internal/adminapi internal/conf internal/meter internal/sendmail list policy", outside: metrics + " " + zap},
+	"limit": {module: "internal/adminapi internal/conf internal/meter internal/page internal/sendmail list policy", outside: metrics + " " + zap},
 
-	"known": {module: "internal/adminapi internal/conf internal/mailaddr internal/maillog policy", outside: metrics + " " + zap},
+	"known": {module: "internal/adminapi internal/conf internal/mailaddr internal/maillog internal/page policy", outside: metrics + " " + zap},
 
 	"verify": {
-		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr policy table verify/callout verify/directory",
+		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr internal/page policy table verify/callout verify/directory",
 		outside: cache + " " + metrics + " " + zap,
 	},
 	"verify/directory": {module: "internal/conf policy", outside: "github.com/go-ldap/ldap/v3"},
 	"verify/callout":   {module: "internal/conf internal/mailaddr policy", outside: metrics + " " + zap + " golang.org/x/time/rate"},
 	"provider": {
-		module:  "internal/adminapi internal/conf internal/dkimverify internal/filestamp internal/mailaddr internal/spfrecord policy",
+		module:  "internal/adminapi internal/conf internal/dkimverify internal/filestamp internal/mailaddr internal/page internal/spfrecord policy",
 		outside: bart + " " + metrics + " " + zap,
 	},
 	"headercheck": {
-		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr internal/when list policy table",
+		module:  "internal/adminapi internal/conf internal/filestamp internal/mailaddr internal/page internal/when list policy table",
 		outside: "golang.org/x/text/encoding/htmlindex " + metrics + " " + zap,
 	},
 

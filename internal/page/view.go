@@ -21,7 +21,7 @@ type View struct {
 func (v *View) Add(blocks ...Block) { v.Blocks = append(v.Blocks, blocks...) }
 
 // Block is a part of a view: [Tiles], [Notice], [Facts], [Table], [Form], [Text],
-// [Networks] or [Actions].
+// [Networks], [Links] or [Actions].
 type Block interface {
 	// Kind names how the console shows it.
 	Kind() string
@@ -251,6 +251,9 @@ type Networks struct {
 	Prefixes, Mark []netip.Prefix
 }
 
+// Links lead on from a page.
+type Links []Cell
+
 // Kinds, for the console.
 func (Notice) Kind() string   { return "notice" }
 func (Tiles) Kind() string    { return "tiles" }
@@ -260,6 +263,7 @@ func (Form) Kind() string     { return "form" }
 func (Text) Kind() string     { return "text" }
 func (Networks) Kind() string { return "networks" }
 func (Actions) Kind() string  { return "actions" }
+func (Links) Kind() string    { return "links" }
 
 // Event is a row of a live table.
 type Event []Cell
