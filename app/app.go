@@ -36,6 +36,7 @@ import (
 	"postern/store"
 	"postern/store/bolt"
 	"postern/store/mem"
+	"postern/store/near"
 	"postern/store/redis"
 )
 
@@ -66,6 +67,7 @@ type App struct {
 	metrics  *metrics
 	parts    parts
 	journal  *journal.Journal
+	shelf    journal.Shelf // nil: traces cannot be shared
 	door     *policyd.Server
 	milter   *milter.Server
 	lookup   *lookup.Server
@@ -89,12 +91,11 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a.metrics = newMetrics(a.registry, o.Version)
 	refs := reference.NewSource(cfg.Journal.NodeOf(cfg.Hostname))
-	st, err := openStore(cfg, o.Log, a.registry)
+	st, err := a.openStore(cfg, o.Log, a.registry)
 	if err != nil {
 		return nil, err
 	}
-	shelf, _ := st.(journal.Shelf) // Redis is one
-	a.journal = journal.New(cfg.Journal, journal.Options{Dir: cfg.JournalDir(), Shelf: shelf, References: refs, Log: o.Log, Metrics: a.registry})
+	a.journal = journal.New(cfg.Journal, journal.Options{Dir: cfg.JournalDir(), Shelf: a.shelf, References: refs, Log: o.Log, Metrics: a.registry})
 	a.parts = parts{
 		log: o.Log, reg: a.registry, store: st, journal: a.journal, refs: refs, metrics: pipeline.NewMetrics(a.registry), permits: pipeline.NewPermits(),
 		tables: lookup.NewTableMetrics(a.registry), dialogs: dialog.New(maxDialogs),
@@ -124,18 +125,51 @@ func (a *App) keepAnswer(r resolver.Recorded) {
 	a.journal.Answer(journal.Answer{Time: time.Now(), Name: r.Name, Type: r.Type, Records: r.Records, Failure: r.Failure, TTL: r.TTL})
 }
 
-func openStore(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (store.Store, error) {
+func (a *App) openStore(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (store.Store, error) {
 	switch cfg.Store.Kind {
 	case store.Memory:
 		return mem.New(cfg.Store.MaxEntries, cfg.Store.MaxWaiting), nil
 	case store.Redis:
-		password, err := cfg.Secret(cfg.Store.Redis.PasswordFile)
-		if err != nil {
-			return nil, err
-		}
-		return redis.Open(cfg.Store, password, log, reg)
+		return a.openShared(cfg, log, reg)
 	}
 	return bolt.Open(cfg.Store, log, reg)
+}
+
+// openShared opens a store that several gateways share, with what this one
+// keeps of it.
+func (a *App) openShared(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (store.Store, error) {
+	password, err := cfg.Secret(cfg.Store.Redis.PasswordFile)
+	if err != nil {
+		return nil, err
+	}
+	far, err := redis.Open(cfg.Store, password, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	a.shelf = far
+	var local store.Store
+	switch cfg.Store.Redis.Fallback {
+	case store.Embedded:
+		// Its metrics are those of a store of its own.
+		if local, err = bolt.Open(cfg.Store, log, prometheus.NewRegistry()); err == nil {
+			break
+		}
+		log.Error("the fallback's file cannot be used: this gateway goes on with what it has in memory when Redis is away", zap.Error(err))
+		fallthrough
+	case store.Memory:
+		local = mem.New(cfg.Store.MaxEntries, cfg.Store.MaxWaiting)
+	}
+	st, err := near.New(near.Options{
+		Far: far, Local: local, Cache: cfg.Store.Redis.Cache.D(), MaxCached: cfg.Store.Redis.CacheSize, Rule: a.rule, Log: log, Registry: reg,
+	})
+	if err != nil {
+		err = errors.Join(err, far.Close(context.Background()))
+		if local != nil {
+			err = errors.Join(err, local.Close(context.Background()))
+		}
+		return nil, err
+	}
+	return st, nil
 }
 
 // Start starts the checks' timers and opens the doors. When it fails, what it

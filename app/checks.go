@@ -113,7 +113,13 @@ func (b *builder) checks() {
 }
 
 // rule is greylisting's arithmetic that is in force.
-func (a *App) rule() greylist.Rule { return a.current.Load().greylist.Rule() }
+func (a *App) rule() greylist.Rule {
+	if g := a.current.Load(); g != nil {
+		return g.greylist.Rule()
+	}
+	d := greylist.DefaultConfig() // before the first is in force
+	return greylist.Rule{Window: d.Window.D(), Keep: d.Keep.D()}
+}
 
 // relist asks DNS lists anew for the greylist, where their check may refuse.
 func (g *generation) relist() greylist.Relist {

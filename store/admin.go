@@ -26,6 +26,17 @@ func (s Status) WriteStatus(w io.Writer, now time.Time) {
 		fmt.Fprintf(w, ", written %s ago in %s", adminapi.Ago(now, s.Flushed), adminapi.Tidy(s.FlushTook))
 	}
 	fmt.Fprintln(w)
+	if f := s.Fallback; f != nil {
+		switch {
+		case f.Alone:
+			fmt.Fprintf(w, "          THIS GATEWAY GOES ON BY ITSELF for %s, with its %s store; %d records to be merged\n", adminapi.Ago(now, f.Since), f.Kind, f.ToMerge)
+		default:
+			fmt.Fprintf(w, "          fallback: %s %s, %d entries\n", f.Kind, f.Where, f.Entries)
+		}
+		if !f.Healthy {
+			fmt.Fprintf(w, "          the fallback is NOT USABLE: %s\n", f.LastError)
+		}
+	}
 	r := s.Room
 	fmt.Fprintf(w, "          %d first contacts wait, %d fit in", r.Waiting, r.Most)
 	if r.Pressed {

@@ -11,6 +11,7 @@ const (
 	RaiseSpace       = "limit-raise"      // limits that are raised for a time
 	NotifySpace      = "limit-notify"     // who tells of a limit next
 	ReportSpace      = "dmarc-report"     // counts for reports
+	ForgetSpace      = "greylist-forgotten" // what gateways are to forget
 	providerSpace    = "provider"         // documents of the fleet
 	leaseSpace       = "provider-lease"   // and who makes the next
 )

@@ -52,6 +52,20 @@ type Status struct {
 	LastError string        `json:"last_error,omitempty"`
 	ErrorAt   time.Time     `json:"error_at,omitzero"`
 	Room      Room          `json:"room,omitzero"`
+	// Fallback is the gateway's own store behind one that several share.
+	Fallback *Fallback `json:"fallback,omitempty"`
+}
+
+// Fallback is how the store is with which a gateway goes on by itself.
+type Fallback struct {
+	Kind      string    `json:"kind"`
+	Where     string    `json:"where,omitempty"`
+	Healthy   bool      `json:"healthy"`
+	LastError string    `json:"last_error,omitempty"`
+	Entries   int       `json:"entries,omitempty"`
+	Alone     bool      `json:"alone"` // the gateway goes on by it now
+	Since     time.Time `json:"since,omitzero"`
+	ToMerge   int       `json:"to_merge,omitempty"` // records that the shared store has not been told
 }
 
 // Room is how the room for first contacts that wait is.
@@ -82,7 +96,8 @@ type Config struct {
 	// Kind is "embedded" (a file), "redis" (shared by several gateways) or
 	// "memory" (forgotten at the end). Default "embedded".
 	Kind string `toml:"kind"`
-	// Path of the embedded store's file; its directory must exist.
+	// Path of the embedded store's file, and of the fallback of "redis"; its
+	// directory must exist.
 	// Default "/var/lib/postern/state.db".
 	Path string `toml:"path"`
 	// FlushInterval is how often the embedded store writes to disk: the most
@@ -132,7 +147,22 @@ type RedisConfig struct {
 	// BreakerPause is how long it is left alone before it is tried again.
 	// Default "1s".
 	BreakerPause conf.Duration `toml:"breaker_pause"`
+	// Fallback is with what a gateway goes on while the server cannot be used,
+	// by what it has seen itself: "embedded", the file at store.path, "memory",
+	// or "pass", with nothing: then on_error of the checks decides. What is
+	// learned meanwhile is merged when the server is back. Default "embedded".
+	Fallback string `toml:"fallback"`
+	// Cache is how long a triplet or a sender with credit, once the server has
+	// said that it passes, is answered from memory; when it was last seen is
+	// written behind. 0: never. Default "10m".
+	Cache conf.Duration `toml:"cache"`
+	// CacheSize is the most that is answered from memory, some 500 bytes each.
+	// Default 200000.
+	CacheSize int `toml:"cache_size"`
 }
+
+// Pass is the fallback with nothing.
+const Pass = "pass"
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
@@ -142,6 +172,7 @@ func DefaultConfig() Config {
 		Redis: RedisConfig{
 			Addrs: []string{"127.0.0.1:6379"}, Prefix: "postern", Timeout: conf.Duration(100 * time.Millisecond),
 			Pool: 16, AutoPipeline: true, BreakerFailures: 5, BreakerPause: conf.Duration(time.Second),
+			Fallback: Embedded, Cache: conf.Duration(10 * time.Minute), CacheSize: 200_000,
 		},
 	}
 }
@@ -202,6 +233,15 @@ func (c *RedisConfig) validate(prefix string, fs *conf.Faults) {
 	}
 	if c.BreakerFailures < 1 {
 		fs.Keyf(prefix+".breaker_failures", "%d is out of range: at least 1", c.BreakerFailures)
+	}
+	if c.Fallback != Embedded && c.Fallback != Memory && c.Fallback != Pass {
+		fs.Keyf(prefix+".fallback", "unknown fallback %q (one of embedded, memory, pass)", c.Fallback)
+	}
+	if d := c.Cache.D(); d < 0 || d > 24*time.Hour {
+		fs.Keyf(prefix+".cache", "%v is out of range: 0s to 1d", c.Cache)
+	}
+	if c.CacheSize < 0 || c.CacheSize > 100_000_000 {
+		fs.Keyf(prefix+".cache_size", "%d is out of range: 0 to 100000000", c.CacheSize)
 	}
 	if d := c.BreakerPause.D(); d < 10*time.Millisecond || d > 5*time.Minute {
 		fs.Keyf(prefix+".breaker_pause", "%v is out of range: 10ms to 5m", c.BreakerPause)

@@ -99,6 +99,7 @@ var allowed = map[string]rule{
 	"store/overlay": {module: "greylist internal/meter store store/waiting"},
 	"store/mem":     {module: "greylist store store/overlay"},
 	"store/bolt":    {module: "greylist internal/meter store store/overlay", outside: "go.etcd.io/bbolt/... " + metrics + " " + zap},
+	"store/near":    {module: "greylist internal/meter store", outside: "github.com/maypok86/otter/v2 " + metrics + " " + zap},
 	"store/redis":   {module: "greylist internal/conf internal/meter store", outside: "github.com/redis/go-redis/v9/... github.com/sony/gobreaker/v2 " + metrics + " " + zap},
 
 	// From a request to its answer.
@@ -127,7 +128,7 @@ var allowed = map[string]rule{
 	},
 	"app": {
 		module: "access admin auth client config console dialog dkim dmarcreport expect greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr internal/page internal/reference journal known limit lookup " +
-			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/redis verify",
+			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/near store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
