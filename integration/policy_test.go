@@ -140,6 +140,55 @@ mode = "off"
 	expect(t, "on_error", d.dial().MustAsk(t, sample("192.0.2.200", "a@example.org", "b@example.com")), "DEFER_IF_PERMIT 4.", "[ref ")
 }
 
+// While Redis is away the gateway goes on by what it has seen, and what it
+// learns holds when Redis is back.
+func TestRedisAway(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	d := newDaemon(t, base+fmt.Sprintf(`
+[store]
+kind = "redis"
+path = "{dir}/state.db"
+[store.redis]
+addrs = [%q]
+breaker_pause = "200ms"
+cache = "0s"
+`, server.Addr()))
+	d.start()
+	c := d.dial()
+	ask := func(sender string) string { return c.MustAsk(t, sample("192.0.2.7", sender, "b@example.com")) }
+	passes := func(what, sender string) {
+		t.Helper()
+		d.eventually(what, func() bool { return ask(sender) == "DUNNO" })
+	}
+	expect(t, "first contact", ask("known@example.org"), "DEFER_IF_PERMIT")
+	passes("it passes", "known@example.org")
+	for _, fault := range []struct {
+		name        string
+		begin, stop func()
+	}{
+		{"hangs", server.Hang, server.Continue},
+		{"refuses", server.Stop, server.Restart},
+	} {
+		fault.begin()
+		for range 10 {
+			expect(t, fault.name, ask("known@example.org"), "DUNNO")
+		}
+		expect(t, fault.name, ask(fault.name+"@example.org"), "DEFER_IF_PERMIT 4.2.0 Greylisted")
+		passes("it passes while Redis "+fault.name, fault.name+"@example.org")
+		expect(t, fault.name+": status", d.run("status"), "NOT USABLE", "THIS GATEWAY GOES ON BY ITSELF")
+		fault.stop()
+		d.eventually("Redis is used again after it "+fault.name, func() bool { return strings.Contains(d.run("status"), "fallback: embedded") })
+		expect(t, "what was learned while Redis "+fault.name, d.run("greylist", "list", "--kind", "triplet"), fault.name+"@example.org")
+		expect(t, fault.name+": afterwards", ask(fault.name+"@example.org"), "DUNNO")
+	}
+	expect(t, "the log", d.log.String(), "this gateway goes on by its own", "the shared store is back")
+	for _, line := range d.decisions("degraded", "true") {
+		t.Errorf("degraded: %v", line)
+	}
+}
+
+// With nothing to go on with nobody is deferred for Redis.
 func TestRedisFaultsStopNoMail(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -149,6 +198,7 @@ kind = "redis"
 [store.redis]
 addrs = [%q]
 breaker_pause = "200ms"
+fallback = "pass"
 `, server.Addr()))
 	d.start()
 	c := d.dial()
@@ -182,6 +232,7 @@ breaker_pause = "200ms"
 kind = "redis"
 [store.redis]
 addrs = [%q]
+fallback = "pass"
 `, server.Addr()))
 	d.start() // without Redis
 	expect(t, "on_error", d.dial().MustAsk(t, sample("192.0.2.7", "a@example.org", "b@example.com")), "DEFER_IF_PERMIT 4.", "[ref ")
