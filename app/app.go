@@ -142,7 +142,11 @@ func (a *App) openShared(cfg *config.Config, log *zap.Logger, reg prometheus.Reg
 	if err != nil {
 		return nil, err
 	}
-	far, err := redis.Open(cfg.Store, password, log, reg)
+	sentinel, err := cfg.Secret(cfg.Store.Redis.SentinelPasswordFile)
+	if err != nil {
+		return nil, err
+	}
+	far, err := redis.Open(cfg.Store, password, sentinel, log, reg)
 	if err != nil {
 		return nil, err
 	}

@@ -442,7 +442,7 @@ func redisFigures(t *testing.T, dir, dns, floor string) {
 // evalsha calls the greylist script alone, from n callers.
 func evalsha(t *testing.T, cfg store.Config, n int) float64 {
 	t.Helper()
-	s, err := redis.Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+	s, err := redis.Open(cfg, "", "", zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

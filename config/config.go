@@ -246,7 +246,7 @@ func (c *Config) validate(fs *conf.Faults) (warnings []string) {
 	c.Journal.ValidateShare("journal", c.Store.Kind == store.Redis, fs)
 	c.DNS.Validate("dns", fs)
 	c.Names.Validate("names", fs)
-	secrets := map[string]string{"admin.token_file": c.Admin.TokenFile, "store.redis.password_file": c.Store.Redis.PasswordFile}
+	secrets := map[string]string{"admin.token_file": c.Admin.TokenFile, "store.redis.password_file": c.Store.Redis.PasswordFile, "store.redis.sentinel_password_file": c.Store.Redis.SentinelPasswordFile}
 	for _, s := range c.sections() {
 		s.cfg.Validate(s.name, fs)
 		warnings = append(warnings, c.warnings(&s)...)

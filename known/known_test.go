@@ -195,7 +195,7 @@ func stores(t *testing.T, test func(t *testing.T, open func() store.Store, remot
 		cfg := store.DefaultConfig()
 		cfg.Redis.Addrs, cfg.Redis.Timeout = []string{redistest.Start(t).Addr()}, conf.Duration(5*time.Second)
 		test(t, func() store.Store {
-			s, err := redis.Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+			s, err := redis.Open(cfg, "", "", zap.NewNop(), prometheus.NewRegistry())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -119,9 +119,18 @@ type Config struct {
 
 // RedisConfig is the [store.redis] section.
 type RedisConfig struct {
-	// Addrs is the address of the server: "host:port" or a unix path.
+	// Addrs is the address of the server, "host:port" or a unix path; with master
+	// those of the Sentinels, with cluster of some of its servers.
 	// Default ["127.0.0.1:6379"].
 	Addrs []string `toml:"addrs"`
+	// Master is the name by which Sentinels know the server. Default "".
+	Master string `toml:"master"`
+	// SentinelUsername is for the Sentinels. Default "".
+	SentinelUsername string `toml:"sentinel_username"`
+	// SentinelPasswordFile holds the password of the Sentinels. Default: none.
+	SentinelPasswordFile string `toml:"sentinel_password_file"`
+	// Cluster says that addrs are servers of a Redis Cluster. Default false.
+	Cluster bool `toml:"cluster"`
 	// Username for Redis ACLs. Default "".
 	Username string `toml:"username"`
 	// PasswordFile holds the password. Default: none.
@@ -202,8 +211,18 @@ func (c *Config) Validate(prefix string, fs *conf.Faults) {
 }
 
 func (c *RedisConfig) validate(prefix string, fs *conf.Faults) {
-	if len(c.Addrs) != 1 {
-		fs.Keyf(prefix+".addrs", "want the address of one server, found %d", len(c.Addrs))
+	switch {
+	case len(c.Addrs) == 0:
+		fs.Keyf(prefix+".addrs", "want the address of a server")
+	case len(c.Addrs) > 1 && c.Master == "" && !c.Cluster:
+		fs.Keyf(prefix+".addrs", "%d addresses: of Sentinels (then say master) or of a Cluster (cluster = true)?", len(c.Addrs))
+	case c.Master != "" && c.Cluster:
+		fs.Keyf(prefix+".master", "Sentinel does not watch a Cluster: master or cluster = true, not both")
+	case c.Cluster && c.DB != 0:
+		fs.Keyf(prefix+".db", "a Cluster has database 0 only")
+	}
+	if c.Master == "" && (c.SentinelUsername != "" || c.SentinelPasswordFile != "") {
+		fs.Keyf(prefix+".master", "the Sentinels' user and password have no use without the name of the server")
 	}
 	for i, a := range c.Addrs {
 		if a == "" {

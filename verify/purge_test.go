@@ -29,7 +29,7 @@ func stores(t *testing.T) map[string]Store {
 		t.Fatal(err)
 	}
 	cfg.Kind, cfg.Redis.Addrs, cfg.Redis.Timeout = store.Redis, []string{redistest.Start(t).Addr()}, conf.Duration(5*time.Second)
-	r, err := redis.Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+	r, err := redis.Open(cfg, "", "", zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

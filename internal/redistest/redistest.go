@@ -32,18 +32,17 @@ const patience = 60 * time.Second
 // redis-server is not installed the test is skipped, and fails when CI is "true".
 func Start(t testing.TB, more ...string) *Server {
 	t.Helper()
+	return startAt(t, 0, more...)
+}
+
+func startOn(t testing.TB, port string, more ...string) *Server {
+	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatal("redis-server is not installed")
 		}
 		t.Skip("redis-server is not installed (make deps installs it)")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	_ = l.Close() // the server takes it
 	s := &Server{t: t, dir: t.TempDir(), port: port, args: more}
 	t.Cleanup(s.end)
 	s.Restart()

@@ -6,7 +6,10 @@
 --       7 known age, 8 count every (ms), 9 dry run (1; 2: if it would pass for the first time; 0), 10 slack (ms that a
 --       key outlives its use), 11 match, 12 credit (empty: nobody), 13 most sides,
 --       14 most who wait in this part of the room, 15 the client's network, 16 and
---       17 the /48 and /32 above it (empty: none).
+--       17 the /48 and /32 above it (empty: none), 18 in a Cluster, where the credit
+--       may be on another node: '?' to be told of a triplet that has passed and else
+--       nothing, or 'v' and the value of the credit, whose new value is a ninth
+--       thing that is returned ('-': as it was; ''; none any more).
 -- Returns state, first contact (ms), wait (ms), attempts, passes for credit, how
 -- many wait in this part, how many had to go, and how old the last one was (ms).
 --
@@ -27,6 +30,13 @@ end
 
 local cfirst, clast, counted, passes = 0, 0, 0, 0
 local cfound, cahead = false, false
+local apart, putvalue = ARGV[18], '-'
+
+-- credit is the value of the credit, false for none.
+local function credit()
+  if not apart then return redis.call('GET', KEYS[3]) end
+  return #apart > 1 and string.sub(apart, 2)
+end
 
 -- settle reads the credit, without what is over or was written ahead of time.
 local function settle(value)
@@ -39,7 +49,9 @@ local function settle(value)
 end
 
 local function putcredit()
-  if passes > 0 then
+  if apart then
+    if not dry then putvalue = passes > 0 and pack('>dddd', cfirst, clast, counted, passes) or '' end
+  elseif passes > 0 then
     put(KEYS[3], pack('>dddd', cfirst, clast, counted, passes), clast + keep)
   elseif cfound and not dry then
     redis.call('DEL', KEYS[3])
@@ -65,22 +77,23 @@ if told then
   if now - last <= keep then
     local due = credits and (every == 0 or math.floor(now / every) ~= math.floor(last / every))
     put(KEYS[1], pack('>dddd', first, now, attempts, n + 1), now + keep)
-    if due then
-      settle(redis.call('GET', KEYS[3]))
+    if due and apart ~= '?' then
+      settle(credit())
       count()
     end
-    return {3, first, 0, attempts, passes, -1, 0, 0}
+    return {3, first, 0, attempts, passes, -1, 0, due and 1 or 0, putvalue}
   end
-  if not dry then redis.call('DEL', KEYS[1]) end
+  if not dry and apart ~= '?' then redis.call('DEL', KEYS[1]) end
 end
+if apart == '?' then return {-1, 0, 0, 0, 0, -1, 0, 0} end
 
 -- A side that has credit.
 if credits then
-  settle(redis.call('GET', KEYS[3]))
+  settle(credit())
   if passes >= known and now - cfirst >= age then
     clast = now
     putcredit()
-    return {4, 0, 0, 0, passes, -1, 0, 0}
+    return {4, 0, 0, 0, passes, -1, 0, 0, putvalue}
   end
 end
 
@@ -146,6 +159,7 @@ else
   count()
   out[5] = passes
 end
+out[9] = putvalue
 if #sides == 0 then
   if waits and not dry then redis.call('DEL', KEYS[2]) end
   return out

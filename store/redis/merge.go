@@ -33,7 +33,7 @@ type merging struct {
 // and put back unless they have changed meanwhile; a batch costs two round
 // trips.
 func (s *Store) MergeGreylist(ctx context.Context, entries []greylist.Entry, r *greylist.Rule, now time.Time) (out greylist.Merged, err error) {
-	if err := s.loadScript(ctx, swapScript); err != nil {
+	if err := s.Ping(ctx); err != nil { // behind the breaker; what follows is not
 		return out, err
 	}
 	for len(entries) > 0 {
@@ -44,10 +44,6 @@ func (s *Store) MergeGreylist(ctx context.Context, entries []greylist.Entry, r *
 		entries = entries[n:]
 	}
 	return out, nil
-}
-
-func (s *Store) loadScript(ctx context.Context, text string) error {
-	return s.do(ctx, redis.NewStringCmd(ctx, "script", "load", text))
 }
 
 func (s *Store) mergeBatch(ctx context.Context, entries []greylist.Entry, r *greylist.Rule, now time.Time, out *greylist.Merged) error {
@@ -150,7 +146,7 @@ func (s *Store) mergeOnce(ctx context.Context, work []merging, r *greylist.Rule,
 		if m.triplet != "" {
 			keep = time.UnixMilli(last).Sub(now) + r.Window + slack
 		}
-		cmd := pipe.EvalSha(ctx, swapSHA, []string{m.key}, old, next, max(keep, time.Second).Milliseconds())
+		cmd := pipe.Eval(ctx, swapScript, []string{m.key}, old, next, max(keep, time.Second).Milliseconds())
 		puts = append(puts, put{m, cmd, taken})
 	}
 	if len(puts) == 0 {

@@ -22,16 +22,13 @@ func (s *Store) oldPrefix() string { return s.cfg.Prefix + ":" + oldSchema + ":{
 
 // lookForOld finds out whether there are keys of version 1 left.
 func (s *Store) lookForOld(ctx context.Context) {
-	var cursor uint64
-	for {
-		keys, next, err := s.client.Scan(ctx, cursor, escape(s.oldPrefix())+"t*", page).Result()
-		if err != nil || len(keys) > 0 {
-			return // ask again later
-		}
-		if cursor = next; cursor == 0 {
-			s.old.Store(false)
-			return
-		}
+	found := false
+	err := s.scan(ctx, escape(s.oldPrefix())+"t*", func(keys []string) (bool, error) {
+		found = len(keys) > 0
+		return !found, nil
+	})
+	if err == nil && !found { // else ask again later
+		s.old.Store(false)
 	}
 }
 

@@ -1,5 +1,7 @@
 // Package redis keeps the state in a Redis (or Valkey) server that several
-// gateways share. Each contact is one script, and one round trip.
+// gateways share: one, one that Sentinel watches, or a Cluster. Each contact is
+// one script, and one round trip; in a Cluster at most two before the answer,
+// and a third for what a side earns.
 //
 // The server is never waited for longer than the configured timeout: when it
 // does not answer, calls fail, and after some failures in a row a breaker has
@@ -9,8 +11,6 @@ package redis
 import (
 	"context"
 	"crypto/sha1" //nolint:gosec // the name that Redis gives a script
-	"crypto/tls"
-	"crypto/x509"
 	_ "embed"
 	"encoding/binary"
 	"encoding/hex"
@@ -18,9 +18,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math"
-	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,7 +28,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/sony/gobreaker/v2"
 	"go.uber.org/zap"
 
@@ -65,7 +62,8 @@ const page = 500
 type Store struct {
 	cfg     store.RedisConfig
 	room    room
-	client  *redis.Client
+	client  client
+	cluster bool                 // keys are spread over several servers
 	auto    *redis.AutoPipeliner // nil: each call by itself
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	sha     string
@@ -91,33 +89,15 @@ var _ store.Store = (*Store)(nil)
 
 // Open returns a store; it does not wait for the server, which may come later.
 // It starts a probe, which Close ends.
-func Open(whole store.Config, password string, log *zap.Logger, reg prometheus.Registerer) (*Store, error) {
+func Open(whole store.Config, password, sentinelPassword string, log *zap.Logger, reg prometheus.Registerer) (*Store, error) {
 	cfg := whole.Redis
-	if len(cfg.Addrs) != 1 {
-		return nil, fmt.Errorf("store: redis: %d addresses; one server is supported", len(cfg.Addrs))
-	}
-	o := &redis.Options{
-		Addr: cfg.Addrs[0], Username: cfg.Username, Password: password, DB: cfg.DB,
-		DialTimeout: 250 * time.Millisecond, DialerRetries: 1,
-		ReadTimeout: cfg.Timeout.D() + cfg.Timeout.D()/2, WriteTimeout: cfg.Timeout.D() + cfg.Timeout.D()/2,
-		PoolTimeout: 2 * cfg.Timeout.D(), PoolSize: cfg.Pool,
-		// A script that is sent again counts twice.
-		MaxRetries: -1, ContextTimeoutEnabled: true, DisableIdentity: true,
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	}
-	if strings.HasPrefix(o.Addr, "/") {
-		o.Network = "unix"
-	}
-	if cfg.TLS {
-		t, err := tlsConfig(&cfg)
-		if err != nil {
-			return nil, err
-		}
-		o.TLSConfig = t
+	client, err := connect(&cfg, password, sentinelPassword)
+	if err != nil {
+		return nil, err
 	}
 	sum := sha1.Sum([]byte(script)) //nolint:gosec // as above
 	s := &Store{
-		cfg: cfg, client: redis.NewClient(o), sha: hex.EncodeToString(sum[:]), prefix: cfg.Prefix + ":" + schema + ":",
+		cfg: cfg, client: client, cluster: cfg.Cluster, sha: hex.EncodeToString(sum[:]), prefix: cfg.Prefix + ":" + schema + ":",
 		room: room{most: whole.MaxWaiting},
 		log:  log.Named("store"), status: store.Status{Kind: store.Redis, Where: strings.Join(cfg.Addrs, ", ")},
 	}
@@ -142,25 +122,6 @@ func Open(whole store.Config, password string, log *zap.Logger, reg prometheus.R
 	s.old.Store(true)
 	s.done.Go(func() { s.probe(ctx) })
 	return s, nil
-}
-
-func tlsConfig(cfg *store.RedisConfig) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
-	if host, _, err := net.SplitHostPort(cfg.Addrs[0]); err == nil {
-		t.ServerName = host
-	}
-	if cfg.CAFile == "" {
-		return t, nil
-	}
-	pem, err := os.ReadFile(cfg.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("store: redis: %w", err)
-	}
-	t.RootCAs = x509.NewCertPool()
-	if !t.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("store: redis: %s holds no certificate", cfg.CAFile)
-	}
-	return t, nil
 }
 
 func (s *Store) newMetrics(reg prometheus.Registerer) {
@@ -370,39 +331,71 @@ func (s *Store) touch(ctx context.Context, c *greylist.Contact) (out greylist.Ou
 		network, net48, net32 = networkOf(c.Addr, 64), networkOf(c.Addr, 48), networkOf(c.Addr, 32)
 	}
 	r := &c.Rule
-	args := []any{
-		"evalsha", s.sha, 4, b[:t], b[t:w], b[w:k], b[k:],
-		c.Time.UnixMilli(), r.Delay.Milliseconds(), r.Window.Milliseconds(), r.Keep.Milliseconds(), r.MaxDelay.Milliseconds(),
-		r.KnownAfter, r.KnownAge.Milliseconds(), r.CountEvery.Milliseconds(), dry, slack.Milliseconds(), c.Match, c.Credit, greylist.MaxSides,
-		max(1, s.room.most/parts), network, net48, net32,
+	run := func(more ...any) *redis.Cmd {
+		args := []any{
+			4, b[:t], b[t:w], b[w:k], b[k:],
+			c.Time.UnixMilli(), r.Delay.Milliseconds(), r.Window.Milliseconds(), r.Keep.Milliseconds(), r.MaxDelay.Milliseconds(),
+			r.KnownAfter, r.KnownAge.Milliseconds(), r.CountEvery.Milliseconds(), dry, slack.Milliseconds(), c.Match, c.Credit, greylist.MaxSides,
+			max(1, s.room.most/parts), network, net48, net32,
+		}
+		if s.cluster { // a key of another node must not be among them
+			args[3] = b[:t]
+		}
+		return redis.NewCmd(ctx, append(args, more...)...)
 	}
-	for attempt := 0; ; attempt++ {
-		// A command may still be in use by the library when its caller has
-		// given up: each attempt has its own, and its own list.
-		cmd := redis.NewCmd(ctx, append([]any(nil), args...)...)
-		err := s.do(ctx, cmd)
-		if err == nil {
-			out, err = s.outcome(cmd, c)
-			return out, out.State == greylist.FirstContact, err
-		}
-		if attempt > 0 || !redis.HasErrorPrefix(err, "NOSCRIPT") {
-			return greylist.Outcome{}, false, err
-		}
-		if err := s.do(ctx, redis.NewStringCmd(ctx, "script", "load", script)); err != nil {
-			return greylist.Outcome{}, false, err
-		}
+	if s.cluster {
+		return s.touchApart(ctx, c, string(b[w:k]), run)
 	}
+	cmd, err := s.script(ctx, script, s.sha, func() *redis.Cmd { return run() })
+	if err != nil {
+		return greylist.Outcome{}, false, err
+	}
+	out, _, err = s.outcome(cmd, c)
+	return out, out.State == greylist.FirstContact, err
 }
 
-func (s *Store) outcome(cmd *redis.Cmd, c *greylist.Contact) (greylist.Outcome, error) {
-	v, err := cmd.Int64Slice()
-	if err == nil && len(v) != 8 {
-		err = fmt.Errorf("%d values", len(v))
+// script runs a script; run makes its command, without the name and the script.
+// The server is given the text when it does not know it, as after a restart.
+func (s *Store) script(ctx context.Context, text, sha string, run func() *redis.Cmd) (*redis.Cmd, error) {
+	// A command may still be in use by the library when its caller has
+	// given up: each attempt has its own.
+	cmd := redis.NewCmd(ctx, append([]any{"evalsha", sha}, run().Args()...)...)
+	err := s.do(ctx, cmd)
+	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		cmd = redis.NewCmd(ctx, append([]any{"eval", text}, run().Args()...)...)
+		err = s.do(ctx, cmd)
+	}
+	return cmd, err
+}
+
+// outcome reads the answer of the script. rest is what it says of the credit,
+// and of a triplet that has passed, whether it is to be counted.
+func (s *Store) outcome(cmd *redis.Cmd, c *greylist.Contact) (out greylist.Outcome, rest credited, err error) {
+	all, err := cmd.Slice()
+	if err == nil && len(all) < 8 {
+		err = fmt.Errorf("%d values", len(all))
+	}
+	var v [8]int64
+	for i := 0; err == nil && i < len(v); i++ {
+		var ok bool
+		if v[i], ok = all[i].(int64); !ok {
+			err = fmt.Errorf("%T for a number", all[i])
+		}
 	}
 	if err != nil {
-		return greylist.Outcome{}, fmt.Errorf("store: redis: answer of the script: %w", err)
+		return out, rest, fmt.Errorf("store: redis: answer of the script: %w", err)
 	}
-	out := greylist.Outcome{
+	if len(all) > 8 {
+		rest.next, rest.changed = all[8].(string)
+		rest.changed = rest.changed && rest.next != "-"
+	}
+	if rest.state = v[0]; v[0] < 0 {
+		return out, rest, nil
+	}
+	if v[0] == int64(greylist.KnownTriplet) {
+		rest.due = v[7] == 1
+	}
+	out = greylist.Outcome{
 		State: greylist.State(v[0]), Wait: time.Duration(v[2]) * time.Millisecond, Attempts: int(v[3]), Passes: int(v[4]),
 	}
 	if v[1] != 0 {
@@ -411,12 +404,12 @@ func (s *Store) outcome(cmd *redis.Cmd, c *greylist.Contact) (greylist.Outcome, 
 	if v[5] >= 0 {
 		s.room.note(v[5], v[6], time.Duration(v[7])*time.Millisecond, c)
 	}
-	return out, nil
+	return out, rest, nil
 }
 
 // each calls yield with batches of keys and values until it returns false.
 // While the server moves its tables a key can come twice.
-func (s *Store) each(ctx context.Context, kind string, yield func(keys []string, values []any) (bool, error)) error {
+func (s *Store) each(ctx context.Context, kind string, yield func(keys, values []string) (bool, error)) error {
 	match := escape(s.prefix)
 	switch kind {
 	case "":
@@ -428,26 +421,21 @@ func (s *Store) each(ctx context.Context, kind string, yield func(keys []string,
 	default:
 		match += "{g*}:" + string(rune(waitingKey)) + "*"
 	}
-	var cursor uint64
-	for {
-		keys, next, err := s.client.Scan(ctx, cursor, match, page).Result()
-		if err != nil {
-			return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
-		}
+	return s.scan(ctx, match, func(keys []string) (bool, error) {
 		keys = slices.DeleteFunc(keys, func(k string) bool { _, ok := s.rest(k); return !ok })
-		if len(keys) > 0 {
-			values, err := s.client.MGet(ctx, keys...).Result()
-			if err != nil {
-				return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
-			}
-			if more, err := yield(keys, values); err != nil || !more {
-				return err
-			}
+		if len(keys) == 0 {
+			return true, nil
 		}
-		if cursor = next; cursor == 0 {
-			return nil
+		values, err := s.get(ctx, keys)
+		if err != nil {
+			return false, err
 		}
-	}
+		texts := make([]string, len(keys))
+		for i := range values {
+			texts[i] = values[i].value
+		}
+		return yield(keys, texts)
+	})
 }
 
 // escape makes a text that matches itself in Redis' patterns.
@@ -467,10 +455,9 @@ func (s *Store) rest(key string) (rest string, ok bool) {
 }
 
 // entries reads a key and its value.
-func (s *Store) entries(key string, value any) []greylist.Entry {
+func (s *Store) entries(key, text string) []greylist.Entry {
 	rest, ok := s.rest(key)
-	text, isText := value.(string)
-	if !ok || !isText {
+	if !ok || text == "" {
 		return nil // gone in the meantime
 	}
 	if rest[0] == waitingKey {
@@ -585,7 +572,7 @@ func waitingEntries(text, sender, recipient string) (out []greylist.Entry) {
 // ListGreylist implements greylist.AdminStore.
 func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Time, yield func(greylist.Entry) bool) error {
 	pick := store.Picker(&f, yield)
-	return s.each(ctx, f.Kind, func(keys []string, values []any) (bool, error) {
+	return s.each(ctx, f.Kind, func(keys, values []string) (bool, error) {
 		for i, key := range keys {
 			for _, e := range s.entries(key, values[i]) {
 				if e.Kind == greylist.KindWaiting && now.Sub(e.First) > s.room.window() {
@@ -603,7 +590,7 @@ func (s *Store) ListGreylist(ctx context.Context, f greylist.Filter, now time.Ti
 // ForgetGreylist implements greylist.AdminStore.
 func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, error) {
 	total := 0
-	err := s.each(ctx, f.Kind, func(keys []string, values []any) (bool, error) {
+	err := s.each(ctx, f.Kind, func(keys, values []string) (bool, error) {
 		var drop []string
 		for i, key := range keys {
 			entries := s.entries(key, values[i])
@@ -628,7 +615,11 @@ func (s *Store) ForgetGreylist(ctx context.Context, f greylist.Filter) (int, err
 		if len(drop) == 0 {
 			return true, nil
 		}
-		if _, err := s.client.Unlink(ctx, drop...).Result(); err != nil {
+		pipe := s.client.Pipeline()
+		for _, key := range drop {
+			pipe.Unlink(ctx, key)
+		}
+		if _, err := pipe.Exec(ctx); err != nil {
 			return false, fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
 		}
 		return true, nil

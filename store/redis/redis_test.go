@@ -39,7 +39,7 @@ func whole(cfg store.RedisConfig) store.Config {
 
 func open(t testing.TB, cfg store.RedisConfig, password string) *Store {
 	t.Helper()
-	s, err := Open(whole(cfg), password, zap.NewNop(), prometheus.NewRegistry())
+	s, err := Open(whole(cfg), password, "", zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestRoomWithoutSomeOfItsKeys(t *testing.T) {
 	cfg := whole(config(server.Addr()))
 	cfg.MaxWaiting = 10 * parts
 	for _, lost := range []string{"c00002", "#length", "#age", "#tried", ""} {
-		s, err := Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+		s, err := Open(cfg, "", "", zap.NewNop(), prometheus.NewRegistry())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -343,11 +343,11 @@ func TestPassword(t *testing.T) {
 func TestBadSettings(t *testing.T) {
 	cfg := config("127.0.0.1:1")
 	cfg.TLS, cfg.CAFile = true, "/nonexistent"
-	if _, err := Open(whole(cfg), "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
+	if _, err := Open(whole(cfg), "", "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
 		t.Error("a missing CA file")
 	}
 	cfg.Addrs = []string{"a:1", "b:2"}
-	if _, err := Open(whole(cfg), "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
+	if _, err := Open(whole(cfg), "", "", zap.NewNop(), prometheus.NewRegistry()); err == nil {
 		t.Error("two servers")
 	}
 }
@@ -396,7 +396,7 @@ func BenchmarkFirstContacts(b *testing.B) {
 		b.Run(bb.name, func(b *testing.B) {
 			cfg := whole(config(server.Addr()))
 			cfg.MaxWaiting = bb.most
-			s, err := Open(cfg, "", zap.NewNop(), prometheus.NewRegistry())
+			s, err := Open(cfg, "", "", zap.NewNop(), prometheus.NewRegistry())
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -27,8 +27,15 @@ var takeSHA = func() string {
 
 // TakeMeters implements meter.Store: one round trip for all meters.
 func (s *Store) TakeMeters(ctx context.Context, now time.Time, takes []meter.Take, peek bool) ([]meter.Level, bool, error) {
+	if s.cluster && len(takes) > 1 {
+		return s.takeApart(ctx, now, takes, peek)
+	}
+	return s.takeTogether(ctx, now, takes, peek)
+}
+
+func (s *Store) takeTogether(ctx context.Context, now time.Time, takes []meter.Take, peek bool) ([]meter.Level, bool, error) {
 	args := make([]any, 0, 5+2*len(takes))
-	args = append(args, "evalsha", takeSHA, len(takes))
+	args = append(args, len(takes))
 	for i := range takes {
 		args = append(args, s.valueName(store.MeterSpace, takes[i].Key))
 	}
@@ -46,20 +53,12 @@ func (s *Store) TakeMeters(ctx context.Context, now time.Time, takes []meter.Tak
 			args = append(args, t.Member)
 		}
 	}
-	args[3+len(takes)], args[4+len(takes)] = "<"+strings.Repeat("d", len(values)/8), values
-	for attempt := 0; ; attempt++ {
-		cmd := redis.NewCmd(ctx, append([]any(nil), args...)...)
-		err := s.do(ctx, cmd)
-		if err == nil {
-			return levels(cmd, now, takes)
-		}
-		if attempt > 0 || !redis.HasErrorPrefix(err, "NOSCRIPT") {
-			return nil, false, err
-		}
-		if err := s.do(ctx, redis.NewStringCmd(ctx, "script", "load", takeScript)); err != nil {
-			return nil, false, err
-		}
+	args[1+len(takes)], args[2+len(takes)] = "<"+strings.Repeat("d", len(values)/8), values
+	cmd, err := s.script(ctx, takeScript, takeSHA, func() *redis.Cmd { return redis.NewCmd(ctx, args...) })
+	if err != nil {
+		return nil, false, err
 	}
+	return levels(cmd, now, takes)
 }
 
 // appendDoubles appends numbers as the script reads them: floating point, which

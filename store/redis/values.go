@@ -33,83 +33,61 @@ func (s *Store) valueName(space, key string) string {
 
 // LoadValue implements store.Values.
 func (s *Store) LoadValue(ctx context.Context, space, key string) (string, error) {
-	cmd := redis.NewStringCmd(ctx, "get", s.valueName(space, key))
-	err := s.do(ctx, cmd)
-	if errors.Is(err, redis.Nil) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	return cmd.Val(), nil
+	return s.load(ctx, s.valueName(space, key))
 }
 
 // SwapValue implements store.Values.
 func (s *Store) SwapValue(ctx context.Context, space, key, old, next string, expires time.Time) (bool, error) {
 	keep := max(time.Until(expires)+slack, time.Second)
-	args := []any{"evalsha", swapSHA, 1, s.valueName(space, key), old, next, keep.Milliseconds()}
-	for attempt := 0; ; attempt++ {
-		cmd := redis.NewCmd(ctx, append([]any(nil), args...)...)
-		err := s.do(ctx, cmd)
-		if err == nil {
-			n, err := cmd.Int64()
-			if err != nil {
-				return false, fmt.Errorf("store: redis: answer of the script: %w", err)
-			}
-			if n == 1 {
-				s.counts.add(space, old, next)
-			}
-			return n == 1, nil
-		}
-		if attempt > 0 || !redis.HasErrorPrefix(err, "NOSCRIPT") {
-			return false, err
-		}
-		if err := s.do(ctx, redis.NewStringCmd(ctx, "script", "load", swapScript)); err != nil {
-			return false, err
-		}
+	ok, err := s.swap(ctx, s.valueName(space, key), old, next, keep.Milliseconds())
+	if ok {
+		s.counts.add(space, old, next)
 	}
+	return ok, err
+}
+
+// swap puts next in the place of old, if that is what is there, and keeps it
+// for so many milliseconds.
+func (s *Store) swap(ctx context.Context, key, old, next string, keep int64) (bool, error) {
+	cmd, err := s.script(ctx, swapScript, swapSHA, func() *redis.Cmd { return redis.NewCmd(ctx, 1, key, old, next, keep) })
+	if err != nil {
+		return false, err
+	}
+	n, err := cmd.Int64()
+	if err != nil {
+		return false, fmt.Errorf("store: redis: answer of the script: %w", err)
+	}
+	return n == 1, nil
 }
 
 // countValues counts the keys of a space on the server.
 func (s *Store) countValues(ctx context.Context, space string) (total int64, err error) {
-	var cursor uint64
-	for {
-		keys, next, err := s.client.Scan(ctx, cursor, escape(s.valueName(space, ""))+"*", page).Result()
-		if err != nil {
-			return 0, err
-		}
+	err = s.scan(ctx, escape(s.valueName(space, ""))+"*", func(keys []string) (bool, error) {
 		total += int64(len(keys))
-		if cursor = next; cursor == 0 {
-			return total, nil
-		}
-	}
+		return true, nil
+	})
+	return total, err
 }
 
 // EachValue implements store.Values.
 func (s *Store) EachValue(ctx context.Context, space string, yield func(key, value string, expires time.Time) bool) error {
 	prefix := s.valueName(space, "")
-	var cursor uint64
-	for {
-		keys, next, err := s.client.Scan(ctx, cursor, escape(prefix)+"*", page).Result()
+	return s.scan(ctx, escape(prefix)+"*", func(keys []string) (bool, error) {
+		if len(keys) == 0 {
+			return true, nil
+		}
+		values, err := s.get(ctx, keys)
 		if err != nil {
-			return fmt.Errorf("%w: redis: %w", store.ErrUnavailable, err)
+			return false, err
 		}
-		if len(keys) > 0 {
-			values, err := s.get(ctx, keys)
-			if err != nil {
-				return err
-			}
-			for i, key := range keys {
-				v := &values[i]
-				if v.value != "" && !yield(strings.TrimPrefix(key, prefix), v.value, time.Now().Add(v.left-slack)) {
-					return nil
-				}
+		for i, key := range keys {
+			v := &values[i]
+			if v.value != "" && !yield(strings.TrimPrefix(key, prefix), v.value, time.Now().Add(v.left-slack)) {
+				return false, nil
 			}
 		}
-		if cursor = next; cursor == 0 {
-			return nil
-		}
-	}
+		return true, nil
+	})
 }
 
 // stored is a value and how long its key lives on.
