@@ -81,6 +81,7 @@ func writeManual(t *testing.T) []byte {
 	comments := fieldComments(t)
 	var b bytes.Buffer
 	b.WriteString(intro)
+	titled := map[string]bool{}
 	for _, s := range []section{
 		{"", "These stand at the top, before any section.", reflect.ValueOf(*c)},
 		{"log", "", reflect.ValueOf(c.Log)},
@@ -118,6 +119,7 @@ func writeManual(t *testing.T) []byte {
 		{"[verify.route]", "Domains, and who knows their addresses; the section can stand many times. What it leaves out is as in `[verify]` and `[verify.callout]`.", reflect.ValueOf(verify.Route{})},
 		{"[verify.ldap]", "A directory that routes name as `ldap:NAME`; the section can stand many times.", reflect.ValueOf(directory.Config{})},
 		{"known", "The check's manual: [known](checks/known.md).", reflect.ValueOf(c.Known)},
+		{"names", "Which reverse names tell nothing about who is behind them, for `client` and `greylist`: [generic names](checks/greylist.md#generic-names).", reflect.ValueOf(c.Names)},
 		{"greylist", "The check's manual: [greylist](checks/greylist.md).", reflect.ValueOf(c.Greylist)},
 		{"auth", "DKIM, DMARC and Authentication-Results, at the milter door; the manual: [authentication](authentication.md).", reflect.ValueOf(c.Auth)},
 		{"auth.dmarc", "", reflect.ValueOf(c.Auth.DMARC)},
@@ -132,6 +134,8 @@ func writeManual(t *testing.T) []byte {
 		{"[headers.rules]", "A rule that needs several headers; the section can stand many times.", reflect.ValueOf(headercheck.RuleConfig{})},
 		{"[expect]", "What the configuration is to do, tried by `postern check` and before each reload: [expectations](expect.md). The section can stand many times.", reflect.ValueOf(expect.Case{})},
 	} {
+		first, _, _ := strings.Cut(strings.Trim(s.title, "[]"), ".")
+		titled[first] = true
 		if s.title == "" {
 			b.WriteString("\n## Top level\n")
 		} else {
@@ -169,6 +173,11 @@ func writeManual(t *testing.T) []byte {
 				value = "`" + value + "`"
 			}
 			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", tag, strings.ReplaceAll(value, "|", `\|`), strings.ReplaceAll(text, "|", `\|`))
+		}
+	}
+	for f, tag := range fields(reflect.TypeFor[Config]()) {
+		if kind := f.Type.Kind(); !titled[tag] && (isTable(f.Type) || kind == reflect.Map || kind == reflect.Slice && isTable(f.Type.Elem())) {
+			t.Errorf("the manual has no section %s", tag)
 		}
 	}
 	return b.Bytes()
@@ -237,7 +246,7 @@ func fieldComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for _, dir := range []string{
 		"access", "admin", "config", "greylist", "internal/conf", "internal/logging", "pipeline", "policyd", "rbl", "resolver", "store", "verify", "verify/callout", "verify/directory",
-		"auth", "client", "console", "dkim", "dmarcreport", "expect", "headercheck", "journal", "known", "limit", "lookup", "milter", "provider", "spf",
+		"auth", "client", "console", "dkim", "dmarcreport", "expect", "headercheck", "journal", "known", "limit", "lookup", "milter", "names", "provider", "spf",
 	} {
 		files, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
 		if err != nil {
