@@ -130,6 +130,10 @@ package: build ## build/postern_*.deb and build/postern-*.rpm
 test-package: ## the .deb in a clean root made by debootstrap: installed, used, upgraded, purged (root, minutes)
 	scripts/test-package.sh
 
+.PHONY: matrix
+matrix: ## the tests beside Postfix and Redis on each of RELEASES (Debian 12 and 13), in roots made by debootstrap (root, many minutes)
+	scripts/matrix.sh
+
 .PHONY: uninstall
 uninstall: ## take away what install has put there; /etc/postern and the state stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/postern $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.service $(DESTDIR)$(PREFIX)/lib/systemd/system/postern.socket \

@@ -22,8 +22,12 @@ import (
 // timed by it: it only ends a test that would hang.
 const patience = 60 * time.Second
 
-// binary is the daemon, built once for all tests.
+// binary is the daemon, built once for all tests, or the one that
+// POSTERN_BINARY names: `make matrix` runs them where there is no Go.
 var binary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("POSTERN_BINARY"); path != "" {
+		return path, nil
+	}
 	dir, err := os.MkdirTemp("", "postern-bin")
 	if err != nil {
 		return "", err
@@ -40,7 +44,7 @@ func TestMain(m *testing.M) {
 	// Programs with the race detector sleep for a second when they end.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0") // it only saves time
 	code := m.Run()
-	if path, err := binary(); err == nil {
+	if path, err := binary(); err == nil && os.Getenv("POSTERN_BINARY") == "" {
 		_ = os.RemoveAll(filepath.Dir(path)) // only the binary
 	}
 	os.Exit(code)
