@@ -2,6 +2,7 @@ package integration
 
 import (
 	"errors"
+	"net/textproto"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,10 +103,12 @@ profile = "strict"
 // A finding is what a real Postfix does.
 func TestPostfixFindings(t *testing.T) {
 	t.Parallel()
-	port := freePort(t)
+	port, milterPort := freePort(t), freePort(t)
 	d := newDaemon(t, `hostname = "mx.example.com"
 [policy]
 listen = ["tcp:127.0.0.1:`+port+`"]
+[milter]
+listen = ["tcp:127.0.0.1:`+milterPort+`"]
 [store]
 kind = "memory"
 [chains.inbound]
@@ -141,8 +144,27 @@ deny = ["inline:192.0.2.0/24 no"]
 		t.Errorf("postern was asked: %s", reply)
 	}
 
-	// socket-unreachable: a chrooted smtpd does not see the socket.
+	// milter-shutdown: an action that this release does not know refuses everybody while postern is away.
+	unknown := startPostfix(t, false, "smtpd_milters = { inet:127.0.0.1:"+milterPort+", default_action=shutdown }")
+	found := strings.Contains(check(unknown), "error    milter-shutdown")
 	d.stop()
+	conn, err := textproto.Dial("tcp", unknown.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // it was only to ask
+	said := ""
+	for _, line := range []string{"EHLO mail.example.org", "MAIL FROM:<a@example.org>", "RCPT TO:<box@example.com>", "QUIT"} {
+		_, reply, err := conn.ReadResponse(0)
+		if said += reply + "\n"; err != nil || conn.PrintfLine("%s", line) != nil {
+			break
+		}
+	}
+	if refused := strings.Contains(said, "4.3.5 "); refused != found {
+		t.Errorf("milter-shutdown is found: %v, and the client reads %q", found, said)
+	}
+
+	// socket-unreachable: a chrooted smtpd does not see the socket.
 	d.configure(`hostname = "mx.example.com"
 [policy]
 listen = ["unix:{dir}/policy.sock"]

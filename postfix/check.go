@@ -314,6 +314,8 @@ func (c *checker) milters(of *Service) (ours bool) {
 		case o.RelaysByContent && action == "accept":
 			c.say(Error, "milter-default-action", where, "default_action=tempfail for this milter",
 				"a provider's relaying depends on the content, and while postern is away content is accepted unseen: anybody in the provider's networks relays")
+		case action == "shutdown" && before(s.raw(nil, "mail_version"), 3, 11):
+			c.say(Error, "milter-shutdown", where, "default_action=accept for this milter", "Postfix %s does not know shutdown: while postern is away, all mail is refused with 451 4.3.5", s.raw(nil, "mail_version"))
 		case !o.RelaysByContent && action != "accept":
 			c.say(Warning, "milter-default-action", where, "postconf -e 'milter_default_action = accept'", "while postern is away, no mail is accepted (milter_default_action = %s)", action)
 		}
@@ -329,6 +331,16 @@ func (c *checker) milters(of *Service) (ours bool) {
 		}
 	}
 	return ours
+}
+
+// before reports whether a release of Postfix, "3.7.11", is older than another;
+// one that is not known is not.
+func before(version string, major, minor int) bool {
+	var have [2]int
+	if n, err := fmt.Sscanf(version, "%d.%d", &have[0], &have[1]); err != nil || n != 2 {
+		return false
+	}
+	return have[0] < major || have[0] == major && have[1] < minor
 }
 
 // reinjects reports whether a service takes mail back from a content filter:

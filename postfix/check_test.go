@@ -187,3 +187,31 @@ func TestRelease(t *testing.T) {
 		}
 	}
 }
+
+// An action that a release does not know refuses everything.
+func TestMilterShutdown(t *testing.T) {
+	for version, want := range map[string]string{"3.7.11": "error milter-shutdown", "3.10.13": "error milter-shutdown", "3.11.0": "warning milter-default-action", "4.0": "warning milter-default-action", "": "warning milter-default-action"} {
+		s := setup(t, with("smtpd_milters", "{ inet:127.0.0.1:10041, default_action=shutdown }"), usualMaster)
+		s.Defaults = map[string]string{"mail_version": version, "smtpd_forbid_bare_newline": "normalize"}
+		var got []string
+		for _, f := range Check(s, ours()) {
+			got = append(got, string(f.Severity)+" "+f.Slug)
+		}
+		if !slices.Equal(got, []string{want}) {
+			t.Errorf("%s: %q, want %s", version, got, want)
+		}
+	}
+}
+
+func TestBeside(t *testing.T) {
+	text := Beside(setup(t, usualMain, usualMaster))
+	for _, want := range []string{"       y       -       1       postscreen\n", "#   smtpd_client_connection_rate_limit = 60\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("there is no %q in %s", want, text)
+		}
+	}
+	text = Beside(setup(t, usualMain+"smtpd_client_message_rate_limit = 7\n", "smtp inet n - n - 1 postscreen\nsmtpd pass - - n - - smtpd\n"))
+	if strings.Contains(text, "postscreen") || strings.Contains(text, "message_rate") || !strings.Contains(text, "connection_rate") {
+		t.Errorf("what is there already is proposed: %s", text)
+	}
+}

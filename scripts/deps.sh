@@ -36,6 +36,8 @@ missing() {
 	done
 	postconf -m 2>/dev/null | grep -qx pcre || echo postfix-pcre
 	[ -e /usr/include/stdio.h ] || echo libc6-dev
+	# Without it smtp(8) knows no mechanism to log in with.
+	ls /usr/lib/*/sasl2/libplain.so >/dev/null 2>&1 || echo libsasl2-modules
 }
 
 give_up() {

@@ -51,15 +51,13 @@ for release in $RELEASES; do
 		echo "matrix: making a root of $release"
 		rm -rf --one-file-system "$root"
 		mkdir -p "$root"
-		{
-			debootstrap --variant=minbase "$release" "$root" "$MIRROR"
-			mkdir -p "$root/deps/scripts"
-			cp scripts/deps.sh "$root/deps/scripts/"
-			chroot "$root" env CI=true LC_ALL=C /deps/scripts/deps.sh
-		} >"$here/$release.log" 2>&1 || { tail -n 20 "$here/$release.log" >&2; exit 1; }
+		debootstrap --variant=minbase "$release" "$root" "$MIRROR" >"$here/$release.log" 2>&1 || { tail -n 20 "$here/$release.log" >&2; exit 1; }
 		: >"$root/made"
 	fi
 	chmod 755 "$root"
+	# What the tests need can have become more.
+	mkdir -p "$root/deps/scripts" && cp scripts/deps.sh "$root/deps/scripts/"
+	chroot "$root" env CI=true LC_ALL=C /deps/scripts/deps.sh >"$here/$release.log" 2>&1 || { tail -n 20 "$here/$release.log" >&2; exit 1; }
 	postfix=$(chroot "$root" postconf -dh mail_version)
 	redis=$(chroot "$root" redis-server --version | grep -o 'v=[0-9.]*' | cut -d= -f2)
 	echo "matrix: $release, Postfix $postfix, Redis $redis"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"postern/admin"
 	"postern/config"
@@ -19,6 +22,7 @@ import (
 	"postern/pipeline"
 	"postern/policy"
 	"postern/postfix"
+	"postern/resolver"
 )
 
 func (c *cli) postfixCommand() *cobra.Command {
@@ -69,6 +73,7 @@ type checkedPostfix struct {
 
 func (c *cli) postfixCheckCommand() *cobra.Command {
 	var files postfixFiles
+	var dns bool
 	cmd := &cobra.Command{
 		Use: "check", Short: "say what is wrong or dangerous about Postfix's configuration, with the line that fixes it",
 		Long: "Reads postern's configuration and what postconf says of Postfix's (or files with what `postconf -n` and\n" +
@@ -86,6 +91,13 @@ func (c *cli) postfixCheckCommand() *cobra.Command {
 				return err
 			}
 			out := checkedPostfix{postfix.Check(setup, oursOf(cfg))}
+			if dns {
+				named, err := nameOf(cmd, cfg, setup)
+				if err != nil {
+					return err
+				}
+				out.Findings = append(out.Findings, named...)
+			}
 			if err := c.show(cmd.OutOrStdout(), out, func(w io.Writer) { writeFindings(w, out.Findings) }); err != nil {
 				return err
 			}
@@ -98,8 +110,21 @@ func (c *cli) postfixCheckCommand() *cobra.Command {
 	files.flags(cmd)
 	cmd.Flags().StringVar(&files.main, "main", "", "file with what `postconf -n` printed")
 	cmd.Flags().StringVar(&files.master, "master", "", "file with what `postconf -M` printed")
+	cmd.Flags().BoolVar(&dns, "dns", true, "look up whether this host's name leads to its address and back")
 	cmd.MarkFlagsMutuallyExclusive("config-dir", "main")
 	return cmd
+}
+
+// nameOf asks the DNS, as configured in [dns], about this host's name.
+func nameOf(cmd *cobra.Command, cfg *config.Config, setup *postfix.Setup) ([]postfix.Finding, error) {
+	res, err := resolver.New(cfg.DNS, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		return nil, err
+	}
+	defer res.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+	defer cancel()
+	return postfix.CheckName(ctx, setup, res.Net()), nil
 }
 
 func writeFindings(w io.Writer, all []postfix.Finding) {
@@ -160,14 +185,18 @@ func (c *cli) postfixConfigCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "config", Short: "print the lines of main.cf that this configuration needs, merged with what is there",
 		Long: "Prints the parameters of main.cf that have to change so that Postfix asks postern, each with what stands\n" +
-			"there already. Changes nothing; `postern postfix setup` does.",
+			"there already. What Postfix can do besides, a pause before the greeting and limits by client, follows as comments.\n" +
+			"Changes nothing; `postern postfix setup` does.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, _, changes, err := c.planned(cmd, &files)
+			setup, _, changes, err := c.planned(cmd, &files)
 			if err != nil {
 				return err
 			}
 			return c.show(cmd.OutOrStdout(), changes, func(w io.Writer) {
+				if !commands {
+					defer func() { fmt.Fprint(w, postfix.Beside(setup)) }()
+				}
 				switch {
 				case len(changes) == 0:
 					fmt.Fprintln(w, "# Postfix asks postern already")
