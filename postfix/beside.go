@@ -36,7 +36,7 @@ func Beside(s *Setup) string {
 		}
 	}
 	if limits.Len() > 0 {
-		b.WriteString("\n# Floods that are to end before anybody is asked, in a minute by client (anvil_rate_time_unit); finer ones: [limit] of postern.toml.\n" + limits.String())
+		b.WriteString("\n# Floods that end before anybody is asked: by client, connections at once, and others in a minute (anvil_rate_time_unit). Finer ones: [limit] of postern.toml.\n" + limits.String())
 	}
 	return b.String()
 }

@@ -58,6 +58,8 @@ for release in $RELEASES; do
 	# What the tests need can have become more.
 	mkdir -p "$root/deps/scripts" && cp scripts/deps.sh "$root/deps/scripts/"
 	chroot "$root" env CI=true LC_ALL=C /deps/scripts/deps.sh >"$here/$release.log" 2>&1 || { tail -n 20 "$here/$release.log" >&2; exit 1; }
+	# Debian 13 leaves it empty where nobody answers debconf: postmap finds no host then.
+	chroot "$root" postconf -e 'inet_protocols = all'
 	postfix=$(chroot "$root" postconf -dh mail_version)
 	redis=$(chroot "$root" redis-server --version | grep -o 'v=[0-9.]*' | cut -d= -f2)
 	echo "matrix: $release, Postfix $postfix, Redis $redis"
