@@ -13,6 +13,7 @@ import (
 	"postern/internal/listen"
 	"postern/internal/page"
 	"postern/journal"
+	"postern/postfix"
 )
 
 // consoleDoor is the console with what answers its calls: an administrator's door
@@ -69,5 +70,7 @@ func (a *App) pages() []page.Page {
 	for _, u := range a.current.Load().units {
 		all = append(all, u.pages...)
 	}
-	return all
+	now := func() *config.Config { return a.current.Load().cfg }
+	all = append(all, postfix.Pages(func() *postfix.Ours { return PostfixOf(now()) })...)
+	return append(all, config.Pages(now)...)
 }

@@ -157,8 +157,8 @@ func load(path string, lenient bool) (*Config, []string, error) {
 		d.document(part, text)
 	}
 	d.finish()
-	if len(cfg.Expect) > 0 {
-		cfg.places = d.places // only their faults come later
+	if len(d.places) > 0 {
+		cfg.places = d.places
 	}
 	cfg.fill(func(key string) bool {
 		_, ok := d.places[key]

@@ -337,3 +337,36 @@ func TestChecksAreSkippable(t *testing.T) {
 		}
 	}
 }
+
+// Settings have all keys with their places and what the reference says of them.
+func TestSettings(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "postern.toml")
+	text := "hostname = \"mx.example.com\"\n[greylist]\ndelay = \"3m\"\n[[limit.rule]]\nname = \"a\"\nkey = [\"client\"]\nrate = \"10/1h\"\n[chains.inbound]\nchecks = [\"greylist\"]\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, _, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]Setting{}
+	for _, s := range cfg.Settings() {
+		found[s.Section+" "+s.Key] = s
+		if s.Doc == "" {
+			t.Errorf("the reference does not have %s of [%s]", s.Key, s.Section)
+		}
+	}
+	for key, want := range map[string]Setting{
+		" hostname":             {Value: `"mx.example.com"`, File: path, Line: 1},
+		"greylist delay":        {Value: `"3m"`, Default: `"2m"`, File: path, Line: 3},
+		"greylist profile":      {Value: `"balanced"`, Default: `"balanced"`},
+		"limit.rule[0] name":    {Value: `"a"`, File: path, Line: 5},
+		"chains.inbound checks": {Value: `["greylist"]`, File: path, Line: 9},
+	} {
+		got := found[key]
+		if got.Value != want.Value || got.File != want.File || got.Line != want.Line || want.Default != "" && got.Default != want.Default {
+			t.Errorf("%s: %+v, want %+v", key, got, want)
+		}
+	}
+}

@@ -17,10 +17,8 @@ import (
 	"go.uber.org/zap"
 
 	"postern/admin"
+	"postern/app"
 	"postern/config"
-	"postern/internal/listen"
-	"postern/pipeline"
-	"postern/policy"
 	"postern/postfix"
 	"postern/resolver"
 )
@@ -90,7 +88,7 @@ func (c *cli) postfixCheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := checkedPostfix{postfix.Check(setup, oursOf(cfg))}
+			out := checkedPostfix{postfix.Check(setup, app.PostfixOf(cfg))}
 			if dns {
 				named, err := nameOf(cmd, cfg, setup)
 				if err != nil {
@@ -141,44 +139,6 @@ func writeFindings(w io.Writer, all []postfix.Finding) {
 	}
 }
 
-// oursOf is what of the configuration matters to Postfix.
-func oursOf(cfg *config.Config) *postfix.Ours {
-	o := &postfix.Ours{
-		Hostname: cfg.Hostname, Policy: endpoints(cfg.Policy.Listen), Milter: endpoints(cfg.Milter.Listen), Lookup: endpoints(cfg.Lookup.Listen),
-		RBL: len(cfg.RBL.Lists) > 0 && cfg.InSomeChain("rbl"), Greylist: cfg.InSomeChain("greylist"),
-		Verify: len(cfg.Verify.Routes) > 0 && cfg.InSomeChain("verify"), MaxConnections: cfg.Policy.MaxConnections,
-		Signs: cfg.DKIM.Mode != policy.Off, RelaysByContent: cfg.Provider.Relays(),
-	}
-	for name, chain := range cfg.Chains {
-		o.Budget = max(o.Budget, chain.Budget.D())
-		if chain.Purpose == pipeline.PurposeRelay {
-			o.Relay = append(o.Relay, name)
-		}
-	}
-	slices.Sort(o.Relay)
-	o.LooksAtContent = o.Signs || cfg.Auth.Mode != policy.Off || len(cfg.Headers.Checks)+len(cfg.Headers.Rules) > 0 || o.RelaysByContent
-	if o.LooksAtContent {
-		o.Content = max(time.Minute, 2*o.Budget)
-	}
-	for i := range cfg.Verify.Routes {
-		r := &cfg.Verify.Routes[i]
-		o.Domains = append(o.Domains, r.Domains...)
-		if r.NextHop != "" {
-			o.Hops = append(o.Hops, r.NextHop)
-		}
-	}
-	o.RBLZones = cfg.RBL.ZoneNames()
-	return o
-}
-
-func endpoints(all []listen.Address) []postfix.Endpoint {
-	out := make([]postfix.Endpoint, len(all))
-	for i, a := range all {
-		out[i] = postfix.Endpoint{Network: a.Network, Path: a.Path, Host: a.Host, Port: a.Port}
-	}
-	return out
-}
-
 func (c *cli) postfixConfigCommand() *cobra.Command {
 	var files postfixFiles
 	var commands bool
@@ -223,7 +183,7 @@ func (c *cli) planned(cmd *cobra.Command, files *postfixFiles) (*postfix.Setup, 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ours := oursOf(cfg)
+	ours := app.PostfixOf(cfg)
 	changes, err := postfix.Plan(setup, ours)
 	if changes == nil {
 		changes = []postfix.Change{}

@@ -108,7 +108,7 @@ var allowed = map[string]rule{
 	"dialog":   {module: "policy"},
 	"expect":   {module: "internal/conf internal/mailaddr policy resolver"},
 	"moving":   {},
-	"postfix":  {module: "internal/maillog policy"},
+	"postfix":  {module: "internal/maillog internal/page policy"},
 	"replay":   {module: "expect internal/mailaddr internal/maillog journal policy policyd resolver"},
 	"milter": {
 		module:  "dialog internal/conf internal/door internal/listen internal/mailaddr internal/quickack policy",
@@ -122,13 +122,13 @@ var allowed = map[string]rule{
 	"admin":   {module: "internal/adminapi internal/conf internal/listen internal/page policy", outside: metrics + " " + zap},
 	"console": {module: "internal/adminapi internal/conf internal/filestamp internal/listen internal/page", outside: "golang.org/x/crypto/argon2 golang.org/x/net/netutil " + metrics + " " + zap},
 	"config": {
-		module: "access admin auth client console dkim dmarcreport expect greylist headercheck internal/conf internal/listen internal/logging journal known limit lookup milter names pipeline policy " +
+		module: "access admin auth client console dkim dmarcreport docs expect greylist headercheck internal/conf internal/listen internal/logging internal/page journal known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
 	"app": {
 		module: "access admin auth client config console dialog dkim dmarcreport expect greylist headercheck internal/adminapi internal/conf internal/listen internal/mailaddr internal/page internal/reference journal known limit lookup " +
-			"milter names pipeline policy policyd provider rbl resolver spf store store/bolt store/mem store/near store/redis verify",
+			"milter names pipeline policy policyd postfix provider rbl resolver spf store store/bolt store/mem store/near store/redis verify",
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
@@ -151,6 +151,9 @@ var allowed = map[string]rule{
 	"internal/ldaptest":     {testing: true, module: "internal/certtest internal/proctest"},
 	"store/storetest":       {testing: true, module: "greylist internal/meter store", outside: "pgregory.net/rapid"},
 	"internal/postgreytest": {testing: true, module: "internal/policytest"},
+
+	// The reference of the configuration, as text.
+	"docs": {},
 
 	// The example of docs/new-check.md, which nothing imports.
 	"docs/tutorial/tld": {module: "internal/adminapi internal/conf policy"},
