@@ -36,6 +36,9 @@ run: build ## the daemon in the foreground, with configs/dev.toml and its state 
 	@echo '    ./bin/postern -c configs/dev.toml explain --client 198.51.100.9 --sender a@example.org --recipient b@example.com'
 	@echo '    ./bin/postern -c configs/dev.toml status'
 	@echo
+	@echo '  or look at it in a browser: http://127.0.0.1:8025/'
+	@echo
+	@[ -e build/dev/console.users ] || { echo '  This user and password are shown once:'; echo; bin/postern -c configs/dev.toml console user add admin --role admin --generate | sed 's/^/    /'; echo; }
 	@exec bin/postern serve -c configs/dev.toml
 
 .PHONY: deps
@@ -83,6 +86,14 @@ chaos: deps ## what clients see while Redis, DNS, disks and the daemon itself br
 	@mkdir -p $(dir $(CHAOS))
 	$(GO) test -run '^TestFaults$$' -v -count 1 -parallel 2 -timeout $(TIMEOUT) ./chaos -long -table $(abspath $(CHAOS))
 
+.PHONY: pictures
+pictures: deps ## pictures of the console's pages, from a running daemon, in build/pictures; some go to docs/pictures
+	$(GO) test -count=1 -run '^TestPages$$' ./integration/console -pictures $(CURDIR)/build/pictures
+	@mkdir -p docs/pictures
+	@for p in login-light overview-light decisions-dark decision-light what-if-asked-light provider-asked-light settings-light decisions-narrow; do \
+		cp build/pictures/$$p.png docs/pictures/ || exit 1; \
+	done
+
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (30s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
@@ -107,7 +118,7 @@ install: ## into DESTDIR and PREFIX; what is in /etc/postern stays as it is
 	install -D -m 644 systemd/postern.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
 	install -D -m 644 systemd/postern.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/postern.conf
 	install -m 644 LICENSE README.md CHANGELOG.md $(DESTDIR)$(PREFIX)/share/doc/postern
-	for f in configs/postern.toml configs/*.list configs/*.example configs/postfix/*/* configs/prometheus/* configs/grafana/* docs/*.md docs/checks/*.md; do \
+	for f in configs/postern.toml configs/*.list configs/*.example configs/postfix/*/* configs/prometheus/* configs/grafana/* docs/*.md docs/checks/*.md docs/pictures/*.png; do \
 		[ ! -e $$f ] || install -D -m 644 $$f $(DESTDIR)$(PREFIX)/share/doc/postern/$$f || exit 1; \
 	done
 	install -D -m 644 names/generic.list $(DESTDIR)$(PREFIX)/share/doc/postern/generic-names.list

@@ -75,7 +75,7 @@ func showOverview(ctx context.Context, a *page.Ask) (*page.View, error) {
 	v.Add(page.Tiles{
 		{Name: "Running for", Value: adminapi.Ago(a.Now, st.Started), Note: "postern " + st.Version},
 		{Name: "Mode", Value: st.Mode.String(), Tone: toneOf(st.Mode)},
-		{Name: "Configuration", Value: adminapi.Ago(a.Now, st.Config.Loaded), Note: "ago was " + st.Config.Path + " read"},
+		{Name: "Configuration read", Value: adminapi.Ago(a.Now, st.Config.Loaded) + " ago", Note: st.Config.Path},
 		{Name: "Needs a hand", Value: fmt.Sprint(len(hands) + min(len(st.Config.Fault), 1)), Tone: handsTone(len(hands), st.Config.Fault)},
 	})
 	chains := page.Table{Title: "Chains", Note: "The checks in the order in which they are asked.", Columns: []string{"Chain", "Checks", "Only watched"}}

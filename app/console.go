@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -66,7 +67,8 @@ func (d *consoleDoor) stop(ctx context.Context, log *zap.Logger) {
 
 // pages are those of the parts, in the order of the menu.
 func (a *App) pages() []page.Page {
-	all := append(admin.Pages(), a.journal.Pages()...)
+	whole := admin.Pages()
+	all := slices.Concat(whole[:1], a.journal.Pages(), whole[1:])
 	for _, u := range a.current.Load().units {
 		all = append(all, u.pages...)
 	}

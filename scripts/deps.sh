@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests run against: Postfix, Redis, unbound, OpenLDAP, postgrey and a few tools,
+# Installs what the tests run against: Postfix, Redis, unbound, OpenLDAP, postgrey, Chromium and a few tools,
 # from Debian's archive. Only what is missing is installed, and none of it is
 # started, now or at the next boot. With CI=true a failure is an error;
 # otherwise the tests that need what is missing are skipped, and say so.
@@ -26,6 +26,8 @@ opendkim opendkim
 opendkim-testmsg opendkim-tools
 xmllint libxml2-utils
 promtool prometheus
+chromium chromium
+/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf fonts-dejavu-core
 '
 PATH=$PATH:/usr/sbin:/sbin
 

@@ -159,13 +159,14 @@ var allowed = map[string]rule{
 	"docs/tutorial/tld": {module: "internal/adminapi internal/conf policy"},
 
 	// Tests only.
-	"bench":             {testing: true, outside: "github.com/d--j/go-milter"}, // the milter that does nothing
-	"bench/sim":         {testing: true, module: "greylist internal/conf names policy store/mem", outside: metrics + " " + zap},
-	"chaos":             {testing: true},
-	"configs":           {testing: true},
-	"integration":       {testing: true},
-	"internal/archtest": {testing: true},
-	"systemd":           {testing: true},
+	"bench":               {testing: true, outside: "github.com/d--j/go-milter"}, // the milter that does nothing
+	"bench/sim":           {testing: true, module: "greylist internal/conf names policy store/mem", outside: metrics + " " + zap},
+	"chaos":               {testing: true},
+	"configs":             {testing: true},
+	"integration":         {testing: true},
+	"integration/console": {testing: true}, // with a browser
+	"internal/archtest":   {testing: true},
+	"systemd":             {testing: true},
 }
 
 // Libraries that more than one package uses. "/..." stands for the package
@@ -197,7 +198,7 @@ func (r rule) allows(imported string) bool {
 
 // tests may use what the shipped packages may, and these.
 var testLibraries = rule{outside: "github.com/google/go-cmp/... github.com/rogpeppe/go-internal/... go.uber.org/goleak pgregory.net/rapid " +
-	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf github.com/d--j/go-milter github.com/emersion/go-msgauth/dkim gopkg.in/yaml.v3 " + dns + " " + metrics + " " + zap}
+	"github.com/pelletier/go-toml/v2 blitiri.com.ar/go/spf github.com/d--j/go-milter github.com/emersion/go-msgauth/dkim gopkg.in/yaml.v3 github.com/chromedp/cdproto/... github.com/chromedp/chromedp/... " + dns + " " + metrics + " " + zap}
 
 type pkg struct {
 	ImportPath, Dir                    string
