@@ -95,7 +95,6 @@ func writeManual(t *testing.T) []byte {
 		{"store.redis", "For `store.kind = \"redis\"`.", reflect.ValueOf(c.Store.Redis)},
 		{"journal", "Traces of decisions: [journal](journal.md).", reflect.ValueOf(c.Journal)},
 		{"dns", "", reflect.ValueOf(c.DNS)},
-		{"names", "Which reverse names are generic, for the checks `client` and `greylist`.", reflect.ValueOf(c.Names)},
 		{"chains.NAME", "A chain is a list of checks. `inbound` judges what names no other; without a section of its own it has `checks = [\"access\", \"provider\", \"client\", \"rbl\", \"spf\", \"verify\", \"greylist\"]`. " +
 			"`policy_context=NAME` in main.cf, or `chain=NAME` behind a listening address, picks another.", reflect.ValueOf(chain)},
 		{"access", "The check's manual: [access](checks/access.md).", reflect.ValueOf(c.Access)},
