@@ -314,7 +314,7 @@ func (c *checker) milters(of *Service) (ours bool) {
 		case o.RelaysByContent && action == "accept":
 			c.say(Error, "milter-default-action", where, "default_action=tempfail for this milter",
 				"a provider's relaying depends on the content, and while postern is away content is accepted unseen: anybody in the provider's networks relays")
-		case action == "shutdown" && before(s.raw(nil, "mail_version"), 3, 11):
+		case action == "shutdown" && !knowsShutdown(s.raw(nil, "mail_version")):
 			c.say(Error, "milter-shutdown", where, "default_action=accept for this milter", "Postfix %s does not know shutdown: while postern is away, all mail is refused with 451 4.3.5", s.raw(nil, "mail_version"))
 		case !o.RelaysByContent && action != "accept":
 			c.say(Warning, "milter-default-action", where, "postconf -e 'milter_default_action = accept'", "while postern is away, no mail is accepted (milter_default_action = %s)", action)
@@ -333,14 +333,17 @@ func (c *checker) milters(of *Service) (ours bool) {
 	return ours
 }
 
-// before reports whether a release of Postfix, "3.7.11", is older than another;
-// one that is not known is not.
-func before(version string, major, minor int) bool {
-	var have [2]int
-	if n, err := fmt.Sscanf(version, "%d.%d", &have[0], &have[1]); err != nil || n != 2 {
-		return false
+// knowsShutdown reports whether a release of Postfix has the default action
+// "shutdown" for milters: 3.11, 3.10.8, 3.9.9, 3.8.15, 3.7.20 and later ones of each
+// (postconf(5)). One that is not known has.
+func knowsShutdown(version string) bool {
+	var major, minor, patch int
+	if n, _ := fmt.Sscanf(version, "%d.%d.%d", &major, &minor, &patch); n < 2 { // a snapshot, "3.11-20250101", has two
+		return true
 	}
-	return have[0] < major || have[0] == major && have[1] < minor
+	first := map[int]int{7: 20, 8: 15, 9: 9, 10: 8}
+	from, ok := first[minor]
+	return major > 3 || major == 3 && (minor > 10 || ok && patch >= from)
 }
 
 // reinjects reports whether a service takes mail back from a content filter:

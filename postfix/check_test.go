@@ -190,7 +190,7 @@ func TestRelease(t *testing.T) {
 
 // An action that a release does not know refuses everything.
 func TestMilterShutdown(t *testing.T) {
-	for version, want := range map[string]string{"3.7.11": "error milter-shutdown", "3.10.13": "error milter-shutdown", "3.11.0": "warning milter-default-action", "4.0": "warning milter-default-action", "": "warning milter-default-action"} {
+	for version, want := range map[string]string{"3.5.25": "error milter-shutdown", "3.7.11": "error milter-shutdown", "3.7.20": "warning milter-default-action", "3.10.7": "error milter-shutdown", "3.10.13": "warning milter-default-action", "3.11.0": "warning milter-default-action", "3.12-20260101": "warning milter-default-action", "4.0": "warning milter-default-action", "": "warning milter-default-action"} {
 		s := setup(t, with("smtpd_milters", "{ inet:127.0.0.1:10041, default_action=shutdown }"), usualMaster)
 		s.Defaults = map[string]string{"mail_version": version, "smtpd_forbid_bare_newline": "normalize"}
 		var got []string
