@@ -188,6 +188,90 @@ cache = "0s"
 	}
 }
 
+// The server behind Sentinels goes while mail comes in: nobody who has passed
+// waits, and what was learned before another is named is told to that one.
+func TestSentinelFailover(t *testing.T) {
+	t.Parallel()
+	w := redistest.StartSentinel(t)
+	d := newDaemon(t, base+fmt.Sprintf(`
+[store]
+kind = "redis"
+path = "{dir}/state.db"
+[store.redis]
+addrs = ["%s"]
+master = %q
+breaker_pause = "200ms"
+cache = "0s"
+`, strings.Join(w.Addrs(), `", "`), redistest.MasterName))
+	d.start()
+	c := d.dial()
+	ask := func(sender string) string { return c.MustAsk(t, sample("192.0.2.7", sender, "b@example.com")) }
+	ask("known@example.org")
+	d.eventually("it passes", func() bool { return ask("known@example.org") == "DUNNO" })
+	w.Servers[0].Command("wait", "1", "5000") // the replica has it
+	w.Servers[0].Stop()
+	n := 0
+	d.eventually("another server is named", func() bool {
+		expect(t, "known", ask("known@example.org"), "DUNNO")
+		n++
+		expect(t, "a stranger", ask(fmt.Sprintf("new%d@example.org", n)), "DEFER_IF_PERMIT 4.2.0 Greylisted")
+		return n > 20 && strings.Contains(d.run("status"), "fallback: embedded")
+	})
+	d.eventually("the new server is told", func() bool {
+		return strings.Contains(d.run("greylist", "list", "--kind", "waiting"), "new1@example.org")
+	})
+	expect(t, "known", ask("known@example.org"), "DUNNO")
+	for _, line := range d.decisions("degraded", "true") {
+		t.Errorf("degraded: %v", line)
+	}
+}
+
+// A Redis Cluster whose slots move under a daemon.
+func TestRedisCluster(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t, 3)
+	d := newDaemon(t, base+fmt.Sprintf(`
+[store]
+kind = "redis"
+path = "{dir}/state.db"
+[store.redis]
+addrs = ["%s"]
+cluster = true
+cache = "0s"
+`, strings.Join(cluster.Addrs(), `", "`)))
+	d.start()
+	c := d.dial()
+	sender := func(i int) string { return fmt.Sprintf("s%d@x%d.example", i, i) }
+	ask := func(i int) string { return c.MustAsk(t, sample("192.0.2.7", sender(i), "b@example.com")) }
+	const pairs = 60
+	for i := range pairs {
+		expect(t, "first contact", ask(i), "DEFER_IF_PERMIT")
+	}
+	for i := range pairs {
+		d.eventually("it passes", func() bool { return ask(i) == "DUNNO" })
+	}
+	moved := make(chan struct{})
+	go func() {
+		defer close(moved)
+		cluster.Move(0, 2, 1000)
+	}()
+	for i := 0; ; i++ {
+		expect(t, "while slots move", ask(i%pairs), "DUNNO")
+		select {
+		case <-moved:
+		default:
+			continue
+		}
+		break
+	}
+	expect(t, "stats", d.run("greylist", "stats"), fmt.Sprintf("triplets  %d", pairs))
+	expect(t, "forget", d.run("greylist", "forget", "--sender", "s1@"), "1 entries forgotten")
+	expect(t, "forgotten", ask(1), "DEFER_IF_PERMIT")
+	for _, line := range d.decisions("degraded", "true") {
+		t.Errorf("degraded: %v", line)
+	}
+}
+
 // With nothing to go on with nobody is deferred for Redis.
 func TestRedisFaultsStopNoMail(t *testing.T) {
 	t.Parallel()
