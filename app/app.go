@@ -395,6 +395,9 @@ func restarts(old, cfg *config.Config) []string {
 	if !reflect.DeepEqual(old.Console, cfg.Console) {
 		out = append(out, "console")
 	}
+	if old.Landlock != cfg.Landlock {
+		out = append(out, "landlock")
+	}
 	if old.Journal != cfg.Journal || old.JournalDir() != cfg.JournalDir() {
 		out = append(out, "journal")
 	}

@@ -55,7 +55,14 @@ type Config struct {
 	// Mode of the whole daemon: "enforce"; "shadow" decides and logs
 	// everything and refuses nothing; "off" has no objection to anything.
 	// Default "enforce".
-	Mode    policy.Mode                     `toml:"mode"`
+	Mode policy.Mode `toml:"mode"`
+	// Landlock has the kernel hold the daemon to the directories of the files
+	// that the configuration names at its start, where the kernel can (Linux
+	// 5.13). A reload that names a file in another directory is refused until a
+	// restart. It is off where the daemon runs sendmail, which needs privileges
+	// that it would take away. Default true.
+	Landlock bool `toml:"landlock"`
+
 	Log     logging.Config                  `toml:"log"`
 	Policy  policyd.Config                  `toml:"policy"`
 	Milter  milter.Config                   `toml:"milter"`
@@ -81,7 +88,7 @@ func Default() *Config {
 		host = "localhost"
 	}
 	return &Config{
-		Hostname: host, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
+		Hostname: host, Landlock: true, Log: logging.DefaultConfig(), Policy: policyd.DefaultConfig(), Admin: admin.DefaultConfig(),
 		Milter: milter.DefaultConfig(), Lookup: lookup.DefaultConfig(), Console: console.DefaultConfig(),
 		Store: store.DefaultConfig(), Journal: journal.DefaultConfig(), DNS: resolver.DefaultConfig(), Names: names.DefaultConfig(), Chains: pipeline.DefaultChains(),
 		Checks: defaultChecks(),

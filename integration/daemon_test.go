@@ -101,6 +101,13 @@ func newDaemon(t *testing.T, config string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, dir: shortDir(t), log: &logBuffer{}}
 	d.config = filepath.Join(d.dir, "postern.toml")
+	// A directory for temporary files of its own, since it may use that: there is
+	// nothing else in /tmp for it that the configuration does not name.
+	tmp := filepath.Join(d.dir, "tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.env = append(d.env, "TMPDIR="+tmp)
 	d.configure(config)
 	return d
 }

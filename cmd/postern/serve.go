@@ -47,6 +47,10 @@ func (c *cli) serve(ctx context.Context) (err error) {
 	for _, w := range warnings {
 		log.Warn("configuration", zap.String("warning", w))
 	}
+	held, err := confineTo(cfg, log.Logger)
+	if err != nil {
+		return err
+	}
 	in, err := listen.FromSystemd()
 	if err != nil {
 		return err
@@ -62,7 +66,7 @@ func (c *cli) serve(ctx context.Context) (err error) {
 			for _, w := range warnings {
 				log.Warn("configuration", zap.String("warning", w))
 			}
-			return cfg, err
+			return cfg, held.loaded(cfg, err)
 		},
 		Reloaded: func(cfg *config.Config) { log.SetLevel(cfg.Log.Level) },
 	}

@@ -48,6 +48,7 @@ var allowed = map[string]rule{
 	"internal/mailaddr":   {module: "policy", outside: "golang.org/x/net/idna golang.org/x/net/publicsuffix"},
 	"internal/listen":     {outside: "github.com/coreos/go-systemd/v22/activation"},
 	"internal/quickack":   {},
+	"internal/confine":    {outside: "github.com/landlock-lsm/go-landlock/landlock github.com/landlock-lsm/go-landlock/landlock/syscall"},
 	"internal/fdstore":    {},
 	"internal/door":       {module: "internal/listen internal/quickack", outside: metrics + " " + zap},
 	"internal/logging":    {module: "internal/conf", outside: zap + " golang.org/x/term"},
@@ -122,7 +123,7 @@ var allowed = map[string]rule{
 	"admin":   {module: "internal/adminapi internal/conf internal/listen internal/page policy", outside: metrics + " " + zap},
 	"console": {module: "internal/adminapi internal/conf internal/filestamp internal/listen internal/page", outside: "golang.org/x/crypto/argon2 golang.org/x/net/netutil " + metrics + " " + zap},
 	"config": {
-		module: "access admin auth client console dkim dmarcreport docs expect greylist headercheck internal/conf internal/listen internal/logging internal/page journal known limit lookup milter names pipeline policy " +
+		module: "access admin auth client console dkim dmarcreport docs expect greylist headercheck internal/conf internal/confine internal/listen internal/logging internal/page journal known limit lookup milter names pipeline policy " +
 			"policyd provider rbl resolver spf store verify",
 		outside: "github.com/pelletier/go-toml/v2/...",
 	},
@@ -132,7 +133,7 @@ var allowed = map[string]rule{
 		outside: metrics + " " + zap,
 	},
 	"cmd/postern": {
-		module: "access admin app auth client config console dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/fdstore internal/listen internal/logging internal/mailaddr " +
+		module: "access admin app auth client config console dkim dmarcreport greylist headercheck internal/adminapi internal/aggregate internal/conf internal/confine internal/fdstore internal/listen internal/logging internal/mailaddr " +
 			"internal/reference internal/when journal known limit list lookup moving pipeline policy postfix provider rbl replay resolver spf store store/bolt verify",
 		outside: metrics + " github.com/coreos/go-systemd/v22/daemon github.com/cpuguy83/go-md2man/v2/md2man github.com/prometheus/client_model/go github.com/prometheus/common/expfmt github.com/prometheus/common/model github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term " + zap,
 	},

@@ -534,12 +534,12 @@ func (l Lie) packet(m *dns.Msg) []byte {
 	case LieID:
 		m.Id++
 	case LieQuestion:
-		m.Question[0].Name = "other." + m.Question[0].Name
+		m.Question[0].Name = other(m.Question[0].Name)
 	case LieCase:
 		m.Question[0].Name = dns.CanonicalName(m.Question[0].Name)
 	case LieName:
 		for _, rr := range m.Answer {
-			rr.Header().Name = "other." + rr.Header().Name
+			rr.Header().Name = other(rr.Header().Name)
 		}
 	case LieClass:
 		m.Question[0].Qclass = dns.ClassCHAOS
@@ -572,6 +572,9 @@ func (l Lie) packet(m *dns.Msg) []byte {
 	}
 	return pack(m)
 }
+
+// other returns another name, a longer one.
+func other(name string) string { return "other." + strings.TrimPrefix(name, ".") }
 
 // pack returns the octets of a message that this package has built.
 func pack(m *dns.Msg) []byte {
