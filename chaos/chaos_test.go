@@ -20,7 +20,7 @@ var (
 // lasts is how long a fault does.
 func lasts() time.Duration {
 	if *long {
-		return 10 * time.Second
+		return 6 * time.Second
 	}
 	return 1500 * time.Millisecond
 }
@@ -29,7 +29,7 @@ func lasts() time.Duration {
 // meanwhile.
 func calm() time.Duration {
 	if *long {
-		return 3 * time.Second
+		return 2 * time.Second
 	}
 	return 300 * time.Millisecond
 }
