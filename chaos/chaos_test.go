@@ -46,7 +46,8 @@ type fault struct {
 	clock   bool                       // the daemon's can be stepped
 	files   int                        // limit of open files
 	env     []string                   // of the daemon
-	config  string                     // further lines, of [greylist] and after
+	config  string                     // further lines, of [greylist] and after; {dir} is the world's directory
+	edit    func(text string) string   // changes the configuration; nil: it stays
 	mount   func(w *world, dir string) // prepares the directory of the state
 
 	begin func(w *world)
@@ -122,7 +123,7 @@ func run(t *testing.T, order int, f *fault) {
 
 // TestFaults breaks one thing after the other.
 func TestFaults(t *testing.T) {
-	for _, b := range []func() (string, error){binary, newBinary} {
+	for _, b := range []func() (string, error){plainBinary, newBinary} {
 		if _, err := b(); err != nil {
 			t.Fatal(err)
 		}

@@ -252,7 +252,7 @@ var faults = []fault{
 			w.upgrade(path)
 		},
 		end: func(w *world) {
-			path, _ := binary() // it is there
+			path, _ := plainBinary() // it is there
 			w.upgrade(path)
 		},
 	},

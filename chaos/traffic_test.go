@@ -68,11 +68,19 @@ const (
 
 // contact is who wants to write to whom.
 type contact struct {
-	kind              kind
-	client, sender    string
-	first             time.Time // of a newcomer that returns
-	when              time.Time // it does
-	recipient, socket string
+	kind            kind
+	client, sender  string
+	first           time.Time // of a newcomer that returns
+	when            time.Time // it does
+	recipient, helo string
+}
+
+// greeting is what the client says in HELO.
+func (c *contact) greeting() string {
+	if c.helo != "" {
+		return c.helo
+	}
+	return "mail.example.org"
 }
 
 var serial atomic.Int64
@@ -235,7 +243,7 @@ func (a *doorAsker) close() {
 
 func (a *doorAsker) ask(c *contact) (verdict, string) {
 	req := policytest.Sample().With("client_address", c.client, "client_name", "unknown", "reverse_client_name", "unknown",
-		"sender", c.sender, "recipient", c.recipient, "instance", fmt.Sprint("i", serial.Add(1))).Bytes()
+		"helo_name", c.greeting(), "sender", c.sender, "recipient", c.recipient, "instance", fmt.Sprint("i", serial.Add(1))).Bytes()
 	if a.asked++; a.asked%50 == 0 {
 		a.close() // smtpd processes come and go
 	}

@@ -40,8 +40,8 @@ func redisTimeout() time.Duration {
 	return time.Second
 }
 
-// binary is the daemon, built once for all tests.
-var binary = sync.OnceValues(func() (string, error) { return build("postern") })
+// plainBinary is the daemon, built once for all tests.
+var plainBinary = sync.OnceValues(func() (string, error) { return build("postern") })
 
 // newBinary is another build of it, as an upgrade brings.
 var newBinary = sync.OnceValues(func() (string, error) { return build("postern.new", "-ldflags", "-X main.version=next") })
@@ -129,7 +129,7 @@ func newWorld(t *testing.T, f *fault) *world {
 		store = fmt.Sprintf("kind = \"redis\"\n[store.redis]\naddrs = [%q]\ntimeout = \"%v\"\nbreaker_pause = \"200ms\"", addr, redisTimeout())
 	}
 	w.d = &daemon{t: t, dir: dir, config: filepath.Join(dir, "postern.toml"), limit: f.files, env: slices.Clone(f.env)}
-	which := binary
+	which := plainBinary
 	if f.clock {
 		which = steppable
 		wind(t, w.clock())
@@ -171,6 +171,10 @@ delay = "%[3]v"
 [store]
 %[5]s
 `, dir, w.dns.Addr(), delay, f.config, store)
+	if f.edit != nil {
+		w.d.text = f.edit(strings.ReplaceAll(w.d.text, dir+"/", "{dir}/"))
+	}
+	w.d.text = strings.ReplaceAll(w.d.text, "{dir}", dir)
 	w.d.configure(w.d.text)
 	if f.sockets {
 		w.d.hold("policy.sock")
@@ -374,6 +378,10 @@ type storeStatus struct {
 	Breaker string
 	Pending int
 	Flushed time.Time
+	Room    struct {
+		Waiting   int
+		PushedOut int `json:"pushed_out"`
+	}
 }
 
 func (d *daemon) store() (storeStatus, bool) {

@@ -176,7 +176,7 @@ func TestTexts(t *testing.T) {
 			t.Errorf("%v became %v", d, got)
 		}
 	}
-	if got := Printable("a\x1b[31m\u009bb\tü"); got != "a?[31m?b?ü" {
+	if got := Printable("a\x1b[31m\u009bb\tü\u202eg\u200b\u2028\x7f\U000e0041"); got != "a?[31m?b?ü?g????" {
 		t.Errorf("%q", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Status is what `postern status` shows of a part of the daemon. Its JSON is
@@ -49,10 +50,12 @@ func Tidy(d time.Duration) time.Duration {
 	return d.Round(time.Millisecond)
 }
 
-// Printable replaces control characters in what strangers wrote.
+// Printable replaces in what strangers wrote what a terminal would obey or not
+// show: control characters, those that turn the direction of writing or have no
+// width, and line ends of Unicode.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		if r > '~' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) || r < ' ' {
 			return '?'
 		}
 		return r
