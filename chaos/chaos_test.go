@@ -82,6 +82,7 @@ func run(t *testing.T, order int, f *fault) {
 	defer stop()
 	// Nothing happens in a moment, as it does in life.
 	time.Sleep(calm())
+	w.episodes.Add(1)
 	w.trouble.Store(true)
 	if f.begin != nil {
 		f.begin(w)

@@ -119,11 +119,11 @@ type asker interface {
 
 // judge asks, and counts the answer. It returns the contact if it is to come back.
 func (w *world) judge(a asker, c *contact, broken part) *contact {
-	troubled := w.trouble.Load()
+	troubled, before := w.trouble.Load(), w.episodes.Load()
 	start := time.Now()
 	v, text := a.ask(c)
 	took := time.Since(start)
-	if !troubled && !w.trouble.Load() {
+	if !troubled && w.episodes.Load() == before {
 		broken = nothing
 	}
 	w.tally.mu.Lock()

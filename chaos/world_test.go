@@ -91,7 +91,8 @@ type world struct {
 
 	tally tally
 	// trouble is set from just before the fault until all is as before.
-	trouble atomic.Bool
+	trouble  atomic.Bool
+	episodes atomic.Int64 // how often it was set
 
 	mu   sync.Mutex
 	cuts []time.Time // when processes were killed that may have forgotten what was new

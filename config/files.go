@@ -61,7 +61,7 @@ func (c *Config) Files() confine.Files {
 			write = append(write, a.Path)
 		}
 	}
-	return confine.Files{Read: confine.Directories(given(read)...), Write: confine.Directories(given(write)...)}
+	return confine.Files{Read: confine.Directories(false, given(read)...), Write: confine.Directories(true, given(write)...)}
 }
 
 // RunsPrograms names the key of a setting by which the daemon runs Postfix's
@@ -92,8 +92,10 @@ func named(v any) (out []string) {
 			out = append(out, named(e)...)
 		}
 	case map[string]any:
-		for _, e := range v {
-			out = append(out, named(e)...)
+		for key, e := range v {
+			if key != "sendmail" { // a program: see RunsPrograms
+				out = append(out, named(e)...)
+			}
 		}
 	}
 	return out

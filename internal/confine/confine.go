@@ -84,17 +84,20 @@ func below(path string, sets ...[]string) bool {
 
 // Directories returns where files are: the directory of each path and, where
 // that or the path is a symbolic link, the directory to which it leads. A
-// directory stands for itself. Of one that does not exist yet there is the
-// nearest above it that does, for somebody may make it.
-func Directories(paths ...string) []string {
+// directory stands for itself. One that does not exist is left out or, when it
+// may be made, stands for the nearest above it that does.
+func Directories(made bool, paths ...string) []string {
 	var out []string
 	add := func(path string) {
 		if st, err := os.Stat(path); err != nil || !st.IsDir() {
 			path = filepath.Dir(path)
 		}
 		for {
-			if st, err := os.Stat(path); err == nil && st.IsDir() || path == "/" || path == "." {
+			if st, err := os.Stat(path); err == nil && st.IsDir() || path == "/" {
 				break
+			}
+			if !made {
+				return
 			}
 			path = filepath.Dir(path)
 		}

@@ -132,9 +132,17 @@ func TestDirectories(t *testing.T) {
 		{filepath.Join(dir, "link"), []string{dir, real}},
 		{"/none-there", nil},
 	} {
-		if got := Directories(tt.path); !slices.Equal(got, tt.want) {
+		if got := Directories(true, tt.path); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %v, want %v", strings.TrimPrefix(tt.path, dir), got, tt.want)
 		}
+	}
+}
+
+// What is only read and is not there needs no place.
+func TestMissingDirectories(t *testing.T) {
+	dir := t.TempDir()
+	if got := Directories(false, filepath.Join(dir, "none", "file"), filepath.Join(dir, "file")); !slices.Equal(got, []string{dir}) {
+		t.Errorf("%v, want %s", got, dir)
 	}
 }
 
