@@ -127,7 +127,7 @@ func newWorld(t *testing.T, f *fault) *world {
 			w.proxy = startProxy(t, addr)
 			addr = w.proxy.addr()
 		}
-		store = fmt.Sprintf("kind = \"redis\"\n[store.redis]\naddrs = [%q]\ntimeout = \"%v\"\nbreaker_pause = \"200ms\"", addr, redisTimeout())
+		store = fmt.Sprintf("path = \"%s/state.db\"\nkind = \"redis\"\n[store.redis]\naddrs = [%q]\ntimeout = \"%v\"\nbreaker_pause = \"200ms\"", state, addr, redisTimeout())
 	}
 	w.d = &daemon{t: t, dir: dir, config: filepath.Join(dir, "postern.toml"), limit: f.files, env: slices.Clone(f.env)}
 	which := plainBinary

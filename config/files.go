@@ -36,7 +36,7 @@ func (c *Config) Files() confine.Files {
 	if c.Console.Listen != "" {
 		write = append(write, c.Console.Users(c.Store.Path), c.Console.Audit(c.Store.Path))
 	}
-	if c.Store.Kind == store.Embedded {
+	if c.Store.Kind == store.Embedded || c.Store.Kind == store.Redis && c.Store.Redis.Fallback == store.Embedded {
 		write = append(write, c.Store.Path)
 	}
 	if len(c.Provider.Lists) > 0 {
