@@ -120,8 +120,11 @@ func New(cfg *config.Config, o Options) (a *App, err error) {
 	return a, nil
 }
 
-// keepAnswer keeps what the DNS has said.
+// keepAnswer keeps what the DNS has said, but for names with a secret in them.
 func (a *App) keepAnswer(r resolver.Recorded) {
+	if g := a.current.Load(); g == nil || g.cfg.RBL.Keyed(r.Name) {
+		return
+	}
 	a.journal.Answer(journal.Answer{Time: time.Now(), Name: r.Name, Type: r.Type, Records: r.Records, Failure: r.Failure, TTL: r.TTL})
 }
 

@@ -339,7 +339,7 @@ func TestPathTricks(t *testing.T) {
 	tricks := []string{"../outside", outside, "/etc/passwd", "..", "a/../../outside", "%2e%2e%2foutside", "file:" + outside, "--config=" + outside, "x\n../y"}
 	for i, trick := range tricks {
 		for n, args := range [][]string{
-			{"dkim", "new", "--directory", keys, "--selector", "s", trick}, {"dkim", "new", "--directory", keys, "--selector", trick, "example.org"},
+			{"dkim", "new", "--dir", keys, "--selector", "s", trick}, {"dkim", "new", "--dir", keys, "--selector", trick, "example.org"},
 			{"explain", trick}, {"provider", "show", trick}, {"provider", "export", trick}, {"provider", "diff", trick}, {"lookup", "query", trick, "x"}, {"greylist", "forget", trick},
 			{"rbl", "check", trick}, {"dmarc", "report", "show", trick},
 		} {

@@ -414,6 +414,18 @@ func (k secret) hide(s string) string {
 
 // readKey reads a key: one line, usable as the first labels of a name. Its
 // errors never hold it.
+// Keyed reports whether a name in the DNS, in lower case and without the dot at
+// its end, is one that is asked for with a secret key in it, which is not to be
+// written down.
+func (c *Config) Keyed(name string) bool {
+	for i := range c.Zones {
+		if z := &c.Zones[i]; z.KeyFile != "" && strings.HasSuffix(name, "."+canonicalZone(z.Zone)) {
+			return true
+		}
+	}
+	return false
+}
+
 func readKey(path string) (secret, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

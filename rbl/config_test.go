@@ -229,6 +229,18 @@ func TestUnreachableCountsWhatIsOn(t *testing.T) {
 	}
 }
 
+func TestKeyed(t *testing.T) {
+	c := DefaultConfig()
+	c.Zones = []ZoneConfig{{Zone: "Paid.Example", KeyFile: "/k"}, {Zone: "free.example"}}
+	for name, want := range map[string]bool{
+		"2.0.0.127.abcdefghij.paid.example": true, "paid.example": false, "unpaid.example": false, "2.0.0.127.free.example": false,
+	} {
+		if got := c.Keyed(name); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestSecretShowsItselfToNobody(t *testing.T) {
 	k := secret("abcdefghij")
 	for _, s := range []string{
