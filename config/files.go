@@ -34,6 +34,8 @@ func (c *Config) Files() confine.Files {
 	}
 	write := []string{c.JournalDir()}
 	if c.Console.Listen != "" {
+		// Its page on Postfix runs postconf(1).
+		read = append(read, "/usr", "/lib", "/lib64", "/bin", "/sbin", "/var/spool/postfix")
 		write = append(write, c.Console.Users(c.Store.Path), c.Console.Audit(c.Store.Path))
 	}
 	if c.Store.Kind == store.Embedded || c.Store.Kind == store.Redis && c.Store.Redis.Fallback == store.Embedded {
