@@ -423,7 +423,7 @@ func TestLiveAndActions(t *testing.T) {
 		t.Errorf("the decision:\n%s", text)
 	}
 
-	b.open("/p/greylist?who=198.51.100&kind=waiting")
+	b.open("/p/greylist?kind=waiting")
 	b.press("main table form button")
 	if got := says[string](b, "document.querySelector('h1').innerText"); got != "Are you sure?" {
 		t.Fatalf("asked: %q", got)
