@@ -21,7 +21,7 @@ func (c *cli) storeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if cfg.Store.Kind != store.Embedded {
+			if cfg.Store.Kind != store.Embedded && (cfg.Store.Kind != store.Redis || cfg.Store.Redis.Fallback != store.Embedded) {
 				return fmt.Errorf("store.kind is %q: there is no file to compact", cfg.Store.Kind)
 			}
 			before, after, err := bolt.Compact(cfg.Store.Path)
