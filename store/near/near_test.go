@@ -139,7 +139,7 @@ func state(t *testing.T, s store.Store, c greylist.Contact, want greylist.State)
 	}
 }
 
-var begin = time.Now().Add(-48 * time.Hour).Truncate(time.Hour)
+var begin = time.Now().Add(-24 * time.Hour).Truncate(time.Hour)
 
 func later(c greylist.Contact, d time.Duration) greylist.Contact {
 	c.Time = c.Time.Add(d)
@@ -325,6 +325,11 @@ func TestOutage(t *testing.T) {
 	state(t, one, later(fresh, 4*time.Minute), greylist.FirstContact)
 	state(t, one, later(elsewhere, 4*time.Minute), greylist.FirstContact) // not seen here
 	state(t, two, later(fresh, 5*time.Minute), greylist.FirstContact)
+	held := later(ann, 4*time.Minute)
+	held.Recipient = "held@b.example"
+	state(t, one, held, greylist.FirstContact)
+	held.Hold = true
+	state(t, one, later(held, 2*time.Minute), greylist.FirstPass) // is looked at, and goes on waiting
 	if st := one.Status().Fallback; st == nil || !st.Alone || st.ToMerge == 0 || st.Since.IsZero() {
 		t.Errorf("status %+v", st)
 	}
@@ -344,6 +349,8 @@ func TestOutage(t *testing.T) {
 	}
 	state(t, two, later(waits, 7*time.Minute), greylist.KnownTriplet)
 	state(t, two, later(fresh, 7*time.Minute), greylist.KnownTriplet)
+	held.Hold = false
+	state(t, two, later(held, 2*time.Minute), greylist.FirstPass)
 }
 
 // Whatever happens, for many contacts at two gateways with outages between:

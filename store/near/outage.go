@@ -81,7 +81,7 @@ func (s *Store) alone(ctx context.Context, c *greylist.Contact) (greylist.Outcom
 	for i := range entries {
 		s.learn(&entries[i])
 	}
-	if !out.State.Delays() { // it does not wait any more
+	if !out.State.Delays() && !c.Held(&out) { // it does not wait any more
 		delete(o.learned, keyOf(&greylist.Entry{Kind: greylist.KindWaiting, Match: c.Match, Sender: c.Sender, Recipient: c.Recipient}))
 	}
 	o.counted()
