@@ -177,8 +177,8 @@ var faults = []fault{
 			w.command("mount", "-o", "remount,abort", w.state())
 		},
 		end: func(w *world) {
-			w.cut()
 			w.d.stop()
+			w.cut() // what it has answered until its end is gone, too
 			w.command("umount", w.state())
 			w.fsck()
 			w.command("mount", "-o", "loop", filepath.Join(w.dir, "disk"), w.state())
@@ -229,8 +229,8 @@ var faults = []fault{
 	{
 		name: "daemon killed (SIGKILL)", sockets: true, postfix: true,
 		during: func(w *world) {
-			w.cut()
 			w.d.kill()
+			w.cut() // what it has answered until its end may be gone
 			time.Sleep(500 * time.Millisecond) // RestartSec of the unit
 			w.d.start()
 			time.Sleep(4 * time.Second) // Postfix asks twice; a daemon that ends again meanwhile is no use
