@@ -799,6 +799,9 @@ func TestMilterReloadUnderTraffic(t *testing.T) {
 		before, _ := count()
 		d.eventually("messages after a reload", func() bool { n, _ := count(); return n > before+5 })
 	}
+	d.run("reload") // a signal may be on its way still
+	before, _ := count()
+	d.eventually("messages after the last reload", func() bool { n, _ := count(); return n > before+5 })
 	strange := stop()
 	taken, deferred := count()
 	if len(strange) > 0 || deferred > 0 {
