@@ -230,7 +230,7 @@ var faults = []fault{
 		name: "daemon killed (SIGKILL)", sockets: true, postfix: true,
 		during: func(w *world) {
 			w.d.kill()
-			w.cut() // what it has answered until its end may be gone
+			w.cut()                            // what it has answered until its end may be gone
 			time.Sleep(500 * time.Millisecond) // RestartSec of the unit
 			w.d.start()
 			time.Sleep(4 * time.Second) // Postfix asks twice; a daemon that ends again meanwhile is no use
