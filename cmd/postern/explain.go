@@ -105,13 +105,13 @@ func writeDecision(w io.Writer, d *policy.Decision) {
 			fmt.Fprintln(w)
 		}
 	}
-	fmt.Fprintf(w, "=> %s", actionText(d.Verdict))
+	fmt.Fprintf(w, "=> %s", d.Verdict.Text())
 	if d.Check != "" {
 		fmt.Fprintf(w, ", by %s", d.Check)
 	}
 	fmt.Fprintf(w, "  (%s in all)\n", adminapi.Tidy(d.Took))
 	if d.WouldCheck != "" {
-		fmt.Fprintf(w, "   in shadow: %s would say %s\n", d.WouldCheck, actionText(d.Would))
+		fmt.Fprintf(w, "   in shadow: %s would say %s\n", d.WouldCheck, d.Would.Text())
 	}
 	for _, h := range d.Headers {
 		fmt.Fprintf(w, "   adds %s: %s\n", h.Name, h.Value)
@@ -128,35 +128,16 @@ func stepText(s *policy.Step) string {
 	case policy.Failed, policy.TimedOut, policy.Panicked:
 		text := s.Outcome.String() + ": " + s.Error
 		if s.Verdict.Action != policy.Continue {
-			text += "; on_error: " + actionText(s.Verdict)
+			text += "; on_error: " + s.Verdict.Text()
 		}
 		return text
 	case policy.Shadowed:
-		return "in shadow: " + actionText(s.Verdict)
+		return "in shadow: " + s.Verdict.Text()
 	case policy.Hinted:
-		return "known already: " + actionText(s.Verdict)
+		return "known already: " + s.Verdict.Text()
 	default:
-		return actionText(s.Verdict)
+		return s.Verdict.Text()
 	}
-}
-
-func actionText(v policy.Verdict) string {
-	text := v.Action.String()
-	if v.Action == policy.Continue {
-		text = "no objection"
-	}
-	if v.Reason != "" {
-		text += " (" + v.Reason + ")"
-	}
-	switch {
-	case v.Action.Refuses():
-		text += ": " + v.Reply.String()
-	case v.Action == policy.Allow:
-		text += " past " + strings.Join(v.Skip, ", ")
-	case v.Arg != "":
-		text += " to " + v.Arg
-	}
-	return text
 }
 
 func writeRecord(w io.Writer, r *journal.Record) {
@@ -186,9 +167,9 @@ func writeRecent(w io.Writer, list []*journal.Record) {
 // writeLine writes a decision in one line.
 func writeLine(w io.Writer, r *journal.Record) {
 	d := r.Decision
-	text := actionText(d.Verdict)
+	text := d.Verdict.Text()
 	if d.WouldCheck != "" {
-		text += "; in shadow: " + d.WouldCheck + " would say " + actionText(d.Would)
+		text += "; in shadow: " + d.WouldCheck + " would say " + d.Would.Text()
 	}
 	who := adminapi.Printable(orNull(r.Sender)) + " -> " + adminapi.Printable(r.Recipient)
 	if r.Recipient == "" {

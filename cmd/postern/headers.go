@@ -146,7 +146,7 @@ func writeHeaderReport(w io.Writer, rep *headercheck.Report, message bool) {
 		}
 	}
 	v := rep.Judgement.Verdict
-	fmt.Fprintf(w, "=> %s\n", actionText(v))
+	fmt.Fprintf(w, "=> %s\n", v.Text())
 	for _, e := range rep.Judgement.Edits {
 		switch e.Kind {
 		case policy.AddRecipient, policy.ReplaceRecipient:

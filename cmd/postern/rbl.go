@@ -83,7 +83,7 @@ func writeReport(w io.Writer, rep *rbl.TestReport) {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", r.List, verdict, weight, source, adminapi.Printable(r.Reasons))
 	}
 	_ = tw.Flush() // errors show with the next line
-	fmt.Fprintf(w, "score %d => %s\n", rep.Score, actionText(policy.Verdict{Action: rep.Action, Reason: rep.Reason, Reply: rep.Reply}))
+	fmt.Fprintf(w, "score %d => %s\n", rep.Score, policy.Verdict{Action: rep.Action, Reason: rep.Reason, Reply: rep.Reply}.Text())
 	if rep.Note != "" {
 		fmt.Fprintln(w, "note:", rep.Note)
 	}

@@ -277,6 +277,6 @@ func writeView(w io.Writer, v *view) {
 	}
 	for _, r := range v.Recent {
 		fmt.Fprintf(w, "%s  %s  %s  %s -> %s  %s\n", r.Time.Format("15:04:05"), r.Decision.Reference, r.Client,
-			adminapi.Printable(orNull(r.Sender)), adminapi.Printable(r.Recipient), actionText(r.Decision.Verdict))
+			adminapi.Printable(orNull(r.Sender)), adminapi.Printable(r.Recipient), r.Decision.Verdict.Text())
 	}
 }

@@ -2,7 +2,6 @@ package page
 
 import (
 	"fmt"
-	"strings"
 
 	"postern/internal/adminapi"
 	"postern/policy"
@@ -17,7 +16,7 @@ func Trace(d *policy.Decision) []Block {
 		sum.AddCell("Reply", Code(d.Verdict.Reply.String()))
 	}
 	if d.WouldCheck != "" {
-		sum.AddCell("In shadow", Cell{Text: d.WouldCheck + " would say: " + VerdictText(&d.Would), Tone: Warn})
+		sum.AddCell("In shadow", Cell{Text: d.WouldCheck + " would say: " + d.Would.Text(), Tone: Warn})
 	}
 	sum.Add("Reference", d.Reference)
 	sum.Add("Chain", d.Chain)
@@ -64,28 +63,8 @@ func Verdict(v *policy.Verdict) Cell {
 	return Cell{Text: v.Action.String(), Tone: Warn, Badge: true, Note: v.Reason}
 }
 
-// VerdictText says a verdict in a line.
-func VerdictText(v *policy.Verdict) string {
-	text := v.Action.String()
-	if v.Action == policy.Continue {
-		text = "no objection"
-	}
-	if v.Reason != "" {
-		text += " (" + v.Reason + ")"
-	}
-	switch {
-	case v.Action.Refuses():
-		text += ": " + v.Reply.String()
-	case v.Action == policy.Allow:
-		text += " past " + strings.Join(v.Skip, ", ")
-	case v.Arg != "":
-		text += " to " + v.Arg
-	}
-	return text
-}
-
 func stepState(s *policy.Step) (state, text Cell) {
-	says := VerdictText(&s.Verdict)
+	says := s.Verdict.Text()
 	tone := Plain
 	switch {
 	case s.Verdict.Action == policy.Continue:
